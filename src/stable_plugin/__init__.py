@@ -1,0 +1,42 @@
+"""StABlE training: repair neural-network potentials that fail in molecular dynamics, without new labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stable_plugin.detectors import AnyOf, BondDeviation, ClosestContact, Detector, NonFinite, RunawayTemperature
+from stable_plugin.observables import AngleDistribution, BondLengths, DistanceDistribution, Observable
+from stable_plugin.phases import Schedule
+from stable_plugin.simulation import Langevin, NoseHooverChain
+from stable_plugin.systems import System
+
+if TYPE_CHECKING:
+    from stable_plugin.lightning import StABlECallback, StABlEMixin
+
+__all__ = [
+    "AngleDistribution",
+    "AnyOf",
+    "BondDeviation",
+    "BondLengths",
+    "ClosestContact",
+    "Detector",
+    "DistanceDistribution",
+    "Langevin",
+    "NonFinite",
+    "NoseHooverChain",
+    "Observable",
+    "RunawayTemperature",
+    "Schedule",
+    "StABlECallback",
+    "StABlEMixin",
+    "System",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Who only simulates or measures does not wait for Lightning.
+    if name in ("StABlECallback", "StABlEMixin"):
+        from stable_plugin import lightning
+
+        return getattr(lightning, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,114 @@
+"""When is a replica broken: one number per replica and a threshold."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stable_plugin import checks
+from stable_plugin.systems import System
+
+
+class Detector(ABC):
+    """Measures one value per replica; larger is worse.
+
+    A subclass gives :meth:`measure`, and :meth:`bind` if it needs to know the system.
+
+    Args:
+        threshold: Value above which a replica is unstable.
+        discard: Value above which a frame is of no use to the estimator and the replica is stopped; never if not
+            given.
+    """
+
+    unit = ""
+
+    def __init__(self, threshold: float, discard: float | None = None) -> None:
+        self.threshold = checks.number("threshold", threshold)
+        if discard is not None:
+            checks.number("discard", discard, least=threshold, hint="It is wider than the threshold.")
+        self.discard = discard
+
+    def bind(self, system: System, reference: Tensor) -> None:
+        """Take what is needed from the system and from reference frames.
+
+        Args:
+            system: What is simulated.
+            reference: Unbroken frames, (n_frames, n_atoms, 3) in Å.
+
+        Raises:
+            ValueError: If the system offers nothing to look at.
+        """
+
+    @abstractmethod
+    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+        """The value, (n_replicas,).
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
+        """
+
+    def judge(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
+        """Which replicas are unstable, and which are beyond the discard limit; both (n_replicas,).
+
+        A value that is not a number counts as both.
+        """
+        value = self.measure(positions, velocities)
+        hopeless = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
+        return ~(value <= self.threshold), hopeless
+
+    def check_reference(self, reference: Tensor) -> None:
+        """Refuse reference frames that this detector itself calls broken.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        value = self.measure(reference, torch.zeros_like(reference))
+        broken = ~(value <= self.threshold)
+        if broken.any():
+            worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
+            raise ValueError(
+                f"{int(broken.sum())} of {len(reference)} reference frames are broken by {self}: frame {worst} measures "
+                f"{value[worst]:.3g} {self.unit}. Remove those frames, or raise the threshold.".replace(" .", ".")
+            )
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}(threshold={self.threshold:g})"
+
+
+class AnyOf(Detector):
+    """Unstable when any of several detectors says so.
+
+    Args:
+        detectors: The detectors.
+    """
+
+    def __init__(self, detectors: Sequence[Detector]) -> None:
+        if not detectors:
+            raise ValueError("detectors=[] is empty: give at least one detector.")
+        super().__init__(threshold=1.0)
+        self.detectors = list(detectors)
+
+    def bind(self, system: System, reference: Tensor) -> None:
+        for detector in self.detectors:
+            detector.bind(system, reference)
+
+    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+        """The largest value in units of its own threshold, (n_replicas,)."""
+        ratios = [detector.measure(positions, velocities) / detector.threshold for detector in self.detectors]
+        return torch.stack(ratios).amax(dim=0)
+
+    def judge(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
+        verdicts = [detector.judge(positions, velocities) for detector in self.detectors]
+        broken, hopeless = zip(*verdicts, strict=True)
+        return torch.stack(broken).any(dim=0), torch.stack(hopeless).any(dim=0)
+
+    def check_reference(self, reference: Tensor) -> None:
+        for detector in self.detectors:
+            detector.check_reference(reference)
+
+    def __str__(self) -> str:
+        return " or ".join(str(detector) for detector in self.detectors)

@@ -1,0 +1,92 @@
+"""How the observable's gradient joins that of the user's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stable_plugin import checks
+
+Weight = float | Literal["auto"]
+
+
+class ObservableWeight:
+    """The factor of the observable's gradient.
+
+    The norms of the two gradients differ by orders of magnitude between systems and over a run, so ``auto`` makes the
+    observable's gradient ``ratio`` times as long as the other, up to the largest factor. Near the target, where it is
+    mostly noise, the bound lets it fade.
+
+    Args:
+        weight: A fixed factor, or ``auto``.
+        ratio: Length of the observable's gradient relative to the other.
+        largest: Bound of the automatic factor relative to the first one of the run.
+    """
+
+    def __init__(self, weight: Weight = "auto", ratio: float = 3.0, largest: float = 1000.0) -> None:
+        if weight != "auto":
+            checks.number("observable_weight", weight, least=0, hint="Or 'auto'.")
+        self.weight = weight
+        self.ratio = checks.number("gradient_ratio", ratio, above=0)
+        self.largest = checks.number("largest_weight", largest, above=0)
+        self.first: float | None = None
+
+    def __call__(self, observable: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+        """The factor for a pair of gradients."""
+        if self.weight != "auto":
+            return float(self.weight)
+        pull, rest = norm(observable), norm(other)
+        if pull == 0.0 or rest == 0.0:
+            # Nothing to compare with: without an energy/force gradient the observable's stands alone.
+            return 1.0
+        factor = self.ratio * rest / pull
+        if self.first is None:
+            self.first = factor
+        return min(factor, self.largest * self.first)
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    """Euclidean norm of all tensors together."""
+    if not tensors:
+        return 0.0
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])).item()
+
+
+def add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], factor: float) -> None:
+    """Add ``factor`` times the gradients to those that the parameters hold."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        extra = factor * gradient.to(parameter.dtype)
+        parameter.grad = extra if parameter.grad is None else parameter.grad + extra
+
+
+class BorrowedLearningRate:
+    """Another learning rate for single optimizer steps; the schedulers never see it."""
+
+    def __init__(self) -> None:
+        self._before: list[float] | None = None
+
+    def set(self, optimizer: torch.optim.Optimizer, learning_rate: float | None, factor: float) -> float:
+        """Set the learning rate of the next step.
+
+        Args:
+            optimizer: Whose.
+            learning_rate: The rate, or None for the optimizer's own.
+            factor: What it is multiplied with.
+
+        Returns:
+            The rate of the first parameter group.
+        """
+        self._before = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = factor * (group["lr"] if learning_rate is None else learning_rate)
+        return float(optimizer.param_groups[0]["lr"])
+
+    def give_back(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the optimizer's own rates back."""
+        if self._before is not None:
+            for group, before in zip(optimizer.param_groups, self._before, strict=True):
+                group["lr"] = before
+            self._before = None

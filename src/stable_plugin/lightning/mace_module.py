@@ -1,0 +1,286 @@
+"""MACE as a LightningModule: MACE's own model, data pipeline, losses and parameter groups."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+
+from stable_plugin import checks
+from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.potentials.mace import MACEPotential, default_dtype, load_mace
+from stable_plugin.systems import System
+
+# After stable_plugin.potentials.mace, whose error says what to install when mace is missing.
+from e3nn import o3  # isort: skip
+from mace import data as mace_data  # isort: skip
+from mace import modules as mace_modules  # isort: skip
+from mace.tools import AtomicNumberTable, torch_geometric  # isort: skip
+from mace.tools.scripts_utils import get_params_options  # isort: skip
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class MACEModule(LightningModule):
+    """Trains a MACE model on energies and forces.
+
+    A new model takes its elements, isolated-atom energies, scale and average neighbour count from the training frames,
+    as ``mace_run_train`` does. An existing one is fine-tuned as it is.
+
+    Args:
+        model: A MACE model, the path of a ``.model`` file, or the name of a foundation model; new if not given.
+        r_max: Cutoff in Å.
+        hidden_irreps: Channels of the messages.
+        max_ell: Highest spherical harmonic of an edge.
+        correlation: Correlation order per layer.
+        num_interactions: Layers.
+        num_bessel: Radial basis functions.
+        num_polynomial_cutoff: Order of the cutoff polynomial.
+        radial_MLP: Widths of the radial network.
+        MLP_irreps: Width of the last readout.
+        E0s: Energies of isolated atoms in eV by atomic number; ``average`` fits them to the training frames.
+        scaling: Name of one of MACE's scalings.
+        dtype: ``float32`` or ``float64``.
+        loss: One of MACE's losses; weighted energies and forces if not given.
+        energy_weight: Of that default loss.
+        forces_weight: Of that default loss.
+        lr: Learning rate of the default optimizer, Adam (amsgrad) over MACE's parameter groups.
+        weight_decay: Of that optimizer.
+        optimizer: Takes parameters or groups of them, gives an optimizer; replaces the default.
+        scheduler: Takes the optimizer, gives a learning-rate scheduler, stepped once an epoch.
+        seed: Seeds the weights of a new model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path | None = None,
+        r_max: float = 5.0,
+        hidden_irreps: str = "32x0e + 32x1o",
+        max_ell: int = 3,
+        correlation: int = 3,
+        num_interactions: int = 2,
+        num_bessel: int = 8,
+        num_polynomial_cutoff: int = 5,
+        radial_MLP: Sequence[int] = (64, 64, 64),
+        MLP_irreps: str = "16x0e",
+        E0s: str | dict[int, float] = "average",
+        scaling: str = "rms_forces_scaling",
+        dtype: str = "float32",
+        loss: nn.Module | None = None,
+        energy_weight: float = 1.0,
+        forces_weight: float = 100.0,
+        lr: float = 0.01,
+        weight_decay: float = 5e-7,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["model", "loss", "optimizer", "scheduler"])
+        checks.number("r_max", r_max, above=0)
+        checks.number("lr", lr, above=0)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is not known: give one of {sorted(DTYPES)}.")
+        if scaling not in mace_modules.scaling_classes:
+            raise ValueError(f"scaling={scaling!r} is not known: give one of {sorted(mace_modules.scaling_classes)}.")
+        self.loss = loss or mace_modules.WeightedEnergyForcesLoss(energy_weight, forces_weight)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.model: nn.Module | None = load_mace(model) if isinstance(model, str | Path) else model
+        self._statistics: dict[str, Any] | None = None
+        self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model."""
+        if self.model is None:
+            return DTYPES[self.hparams.dtype]
+        return next(self.model.parameters()).dtype
+
+    def setup(self, stage: str) -> None:
+        """Build a new model from the training frames."""
+        if self.model is not None:
+            return
+        frames = getattr(self.trainer.datamodule, "train_frames", None)
+        if frames is None:
+            raise ValueError(
+                "MACEModule needs the training frames to build a new model: fit with a data module that has "
+                "train_frames, such as ExtxyzDataModule, or give model=."
+            )
+        self._statistics = self._measure(frames)
+        self.model = self._build(self._statistics)
+
+    def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
+        """Batches of MACE graphs.
+
+        Args:
+            frames: Labelled structures.
+            batch_size: Structures per batch.
+            shuffle: In random order.
+        """
+        assert self.model is not None
+        numbers, cutoff = self.model.atomic_numbers.tolist(), float(self.model.r_max)
+        return self._loader(frames, numbers, cutoff, batch_size, shuffle)
+
+    def stable_potential(self, system: System) -> MACEPotential:
+        """The potential that StABlE training simulates with."""
+        assert self.model is not None
+        return MACEPotential(self.model, system)
+
+    def forward(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
+        """MACE's output for one of its batches."""
+        assert self.model is not None
+        return self.model(batch.to_dict(), training=training)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch, self(batch, training=True))
+        self.log("train/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "valid")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        assert self.model is not None
+        if self.optimizer is not None:
+            optimizer = self.optimizer(self.model.parameters())
+        else:
+            optimizer = torch.optim.Adam(**get_params_options(self._mace_options(), self.model))
+        if self.scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.scheduler(optimizer), "monitor": "valid/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mace_statistics"] = self._statistics
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.model is None:
+            self._statistics = checkpoint["mace_statistics"]
+            if self._statistics is None:
+                raise ValueError(
+                    "the checkpoint is of a fine-tuned model, whose architecture it does not hold: give model=, the "
+                    "model that fine-tuning began with."
+                )
+            self.model = self._build(self._statistics)
+
+    def _evaluate(self, batch: Any, stage: str) -> None:
+        # Forces are a gradient, which Lightning's inference mode forbids; its tensors must be copied out of it.
+        with torch.inference_mode(False), torch.enable_grad():
+            batch = batch.clone()
+            output = self(batch)
+        loss = self.loss(batch, output)
+        metrics = self.metrics[stage]
+        n_atoms = batch.ptr[1:] - batch.ptr[:-1]
+        pairs = {
+            "energy": (output["energy"] / n_atoms, batch.energy / n_atoms),
+            "forces": (output["forces"].reshape(-1), batch.forces.reshape(-1)),
+        }
+        for name, metric in metrics.items():
+            metric.update(*(tensor.detach() for tensor in pairs[name.split("_")[0]]))
+            self.log(f"{stage}/{name}", metric, batch_size=batch.num_graphs)
+        self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_graphs, prog_bar=True)
+
+    def _mace_options(self) -> Namespace:
+        return Namespace(
+            lr=self.hparams.lr,
+            weight_decay=self.hparams.weight_decay,
+            amsgrad=True,
+            beta=0.9,
+            lr_params_factors="{}",
+            freeze=None,
+        )
+
+    def _loader(
+        self, frames: Sequence[Atoms], numbers: Sequence[int], cutoff: float, batch_size: int, shuffle: bool
+    ) -> Any:
+        table = AtomicNumberTable(list(numbers))
+        keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
+        for frame in frames:
+            unknown = sorted(set(frame.numbers.tolist()) - set(numbers))
+            if unknown:
+                raise ValueError(
+                    f"a frame {frame.get_chemical_formula()} holds the atomic number(s) {unknown}, which the model does "
+                    f"not know (it knows {list(numbers)}): train a new model on frames that contain them."
+                )
+        with default_dtype(self.dtype):
+            graphs = [
+                mace_data.AtomicData.from_config(mace_data.config_from_atoms(frame, keys), table, cutoff)
+                for frame in frames
+            ]
+        return torch_geometric.dataloader.DataLoader(graphs, batch_size=batch_size, shuffle=shuffle)
+
+    def _measure(self, frames: Sequence[Atoms]) -> dict[str, Any]:
+        """What MACE takes from the data, as plain numbers that a checkpoint can hold."""
+        numbers = sorted({int(z) for frame in frames for z in frame.numbers})
+        if self.hparams.E0s == "average":
+            keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
+            configs = [mace_data.config_from_atoms(frame, keys) for frame in frames]
+            by_number = mace_data.compute_average_E0s(configs, AtomicNumberTable(numbers))
+        elif isinstance(self.hparams.E0s, str):
+            raise ValueError(f"E0s={self.hparams.E0s!r}: give 'average' or energies in eV by atomic number.")
+        else:
+            by_number = {int(z): float(energy) for z, energy in dict(self.hparams.E0s).items()}
+            missing = sorted(set(numbers) - set(by_number))
+            if missing:
+                raise ValueError(f"E0s lacks the atomic number(s) {missing}: give their energies in eV, or 'average'.")
+        energies = np.array([by_number[z] for z in numbers])
+        loader = self._loader(frames, numbers, self.hparams.r_max, batch_size=len(frames), shuffle=False)
+        with default_dtype(self.dtype):
+            neighbors, _, _ = mace_modules.compute_statistics(loader, energies)
+            _, scale = mace_modules.scaling_classes[self.hparams.scaling](loader, energies)
+        return {
+            "atomic_numbers": numbers,
+            "atomic_energies": energies.tolist(),
+            "avg_num_neighbors": float(neighbors),
+            "scale": float(np.squeeze(scale)),
+        }
+
+    def _build(self, statistics: dict[str, Any]) -> nn.Module:
+        options = self.hparams
+        interaction = mace_modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        with default_dtype(DTYPES[options.dtype]), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            return mace_modules.ScaleShiftMACE(
+                r_max=options.r_max,
+                num_bessel=options.num_bessel,
+                num_polynomial_cutoff=options.num_polynomial_cutoff,
+                max_ell=options.max_ell,
+                interaction_cls=interaction,
+                interaction_cls_first=interaction,
+                num_interactions=options.num_interactions,
+                num_elements=len(statistics["atomic_numbers"]),
+                hidden_irreps=o3.Irreps(options.hidden_irreps),
+                MLP_irreps=o3.Irreps(options.MLP_irreps),
+                atomic_energies=np.array(statistics["atomic_energies"]),
+                avg_num_neighbors=statistics["avg_num_neighbors"],
+                atomic_numbers=statistics["atomic_numbers"],
+                correlation=options.correlation,
+                gate=nn.functional.silu,
+                radial_MLP=list(options.radial_MLP),
+                atomic_inter_scale=statistics["scale"],
+                # As mace_run_train does for its default model.
+                atomic_inter_shift=0.0,
+            )
+
+
+def _metrics() -> MetricCollection:
+    return MetricCollection(
+        {
+            "energy_mae": MeanAbsoluteError(),
+            "energy_rmse": MeanSquaredError(squared=False),
+            "forces_mae": MeanAbsoluteError(),
+            "forces_rmse": MeanSquaredError(squared=False),
+        },
+        compute_groups=False,
+    )

@@ -1,0 +1,114 @@
+"""StABlE training inside one's own ``training_step``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stable_plugin.lightning.callback import StABlECallback
+
+
+class StABlEMixin:
+    """For a LightningModule that writes its own ``training_step``, also with manual optimization.
+
+    Mix it in before ``LightningModule``, call :meth:`configure_stable` in ``__init__``, and add :meth:`stable_loss` to
+    the loss. Hooks that the module overrides call ``super()``.
+
+    Example:
+        >>> from pytorch_lightning import LightningModule
+        >>> from stable_plugin import StABlEMixin
+        >>> class MyModule(StABlEMixin, LightningModule):
+        ...     def __init__(self, model):
+        ...         super().__init__()
+        ...         self.model = model
+        ...         self.configure_stable(n_replicas=16)
+        ...     def training_step(self, batch, batch_idx):
+        ...         observable_loss = self.stable_loss()
+        ...         if observable_loss is None:  # the replicas were stable for the time asked for
+        ...             return None
+        ...         return self.my_loss(batch) + 100.0 * observable_loss
+    """
+
+    _stable: StABlECallback
+
+    def configure_stable(self, **arguments: Any) -> None:
+        """Set StABlE training up.
+
+        Args:
+            arguments: As for :class:`StABlECallback`. The weight of the observable is the factor in ``training_step``,
+                so ``observable_weight``, ``gradient_ratio`` and ``learning_rate`` do not apply.
+
+        Raises:
+            TypeError: For an argument that the callback does not know or that does not apply here.
+        """
+        for name in ("observable_weight", "gradient_ratio", "learning_rate"):
+            if name in arguments:
+                raise TypeError(
+                    f"configure_stable({name}=...) does not apply to the mixin: multiply stable_loss() with a factor and "
+                    "set the optimizer's learning rate yourself."
+                )
+        self._stable = StABlECallback(**arguments)
+
+    def stable_loss(self) -> Tensor | None:
+        """The observables' loss, whose gradient is the Boltzmann estimate; simulates when it has to.
+
+        Returns:
+            A scalar: zero before ``start_epoch``; None when training is done.
+        """
+        module: Any = self
+        if module.current_epoch < self._stable.start_epoch:
+            return torch.zeros((), device=module.device)
+        estimate = self._stable.estimate(module.trainer)
+        if estimate is None:
+            return None
+        assert self._stable.loop is not None
+        parameters = self._stable.loop.potential.trainable_parameters()
+        return with_gradient(estimate.loss, parameters, estimate.gradients)
+
+    def on_train_start(self) -> None:
+        """Find potential, structures and reference."""
+        module: Any = self
+        super().on_train_start()  # type: ignore[misc]
+        self._stable.on_train_start(module.trainer, module)
+
+    def on_train_epoch_start(self) -> None:
+        """Simulate until it is time to learn."""
+        module: Any = self
+        super().on_train_epoch_start()  # type: ignore[misc]
+        self._stable.on_train_epoch_start(module.trainer, module)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save phase, replicas and random streams."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        checkpoint["stable"] = self._stable.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put them back."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        self._stable.load_state_dict(checkpoint.get("stable", {}))
+
+
+def with_gradient(value: float, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> Tensor:
+    """A scalar of a given value whose backward pass hands out given gradients.
+
+    Args:
+        value: Of the scalar.
+        parameters: Leaves of the backward pass.
+        gradients: One per parameter, shaped like it.
+    """
+    result: Tensor = _WithGradient.apply(value, tuple(gradients), *parameters)
+    return result
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: float, gradients: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return parameters[0].new_tensor(value)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        return None, None, *(upstream[0] * gradient for gradient in ctx.gradients)

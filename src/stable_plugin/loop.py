@@ -1,0 +1,390 @@
+"""StABlE training without a trainer: simulate windows, judge them, and hand out gradients of the observables."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from stable_plugin import checks
+from stable_plugin.detectors.base import Detector
+from stable_plugin.estimator import (
+    BoltzmannEstimator,
+    Estimate,
+    Loss,
+    effective_share,
+    mean_squared_error,
+    reweighting,
+)
+from stable_plugin.observables.base import Observable
+from stable_plugin.phases import Phases, Schedule
+from stable_plugin.potentials.base import Potential
+from stable_plugin.simulation.integrators import Integrator
+from stable_plugin.simulation.simulator import Simulator, Window
+from stable_plugin.simulation.state import State
+
+MINIMUM_FRAMES = 2
+"""A covariance needs two frames."""
+
+
+class UnusablePotentialError(RuntimeError):
+    """Every replica broke down before a frame could be recorded.
+
+    Args:
+        message: What happened.
+        frame: The replica that is furthest gone, as last seen finite.
+    """
+
+    def __init__(self, message: str, frame: Atoms) -> None:
+        super().__init__(message)
+        self.frame = frame
+
+
+@dataclass
+class Round:
+    """One simulated window and what was learned from it.
+
+    Attributes:
+        round: Number of the window, from one.
+        phase: ``simulate`` or ``learn``.
+        simulated_ps: Simulated time per replica, all windows so far.
+        unstable_share: Share of unstable replicas: in this window when learning, since the phase began otherwise.
+        observable_loss: Loss of the observables over the window as simulated.
+        ess: Effective share of the sample at the last optimizer step on it.
+        steps: Optimizer steps taken on it.
+        learning_rate: Of the last of these steps.
+        wall_s: Time the simulation took.
+    """
+
+    round: int
+    phase: str
+    simulated_ps: float
+    unstable_share: float
+    observable_loss: float | None
+    ess: float | None
+    steps: int
+    learning_rate: float | None
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar shows while a window is simulated."""
+
+    phase: str
+    window_ps: float
+    simulated_ps: float
+    unstable_share: float | None
+    observable_loss: float | None
+    ess: float | None
+
+
+@dataclass
+class _Sample:
+    """Frames of one learning window, and how far they have been used."""
+
+    positions: Tensor
+    values: list[Tensor]
+    energies: Tensor
+    steps: int = 0
+
+
+class StABlELoop:
+    """Simulates with a potential in training and estimates how the observables pull at its parameters.
+
+    The caller owns the optimizer: it asks for :meth:`gradient`, applies it, and asks again.
+
+    Args:
+        potential: What is trained.
+        structures: Start frames, (n_frames, n_atoms, 3) in Å; replicas take them in turn.
+        reference: Frames that bonds and targets come from, (n_frames, n_atoms, 3) in Å.
+        integrator: Thermostat, temperature and timestep.
+        observables: What should be reproduced.
+        detector: When a replica is unstable.
+        n_replicas: Replicas simulated at once.
+        window_ps: Length of a window in ps.
+        record_every_fs: Time between frames that the estimator sees.
+        schedule: When to learn and when to stop.
+        loss: Of an observable's mean and its target.
+        steps_per_window: Optimizer steps on one window at most.
+        min_effective_share: A window is used up when its effective share falls below this.
+        rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
+        check_every_fs: Time between two looks of the detector.
+        chunk: Frames per model call of the estimator.
+        seed: Seeds all random streams.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        structures: Tensor,
+        reference: Tensor,
+        *,
+        integrator: Integrator,
+        observables: Sequence[Observable],
+        detector: Detector,
+        n_replicas: int = 32,
+        window_ps: float = 0.4,
+        record_every_fs: float = 25.0,
+        schedule: Schedule | None = None,
+        loss: Loss = mean_squared_error,
+        steps_per_window: int = 6,
+        min_effective_share: float = 0.3,
+        rewind_share: float = 0.1,
+        check_every_fs: float = 5.0,
+        chunk: int = 64,
+        seed: int = 0,
+    ) -> None:
+        checks.count("n_replicas", n_replicas)
+        checks.count("steps_per_window", steps_per_window)
+        checks.number("min_effective_share", min_effective_share, above=0, most=1)
+        checks.number("rewind_share", rewind_share, least=0, most=1)
+        checks.count("chunk", chunk)
+        if not observables:
+            raise ValueError("observables=[] is empty: give at least one observable.")
+        if len(reference) < MINIMUM_FRAMES:
+            raise ValueError(
+                f"reference holds {len(reference)} frame(s): targets and reference bond lengths need at least "
+                f"{MINIMUM_FRAMES}."
+            )
+        self.n_steps = checks.steps("window_ps", window_ps * 1000.0, integrator.timestep_fs)
+        self.record_every = checks.steps("record_every_fs", record_every_fs, integrator.timestep_fs)
+        if n_replicas * (self.n_steps // self.record_every) < MINIMUM_FRAMES:
+            raise ValueError(
+                f"record_every_fs={record_every_fs:g} gives fewer than two frames per window of {window_ps:g} ps: "
+                "lower it, or use more replicas."
+            )
+        self.potential = potential
+        reference = reference.to(potential.system.masses)
+        detector.bind(potential.system, reference)
+        detector.check_reference(reference)
+        detector.check_reference(structures.to(reference))
+        for observable in observables:
+            observable.bind(potential.system, reference)
+        self.observables = list(observables)
+        self.simulator = Simulator(potential, integrator, detector, check_every_fs=check_every_fs)
+        self.estimator = BoltzmannEstimator(potential, integrator.temperature_K, chunk)
+        self.phases = Phases(schedule or Schedule())
+        self.loss = loss
+        self.steps_per_window = steps_per_window
+        self.min_effective_share = min_effective_share
+        self.rewind_share = rewind_share
+        self.rounds: list[Round] = []
+        self.on_progress: Callable[[Progress], None] = lambda progress: None
+
+        self._noise = torch.Generator(potential.device).manual_seed(seed)
+        self._choices = torch.Generator().manual_seed(seed + 1)
+        taken = torch.arange(n_replicas) % len(structures)
+        self._state = self.simulator.prepare(structures[taken], self._noise)
+        self._learning_start = self._state
+        self._history: deque[State] = deque(maxlen=10)
+        self._unstable = torch.zeros(n_replicas, dtype=torch.bool, device=potential.device)
+        self._sample: _Sample | None = None
+
+    @property
+    def md_steps(self) -> int:
+        """Steps simulated so far, summed over the replicas."""
+        return len(self.rounds) * self.n_steps * self._state.n_replicas
+
+    @property
+    def simulated_ps(self) -> float:
+        """Time simulated so far per replica, in ps."""
+        return len(self.rounds) * self.n_steps * self.simulator.integrator.timestep_fs / 1000.0
+
+    def simulation_phase(self) -> None:
+        """Simulate window after window until it is time to learn or the replicas were stable long enough."""
+        while self.phases.name == "simulate":
+            if self.phases.stable_ps == 0.0:
+                self._begin_simulation_phase()
+            window = self._simulate("simulate", self._state)
+            self._unstable |= window.unstable
+            share = self._unstable.double().mean().item()
+            self._note("simulate", share, window)
+            if self.phases.after_simulation_window(share, window.duration_ps) == "learn":
+                # The window that failed was simulated under the present weights: it is the first one to learn from.
+                self._learning_start, self._sample = window.start, self._sampled(window)
+            self._go_on_from(window)
+
+    def gradient(self) -> Estimate | None:
+        """Gradient of the observables' loss under the present parameters; simulates when it has to.
+
+        Returns:
+            The estimate, or None when training is done.
+        """
+        estimate = self._reuse_sample()
+        if estimate is None:
+            sample = self._new_sample()
+            if sample is None:
+                return None
+            estimate = self._estimate(sample, None)
+        assert self._sample is not None
+        self._sample.steps += 1
+        latest = self.rounds[-1]
+        latest.steps, latest.ess = self._sample.steps, estimate.effective_share
+        return estimate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on as if nothing had happened."""
+        return {
+            "phases": self.phases.state_dict(),
+            "rounds": [asdict(entry) for entry in self.rounds],
+            "state": self._state.tensors(),
+            "learning_start": self._learning_start.tensors(),
+            "history": [state.tensors() for state in self._history],
+            "unstable": self._unstable,
+            "sample": None if self._sample is None else vars(self._sample),
+            "noise": self._noise.get_state(),
+            "choices": self._choices.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: If the state is of another number of replicas or atoms.
+        """
+        device = self.potential.device
+        shape = tuple(state["state"][0].shape)
+        if shape != tuple(self._state.positions.shape):
+            raise ValueError(
+                f"the checkpoint holds replicas of shape {shape}, this run has {tuple(self._state.positions.shape)}: "
+                "resume with the same structures and n_replicas."
+            )
+        self.phases.load_state_dict(state["phases"])
+        self.rounds = [Round(**entry) for entry in state["rounds"]]
+        self._state = _state(state["state"], device)
+        self._learning_start = _state(state["learning_start"], device)
+        self._history = deque((_state(tensors, device) for tensors in state["history"]), maxlen=self._history.maxlen)
+        self._unstable = state["unstable"].to(device)
+        sample = state["sample"]
+        self._sample = (
+            None
+            if sample is None
+            else _Sample(
+                sample["positions"].to(device),
+                [value.to(device) for value in sample["values"]],
+                sample["energies"].to(device),
+                sample["steps"],
+            )
+        )
+        self._noise.set_state(state["noise"].cpu())
+        self._choices.set_state(state["choices"].cpu())
+
+    def _reuse_sample(self) -> Estimate | None:
+        """The reweighted estimate from the frames at hand, while they last."""
+        sample = self._sample
+        if sample is None or self.phases.name != "learn" or sample.steps >= self.steps_per_window:
+            return None
+        energies = self.estimator.energies(sample.positions)
+        weights = reweighting(energies, sample.energies, self.estimator.temperature_K)
+        if effective_share(weights) < self.min_effective_share:
+            return None
+        return self._estimate(sample, weights)
+
+    def _new_sample(self) -> _Sample | None:
+        """Frames of a new learning window, through as many simulation phases as it takes; None when done."""
+        self._sample = None
+        while True:
+            self.simulation_phase()
+            if self.phases.name == "done" or self._sample is not None:
+                return self._sample
+            window = self._simulate("learn", self.simulator.refresh(self._learning_start))
+            self._note("learn", window.unstable_share, window)
+            if self.phases.after_learning_window(window.unstable_share) == "learn":
+                break
+            self._go_on_from(window)
+        self._sample = self._sampled(window)
+        return self._sample
+
+    def _sampled(self, window: Window) -> _Sample:
+        positions = window.frames()
+        values = [observable.per_frame(positions) for observable in self.observables]
+        return _Sample(positions, values, self.estimator.energies(positions))
+
+    def _estimate(self, sample: _Sample, weights: Tensor | None) -> Estimate:
+        targets = [observable.target for observable in self.observables if observable.target is not None]
+        return self.estimator.estimate(sample.positions, sample.values, targets, self.loss, weights)
+
+    def _simulate(self, phase: str, start: State) -> Window:
+        began = time.perf_counter()
+        latest = self.rounds[-1] if self.rounds else None
+        timestep_ps = self.simulator.integrator.timestep_fs / 1000.0
+
+        def show(steps: int) -> None:
+            self.on_progress(
+                Progress(
+                    phase=phase,
+                    window_ps=steps * timestep_ps,
+                    simulated_ps=self.simulated_ps + steps * timestep_ps,
+                    unstable_share=None if latest is None else latest.unstable_share,
+                    observable_loss=None if latest is None else latest.observable_loss,
+                    ess=None if latest is None else latest.ess,
+                )
+            )
+
+        window = self.simulator.run(start, self.n_steps, self.record_every, self._noise, show)
+        self._refuse_unusable(window)
+        self._wall_s = time.perf_counter() - began
+        return window
+
+    def _note(self, phase: str, share: float, window: Window) -> None:
+        self.rounds.append(
+            Round(
+                round=len(self.rounds) + 1,
+                phase=phase,
+                simulated_ps=self.simulated_ps + window.duration_ps,
+                unstable_share=share,
+                observable_loss=self._observed_loss(window),
+                ess=None,
+                steps=0,
+                learning_rate=None,
+                wall_s=self._wall_s,
+            )
+        )
+
+    def _observed_loss(self, window: Window) -> float:
+        total = 0.0
+        for observable in self.observables:
+            assert observable.target is not None
+            mean = observable.per_frame(window.frames()).double().mean(dim=0)
+            total += self.loss(mean, observable.target.to(mean)).item()
+        return total
+
+    def _refuse_unusable(self, window: Window) -> None:
+        n_frames = int(window.valid.sum())
+        if n_frames >= MINIMUM_FRAMES:
+            return
+        steps = window.unstable_step
+        value = self.simulator.detector.measure(window.end.positions, window.end.velocities)
+        worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
+        raise UnusablePotentialError(
+            f"all {len(steps)} replicas broke down within {int(steps.max()) * window.timestep_fs:g} fs "
+            f"({self.simulator.detector}), and left {n_frames} usable frame(s): there is nothing to learn from. Train "
+            "the potential longer before StABlE training (start_epoch), check its units, or use a shorter timestep.",
+            self.potential.system.atoms(window.end.positions[worst], window.end.velocities[worst]),
+        )
+
+    def _begin_simulation_phase(self) -> None:
+        """Rewind some replicas, so that not all move on together, and forget who was unstable before."""
+        self._unstable = torch.zeros_like(self._unstable)
+        state = self.simulator.refresh(self._state)
+        if self._history:
+            drawn = torch.rand(state.n_replicas, generator=self._choices) < self.rewind_share
+            earlier = self._history[int(torch.randint(len(self._history), (1,), generator=self._choices))]
+            state = self.simulator.refresh(earlier.select(drawn.to(self.potential.device), state))
+        self._state = state
+
+    def _go_on_from(self, window: Window) -> None:
+        """Stable replicas go on from the end of the window, unstable ones from its start."""
+        self._history.append(window.start)
+        self._state = window.start.select(window.unstable, window.end)
+
+
+def _state(tensors: Sequence[Tensor], device: torch.device) -> State:
+    return State(*(tensor.to(device) for tensor in tensors))

@@ -1,0 +1,102 @@
+"""Neighbour graphs of batches of molecules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isinf
+
+import torch
+from torch import Tensor
+
+# Edge counts are rounded up to a multiple of this, so that few different shapes occur over a run.
+CAPACITY_QUANTUM = 256
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Directed edges of a batch of replicas, both directions listed.
+
+    Attributes:
+        index: Sender and receiver, (2, n_edges), counted through the batch as replica * n_atoms + atom.
+        shifts: Added to receiver minus sender, (n_edges, 3) in Å. Padding edges join an atom to itself with a shift
+            beyond the cutoff: they contribute exactly nothing.
+    """
+
+    index: Tensor
+    shifts: Tensor
+
+
+class SkinList:
+    """A neighbour list that stays exact while no omitted pair comes within the cutoff.
+
+    Built once per block of steps with pairs up to ``cutoff + skin``. :meth:`missed` tells, without a host
+    synchronisation, whether some pair has come in from outside since; the block is then run again with all pairs.
+
+    Args:
+        cutoff: The model's cutoff in Å; ``inf`` for a model that needs no edges.
+        skin: Extra distance in Å.
+        n_atoms: Atoms per replica.
+        device: Where the positions live.
+    """
+
+    def __init__(self, cutoff: float, skin: float, n_atoms: int, device: torch.device) -> None:
+        self.cutoff = cutoff
+        self.skin = skin
+        self.n_atoms = n_atoms
+        atoms = torch.arange(n_atoms, device=device)
+        senders, receivers = torch.meshgrid(atoms, atoms, indexing="ij")
+        distinct = senders != receivers
+        self.senders, self.receivers = senders[distinct], receivers[distinct]
+        self.omitted: Tensor | None = None
+
+    def build(self, positions: Tensor, active: Tensor, *, everything: bool = False) -> Edges:
+        """List the pairs within ``cutoff + skin``.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å, finite.
+            active: Replicas that move, (n_replicas,); the others get no edges.
+            everything: List all pairs whatever their distance.
+        """
+        if isinf(self.cutoff):
+            return _no_edges(positions)
+        reach = inf if everything else self.cutoff + self.skin
+        listed = (self._distances(positions) < reach) & active[:, None]
+        self.omitted = ~listed & active[:, None]
+        replica, pair = listed.nonzero(as_tuple=True)
+        offset = replica * self.n_atoms
+        index = torch.stack([self.senders[pair] + offset, self.receivers[pair] + offset])
+        return _padded(index, positions, self.cutoff)
+
+    def missed(self, positions: Tensor) -> Tensor:
+        """Whether an omitted pair is within the cutoff, a boolean scalar on the device."""
+        if self.omitted is None:
+            return torch.zeros((), dtype=torch.bool, device=positions.device)
+        return ((self._distances(positions) < self.cutoff) & self.omitted).any()
+
+    def _distances(self, positions: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(positions[:, self.senders] - positions[:, self.receivers], dim=-1)
+
+
+def edges_within(positions: Tensor, cutoff: float) -> Edges:
+    """All edges shorter than the cutoff.
+
+    Args:
+        positions: (n_replicas, n_atoms, 3) in Å.
+        cutoff: In Å.
+    """
+    pairs = SkinList(cutoff, 0.0, positions.shape[1], positions.device)
+    return pairs.build(positions.detach(), torch.ones(len(positions), dtype=torch.bool, device=positions.device))
+
+
+def _no_edges(positions: Tensor) -> Edges:
+    return Edges(index=torch.empty(2, 0, dtype=torch.long, device=positions.device), shifts=positions.new_empty(0, 3))
+
+
+def _padded(index: Tensor, positions: Tensor, cutoff: float) -> Edges:
+    n_edges = index.shape[1]
+    capacity = -(-max(n_edges, 1) // CAPACITY_QUANTUM) * CAPACITY_QUANTUM
+    padded = index.new_zeros(2, capacity)
+    padded[:, :n_edges] = index
+    shifts = positions.new_zeros(capacity, 3)
+    shifts[n_edges:, 0] = 2.0 * cutoff
+    return Edges(index=padded, shifts=shifts)

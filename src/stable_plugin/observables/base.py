@@ -1,0 +1,121 @@
+"""What a potential should reproduce: per-frame values, their mean, and the target for it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from stable_plugin.systems import System
+
+
+class Observable(Metric):
+    """A vector-valued observable as a :class:`torchmetrics.Metric`: ``update`` with frames, ``compute`` the mean.
+
+    A subclass gives :meth:`per_frame`, and :meth:`bind` if it needs to know the system.
+
+    Args:
+        target: Mean that the potential should reproduce, (n_values,); taken from the reference frames if not given.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = None
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._given_target = None if target is None else torch.as_tensor(target, dtype=torch.float64)
+        self.target: Tensor | None = None
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    @property
+    def name(self) -> str:
+        """Name in logs and reports."""
+        words = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)
+        return words.lstrip("_")
+
+    def bind(self, system: System, reference: Tensor) -> None:
+        """Take what is needed from the system, and the target from reference frames.
+
+        Args:
+            system: What is simulated.
+            reference: (n_frames, n_atoms, 3) in Å.
+
+        Raises:
+            ValueError: If a target was given and has another length.
+        """
+        from_reference = self.per_frame(reference).double().mean(dim=0)
+        if self._given_target is not None and self._given_target.shape != from_reference.shape:
+            raise ValueError(
+                f"target of {type(self).__name__} has shape {tuple(self._given_target.shape)}, but the observable has "
+                f"{tuple(from_reference.shape)}: give one number per value."
+            )
+        self.target = from_reference if self._given_target is None else self._given_target.to(from_reference.device)
+
+    @abstractmethod
+    def per_frame(self, positions: Tensor) -> Tensor:
+        """The observable of each frame.
+
+        Args:
+            positions: (n_frames, n_atoms, 3) in Å.
+
+        Returns:
+            (n_frames, n_values).
+        """
+
+    def update(self, positions: Tensor) -> None:
+        """Add frames, (n_frames, n_atoms, 3) in Å."""
+        self.total = self.total + self.per_frame(positions).double().sum(dim=0)
+        self.count = self.count + len(positions)
+
+    def compute(self) -> Tensor:
+        """Mean over all frames seen, (n_values,)."""
+        return self.total / self.count
+
+    def mean_absolute_error(self) -> float:
+        """Mean over the values of |mean - target|.
+
+        Raises:
+            RuntimeError: If no target is bound yet.
+        """
+        if self.target is None:
+            raise RuntimeError(f"{type(self).__name__} has no target yet: call bind(system, reference) first.")
+        return (self.compute() - self.target.to(self.total.device)).abs().mean().item()
+
+    def axis(self) -> dict[str, Any]:
+        """How to draw the values: ``kind`` (bars or curve), ``x``, ``xlabel`` and ``ylabel``."""
+        n_values = 0 if self.target is None else len(self.target)
+        return {"kind": "bars", "x": list(range(n_values)), "xlabel": "value", "ylabel": self.name}
+
+
+def smeared_histogram(values: Tensor, centres: Tensor, width: float) -> Tensor:
+    """Gaussian-smeared counts per frame.
+
+    Args:
+        values: (n_frames, n_samples).
+        centres: Evenly spaced bin centres, (n_bins,).
+        width: Standard deviation of the Gaussian, in the units of ``values``.
+
+    Returns:
+        (n_frames, n_bins); each sample adds a Gaussian whose values over the bins sum to about one.
+    """
+    spacing = centres[1] - centres[0]
+    n_bins = len(centres)
+    # Five standard deviations hold all but 6e-7 of the Gaussian, and few bins of the many.
+    reach = int(torch.ceil(torch.as_tensor(5.0 * width) / spacing)) + 1
+    nearest = ((values - centres[0]) / spacing).round()
+    bins = nearest[..., None] + torch.arange(-reach, reach + 1, device=values.device)
+    distance = values[..., None] - (centres[0] + bins * spacing)
+    weight = torch.exp(-0.5 * (distance / width).square()) * spacing / (width * (2.0 * torch.pi) ** 0.5)
+    inside = (bins >= 0) & (bins < n_bins)
+    weight = torch.where(inside, weight, torch.zeros_like(weight))
+    counts = torch.zeros(len(values), n_bins, dtype=values.dtype, device=values.device)
+    return counts.scatter_add_(1, bins.clamp(0, n_bins - 1).long().flatten(1), weight.flatten(1))

@@ -1,0 +1,38 @@
+"""Potentials: one protocol, a file for each family of models."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stable_plugin.potentials.base import Potential
+from stable_plugin.potentials.module import ModulePotential
+from stable_plugin.systems import System
+
+__all__ = ["ModulePotential", "Potential", "find_potential"]
+
+
+def find_potential(module: nn.Module, system: System) -> Potential:
+    """The potential inside a module, for instance inside a LightningModule.
+
+    A module may say itself what its potential is with a method ``stable_potential(system)``; otherwise the first
+    submodule of a known family is taken.
+
+    Args:
+        module: Where to look.
+        system: What is to be simulated.
+
+    Raises:
+        TypeError: If no potential is found.
+    """
+    if hasattr(module, "stable_potential"):
+        return module.stable_potential(system)
+    for part in module.modules():
+        families = {base.__module__.split(".")[0] for base in type(part).__mro__}
+        if "mace" in families and hasattr(part, "atomic_energies_fn"):
+            from stable_plugin.potentials.mace import MACEPotential
+
+            return MACEPotential(part, system)
+    raise TypeError(
+        f"no potential found in {type(module).__name__}: it holds no MACE model. Give the module a method "
+        "stable_potential(system) that returns a stable_plugin.potentials.Potential, for instance a ModulePotential."
+    )

@@ -1,0 +1,89 @@
+"""What moves the atoms: the one protocol that the simulator and the estimator know."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from stable_plugin.neighbors import Edges, edges_within
+from stable_plugin.systems import System
+
+
+class Potential(ABC):
+    """A model applied to replicas of one system.
+
+    Energies are interaction energies: constants of the composition (isolated-atom energies) are left out. They
+    cancel in forces and in the estimator, and in single precision they would drown what matters.
+
+    Args:
+        module: The model. It stays the caller's: weights changed elsewhere are seen at once.
+        system: What is simulated.
+    """
+
+    def __init__(self, module: nn.Module, system: System) -> None:
+        self.module = module
+        parameter = next(module.parameters())
+        self.device = parameter.device
+        self.dtype = parameter.dtype
+        self.system = system.to(self.device, self.dtype)
+
+    @property
+    @abstractmethod
+    def cutoff(self) -> float:
+        """Distance in Å beyond which two atoms share no edge; ``inf`` for a model that needs no edges."""
+
+    def edges(self, positions: Tensor) -> Edges:
+        """The exact neighbour graph of any positions, (n_replicas, n_atoms, 3) in Å."""
+        return edges_within(positions, self.cutoff)
+
+    @abstractmethod
+    def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        """Energies per atom, differentiable in the positions and in the model's parameters.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            edges: Neighbour graph of these replicas.
+
+        Returns:
+            (n_replicas, n_atoms) in eV.
+        """
+
+    def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """Energies and forces, without gradients for the parameters.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            edges: Neighbour graph of these replicas.
+
+        Returns:
+            Energies (n_replicas,) in eV, and forces (n_replicas, n_atoms, 3) in eV/Å.
+        """
+        with torch.enable_grad():
+            positions = positions.detach().requires_grad_(True)
+            energies = self.atomic_energies(positions, edges).sum(dim=1)
+            (gradient,) = torch.autograd.grad(energies.sum(), positions)
+        return energies.detach(), -gradient
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode without parameter gradients; both are put back as they were."""
+        modes = {module: module.training for module in self.module.modules()}
+        trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self.module.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that a gradient is wanted for, in the model's order."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]

@@ -1,0 +1,180 @@
+"""MACE models, trained here or elsewhere, and the MACE foundation models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stable_plugin.potentials.base import Potential
+from stable_plugin.neighbors import Edges
+from stable_plugin.systems import System
+
+try:
+    import mace  # noqa: F401  (its import is the check)
+except ImportError as error:
+    raise ImportError(
+        "MACE models need the package mace-torch, which is not installed: pip install 'stable-plugin[mace]', or see "
+        "the README for MACE and fairchem in one environment."
+    ) from error
+
+
+class MACEPotential(Potential):
+    """A MACE model applied to replicas of one system.
+
+    Source of the model: Batatia, Kovács, Simm, Ortner and Csányi, NeurIPS 2022, arXiv:2206.07697.
+
+    Args:
+        module: A ``mace.modules.MACE`` or a subclass that gives energies per atom.
+        system: What is simulated.
+        head: Name of the head of a multi-head model; its last one, MACE's default, if not given.
+
+    Raises:
+        ValueError: If the model does not know an element of the system, or has no such head.
+    """
+
+    def __init__(self, module: nn.Module, system: System, head: str | None = None) -> None:
+        super().__init__(module, system)
+        known = module.atomic_numbers.tolist()
+        unknown = sorted(
+            {symbol for symbol, z in zip(system.symbols, system.numbers.tolist(), strict=True) if z not in known}
+        )
+        if unknown:
+            raise ValueError(
+                f"the model does not know the element(s) {', '.join(unknown)} (it knows the atomic numbers {known}): "
+                "train it on frames that contain them, or choose a foundation model that does."
+            )
+        heads = list(getattr(module, "heads", ["Default"]))
+        if head is not None and head not in heads:
+            raise ValueError(f"head={head!r} is not one of the model's heads {heads}.")
+        self._head = heads.index(head) if head is not None else len(heads) - 1
+        species = torch.tensor([known.index(z) for z in system.numbers.tolist()], device=self.device)
+        self._one_hot = nn.functional.one_hot(species, len(known)).to(self.dtype)
+        self._constants: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def cutoff(self) -> float:
+        return float(self.module.r_max)
+
+    def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        output = self.module(self.graph(positions, edges), compute_force=False)
+        constant = self.module.atomic_energies_fn(self._one_hot)[:, self._head].double()
+        return output["node_energy"].double().reshape(positions.shape[:2]) - constant
+
+    def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            output = self.module(self.graph(positions, edges))
+        return self._interaction_energy(output).detach(), output["forces"].detach().reshape(positions.shape)
+
+    def graph(self, positions: Tensor, edges: Edges) -> dict[str, Tensor]:
+        """The dictionary that MACE's ``forward`` takes."""
+        n_replicas = len(positions)
+        if n_replicas not in self._constants:
+            self._constants[n_replicas] = self._constant_entries(n_replicas)
+        return {
+            **self._constants[n_replicas],
+            "positions": positions.reshape(-1, 3),
+            "edge_index": edges.index,
+            "shifts": edges.shifts,
+            "unit_shifts": edges.shifts,
+        }
+
+    def _constant_entries(self, n_replicas: int) -> dict[str, Tensor]:
+        n_atoms = self.system.n_atoms
+        replicas = torch.arange(n_replicas, device=self.device)
+        return {
+            "node_attrs": self._one_hot.repeat(n_replicas, 1),
+            "batch": replicas.repeat_interleave(n_atoms),
+            "ptr": torch.arange(0, n_replicas * n_atoms + 1, n_atoms, device=self.device),
+            "cell": torch.zeros(3 * n_replicas, 3, dtype=self.dtype, device=self.device),
+            "head": torch.full((n_replicas,), self._head, device=self.device),
+        }
+
+    def _interaction_energy(self, output: dict[str, Tensor]) -> Tensor:
+        if "interaction_energy" in output:
+            return output["interaction_energy"]
+        # Models without scale and shift list the isolated-atom energies as the first contribution.
+        return output["contributions"][:, 1:].sum(dim=1)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """MACE builds models and graphs in torch's default dtype; set it and put it back."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def load_mace(source: str | Path, device: str = "cpu") -> nn.Module:
+    """Load a MACE model.
+
+    A ``.model`` file is a pickle: loading one runs code that it contains. Load files you trust.
+
+    Args:
+        source: Path of a ``.model`` file, or the name of a foundation model: ``small``, ``medium``, ... (MACE-MP), or
+            ``off-small``, ``off-medium``, ``off-large`` (MACE-OFF), fetched by mace's own loaders.
+        device: Where to.
+
+    Raises:
+        FileNotFoundError: If it is neither a file nor a name that mace knows.
+        ValueError: If the file does not load under the installed e3nn.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _load_file(path, device)
+    if path.suffix or os.sep in str(source):
+        raise FileNotFoundError(f"no MACE model at {path}: give an existing .model file or a foundation model's name.")
+    from mace.calculators import mace_mp, mace_off
+
+    name = str(source)
+    loader, size = (mace_off, name.removeprefix("off-")) if name.startswith("off-") else (mace_mp, name)
+    try:
+        return loader(model=size, device=device, return_raw_model=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"model={name!r} is neither a file nor a foundation model that mace could load ({error}). Give the path of "
+            "a .model file, or check the name and the network."
+        ) from error
+
+
+def save_mace(module: nn.Module, path: str | Path) -> None:
+    """Write a ``.model`` file that ``mace.calculators.MACECalculator`` opens.
+
+    The file appears whole or not at all.
+
+    Raises:
+        FileExistsError: If there is a file already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten: choose another path or remove it.")
+    partial = path.with_name(path.name + ".partial")
+    training = module.training
+    module.eval()
+    torch.save(module, partial)
+    module.train(training)
+    os.replace(partial, path)
+
+
+def _load_file(path: Path, device: str) -> nn.Module:
+    import e3nn
+
+    try:
+        model: Any = torch.load(path, map_location=device, weights_only=False)
+    except Exception as error:  # unpickling runs the file's own code: anything can come out of it
+        raise ValueError(
+            f"{path} does not load under the installed e3nn {e3nn.__version__} ({type(error).__name__}: {error}). MACE "
+            "models written with e3nn 0.4.4 load with e3nn 0.4.4 to 0.5.1: install e3nn==0.5.1, or check that the "
+            "file is a MACE .model file."
+        ) from error
+    if not hasattr(model, "atomic_numbers") or not hasattr(model, "r_max"):
+        raise ValueError(f"{path} holds a {type(model).__name__}, not a MACE model: give a MACE .model file.")
+    return model

@@ -1,0 +1,233 @@
+"""The batched simulator: all replicas in one model call, in blocks of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stable_plugin import checks
+from stable_plugin.detectors.base import Detector
+from stable_plugin.potentials.base import Potential
+from stable_plugin.simulation.integrators import Integrator
+from stable_plugin.neighbors import Edges, SkinList
+from stable_plugin.simulation.state import State
+
+NEVER = -1
+"""Step index of something that has not happened."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one simulated window leaves behind.
+
+    Attributes:
+        positions: Recorded frames, (n_frames, n_replicas, n_atoms, 3) in Å.
+        velocities: Of the same frames, in Å per ASE time.
+        valid: Frames that are finite and within the discard limit, (n_frames, n_replicas).
+        unstable_step: First step at which a detector flagged the replica, (n_replicas,); ``NEVER`` if none did.
+        stopped: Replicas that went beyond the discard limit or became non-finite, (n_replicas,).
+        start: State at the beginning.
+        end: State at the end; a stopped replica rests where it was last finite.
+        n_steps: Steps simulated.
+        timestep_fs: Timestep in fs.
+    """
+
+    positions: Tensor
+    velocities: Tensor
+    valid: Tensor
+    unstable_step: Tensor
+    stopped: Tensor
+    start: State
+    end: State
+    n_steps: int
+    timestep_fs: float
+
+    @property
+    def unstable(self) -> Tensor:
+        """Replicas that were flagged, (n_replicas,)."""
+        return self.unstable_step != NEVER
+
+    @property
+    def unstable_share(self) -> float:
+        """Share of the replicas that were flagged."""
+        return self.unstable.double().mean().item()
+
+    @property
+    def duration_ps(self) -> float:
+        """Simulated time per replica in ps."""
+        return self.n_steps * self.timestep_fs / 1000.0
+
+    def frames(self) -> Tensor:
+        """The valid frames of all replicas in one sample, (n_valid, n_atoms, 3)."""
+        return self.positions[self.valid]
+
+
+@dataclass
+class _Progress:
+    """Flags that stay on the device during a block."""
+
+    unstable_step: Tensor
+    moving: Tensor
+
+
+class Simulator:
+    """Runs replicas of one system with one potential.
+
+    Args:
+        potential: What moves the atoms.
+        integrator: How.
+        detector: Which replicas are broken.
+        check_every_fs: Time between two looks of the detector.
+        block_steps: Steps between two host synchronisations; the neighbour list is rebuilt there.
+        skin_A: Extra reach of the neighbour list in Å. Too small a skin costs repeated blocks, never accuracy.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        integrator: Integrator,
+        detector: Detector,
+        *,
+        check_every_fs: float = 5.0,
+        block_steps: int = 20,
+        skin_A: float = 0.5,
+    ) -> None:
+        self.potential = potential
+        self.integrator = integrator
+        self.detector = detector
+        self.check_every = checks.steps("check_every_fs", check_every_fs, integrator.timestep_fs)
+        self.block_steps = checks.count("block_steps", block_steps)
+        skin = checks.number("skin_A", skin_A, least=0)
+        self.neighbors = SkinList(potential.cutoff, skin, potential.system.n_atoms, potential.device)
+        self.repeated_blocks = 0
+
+    def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
+        """A state to start from.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            generator: Source of the velocities.
+            velocities: In Å per ASE time; drawn from the Maxwell-Boltzmann distribution if not given.
+        """
+        system = self.potential.system
+        positions = positions.to(self.potential.device, self.potential.dtype)
+        if velocities is None:
+            velocities = self.integrator.initial_velocities(positions.shape, system.masses, generator)
+        with self.potential.frozen():
+            energies, forces = self.potential.energies_and_forces(positions, self.potential.edges(positions))
+        velocities = velocities.to(positions)
+        return State(positions, velocities, forces, energies, self.integrator.initial_chain(positions))
+
+    def refresh(self, state: State) -> State:
+        """The same positions and velocities under the weights that the potential has now."""
+        with self.potential.frozen():
+            energies, forces = self.potential.energies_and_forces(
+                state.positions, self.potential.edges(state.positions)
+            )
+        return state.with_(energies=energies, forces=forces)
+
+    @torch.no_grad()
+    def run(
+        self,
+        start: State,
+        n_steps: int,
+        record_every: int,
+        generator: torch.Generator,
+        on_block: Callable[[int], None] | None = None,
+    ) -> Window:
+        """Simulate a window.
+
+        Args:
+            start: Where the replicas begin, with the forces of the present weights.
+            n_steps: Steps to simulate.
+            record_every: Steps between two recorded frames, a multiple of the steps between two checks.
+            generator: Source of the random numbers.
+            on_block: Called with the steps done so far, after each block.
+        """
+        checks.count("n_steps", n_steps)
+        if record_every % self.check_every:
+            raise ValueError(
+                f"record_every={record_every} steps is not a multiple of the {self.check_every} steps between two "
+                "checks: a recorded frame must have been checked. Change record_every_fs or check_every_fs."
+            )
+        replicas = torch.zeros(start.n_replicas, dtype=torch.long, device=start.positions.device)
+        progress = _Progress(unstable_step=replicas + NEVER, moving=start.finite())
+        state = start
+        frames: list[tuple[Tensor, Tensor, Tensor]] = []
+        with self.potential.frozen():
+            for first in range(0, n_steps, self.block_steps):
+                block = range(first + 1, min(first + self.block_steps, n_steps) + 1)
+                state, progress, recorded = self._exact_block(state, progress, block, record_every, generator)
+                frames += recorded
+                if on_block is not None:
+                    on_block(block[-1])
+        positions, velocities, valid = _stack(frames, start)
+        return Window(
+            positions=positions,
+            velocities=velocities,
+            valid=valid,
+            unstable_step=progress.unstable_step,
+            stopped=~progress.moving,
+            start=start,
+            end=state,
+            n_steps=n_steps,
+            timestep_fs=self.integrator.timestep_fs,
+        )
+
+    def _exact_block(
+        self, state: State, progress: _Progress, block: range, record_every: int, generator: torch.Generator
+    ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]]]:
+        """Run a block; if a pair came in that the neighbour list lacked, run it again with every pair listed."""
+        noise = generator.get_state()
+        edges = self.neighbors.build(state.positions, progress.moving)
+        end, after, frames, missed = self._block(state, progress, edges, block, record_every, generator)
+        if missed.item():
+            self.repeated_blocks += 1
+            generator.set_state(noise)
+            edges = self.neighbors.build(state.positions, progress.moving, everything=True)
+            end, after, frames, _ = self._block(state, progress, edges, block, record_every, generator)
+        return end, after, frames
+
+    def _block(
+        self,
+        state: State,
+        progress: _Progress,
+        edges: Edges,
+        block: range,
+        record_every: int,
+        generator: torch.Generator,
+    ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+        """Steps with fixed shapes and without a host synchronisation."""
+        masses = self.potential.system.masses
+        unstable_step, moving = progress.unstable_step, progress.moving
+        missed = torch.zeros((), dtype=torch.bool, device=masses.device)
+        frames = []
+
+        def force(positions: Tensor) -> tuple[Tensor, Tensor]:
+            return self.potential.energies_and_forces(positions, edges)
+
+        for step in block:
+            proposal = self.integrator.step(state, masses, force, generator)
+            finite = proposal.finite()
+            unstable_step = torch.where(moving & ~finite & (unstable_step == NEVER), step, unstable_step)
+            moving = moving & finite
+            state = proposal.select(moving, state)
+            missed = missed | self.neighbors.missed(state.positions)
+            if step % self.check_every == 0:
+                broken, hopeless = self.detector.judge(state.positions, state.velocities)
+                unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
+                moving = moving & ~hopeless
+            if step % record_every == 0:
+                frames.append((state.positions, state.velocities, moving))
+        return state, _Progress(unstable_step, moving), frames, missed
+
+
+def _stack(frames: list[tuple[Tensor, Tensor, Tensor]], start: State) -> tuple[Tensor, Tensor, Tensor]:
+    if not frames:
+        empty = start.positions.new_empty(0, *start.positions.shape)
+        return empty, empty, torch.empty(0, start.n_replicas, dtype=torch.bool, device=empty.device)
+    positions, velocities, valid = zip(*frames, strict=True)
+    return torch.stack(positions), torch.stack(velocities), torch.stack(valid)

@@ -1,0 +1,147 @@
+"""What is simulated: replicas of one composition, described once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.neighborlist import natural_cutoffs, neighbor_list
+from torch import Tensor
+
+# Covalent radii fit equilibrium bonds; a thermal frame stretches them, so leave room.
+BOND_TOLERANCE = 1.2
+
+
+@dataclass(frozen=True)
+class System:
+    """The constant part of a simulation, shared by all its replicas.
+
+    Attributes:
+        numbers: Atomic numbers, (n_atoms,).
+        masses: Masses in u, (n_atoms,).
+        bonds: Pairs of bonded atoms, (n_bonds, 2), first index smaller.
+        symbols: Chemical symbols, n_atoms long.
+    """
+
+    numbers: Tensor
+    masses: Tensor
+    bonds: Tensor
+    symbols: tuple[str, ...]
+
+    @classmethod
+    def from_atoms(cls, atoms: Atoms, bonds: Sequence[tuple[int, int]] | None = None) -> System:
+        """Describe the system that an ASE structure stands for.
+
+        Args:
+            atoms: A structure with its bonds intact.
+            bonds: Pairs of bonded atoms; found from covalent radii if not given.
+
+        Raises:
+            ValueError: If the structure is periodic, has fewer than two atoms, non-finite positions or no masses.
+        """
+        if atoms.pbc.any():
+            raise ValueError(
+                f"structures are periodic (pbc={atoms.pbc.tolist()}), which is not supported yet: "
+                "use an isolated molecule and set atoms.pbc = False."
+            )
+        if len(atoms) < 2:
+            raise ValueError(f"structures have {len(atoms)} atom(s): give a molecule of at least two.")
+        if not np.isfinite(atoms.positions).all():
+            raise ValueError("structures contain non-finite positions: remove those frames.")
+        if not (atoms.get_masses() > 0).all():
+            raise ValueError("structures contain atoms without a mass: set them with atoms.set_masses().")
+        pairs = _covalent_bonds(atoms) if bonds is None else _checked_bonds(bonds, len(atoms))
+        return cls(
+            numbers=torch.tensor(atoms.numbers, dtype=torch.long),
+            masses=torch.tensor(atoms.get_masses(), dtype=torch.float64),
+            bonds=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+            symbols=tuple(atoms.get_chemical_symbols()),
+        )
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms in one replica."""
+        return len(self.symbols)
+
+    @property
+    def angles(self) -> Tensor:
+        """Bonded triples (end, centre, end), (n_angles, 3)."""
+        neighbours: dict[int, list[int]] = {}
+        for first, second in self.bonds.tolist():
+            neighbours.setdefault(first, []).append(second)
+            neighbours.setdefault(second, []).append(first)
+        triples = [
+            (first, centre, second)
+            for centre in sorted(neighbours)
+            for first, second in combinations(sorted(neighbours[centre]), 2)
+        ]
+        return torch.tensor(triples, dtype=torch.long, device=self.bonds.device).reshape(-1, 3)
+
+    @property
+    def bond_labels(self) -> list[str]:
+        """Names of the bonds, such as ``C1-H14`` (indices from zero)."""
+        return [f"{self.symbols[i]}{i}-{self.symbols[j]}{j}" for i, j in self.bonds.tolist()]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> System:
+        """The same system with its tensors on ``device`` and its masses in ``dtype``."""
+        return replace(
+            self,
+            numbers=self.numbers.to(device),
+            masses=self.masses.to(device, dtype),
+            bonds=self.bonds.to(device),
+        )
+
+    def atoms(self, positions: Tensor, velocities: Tensor | None = None) -> Atoms:
+        """One frame as an ASE structure.
+
+        Args:
+            positions: (n_atoms, 3) in Å.
+            velocities: (n_atoms, 3) in Å per ASE time.
+        """
+        frame = Atoms(numbers=self.numbers.cpu().numpy(), positions=positions.double().cpu().numpy())
+        frame.set_masses(self.masses.double().cpu().numpy())
+        if velocities is not None:
+            frame.set_velocities(velocities.double().cpu().numpy())
+        return frame
+
+
+def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tensor:
+    """Positions of frames of one composition, (n_frames, n_atoms, 3), float64.
+
+    Args:
+        frames: ASE structures.
+        system: What every frame must consist of, atom by atom.
+        name: The argument the frames came in, for the error.
+
+    Raises:
+        ValueError: If there is no frame, or one has other atoms, another order of them, or non-finite positions.
+    """
+    if len(frames) == 0:
+        raise ValueError(f"{name} holds no frame: give at least one structure.")
+    for index, frame in enumerate(frames):
+        if frame.get_chemical_symbols() != list(system.symbols):
+            raise ValueError(
+                f"{name}[{index}] is {frame.get_chemical_formula()}, but the simulated system is "
+                f"{Atoms(list(system.symbols)).get_chemical_formula()} in a fixed order of atoms: "
+                "keep the frames of one molecule, with its atoms in the same order."
+            )
+        if not np.isfinite(frame.positions).all():
+            raise ValueError(f"{name}[{index}] has non-finite positions: remove that frame.")
+    return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)
+
+
+def _covalent_bonds(atoms: Atoms) -> list[tuple[int, int]]:
+    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE))
+    return sorted((int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j)
+
+
+def _checked_bonds(bonds: Sequence[tuple[int, int]], n_atoms: int) -> list[tuple[int, int]]:
+    pairs = sorted({(min(pair), max(pair)) for pair in bonds})
+    for i, j in pairs:
+        if not 0 <= i < j < n_atoms:
+            raise ValueError(f"bonds contains ({i}, {j}): give pairs of different atoms from 0 to {n_atoms - 1}.")
+    return pairs
