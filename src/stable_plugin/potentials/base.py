@@ -32,6 +32,11 @@ class Potential(ABC):
         self.system = system.to(self.device, self.dtype)
 
     @property
+    def constant_energy(self) -> float:
+        """What the interaction energy of one replica lacks to the model's total energy, in eV."""
+        return 0.0
+
+    @property
     @abstractmethod
     def cutoff(self) -> float:
         """Distance in Å beyond which two atoms share no edge; ``inf`` for a model that needs no edges."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stable_plugin.potentials.base import Potential
 from stable_plugin.neighbors import Edges
+from stable_plugin.potentials.base import Potential
 from stable_plugin.systems import System
 
 try:
@@ -63,8 +63,11 @@ class MACEPotential(Potential):
 
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
         output = self.module(self.graph(positions, edges), compute_force=False)
-        constant = self.module.atomic_energies_fn(self._one_hot)[:, self._head].double()
-        return output["node_energy"].double().reshape(positions.shape[:2]) - constant
+        return output["node_energy"].double().reshape(positions.shape[:2]) - self._isolated_energies()
+
+    @property
+    def constant_energy(self) -> float:
+        return float(self._isolated_energies().sum())
 
     def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -83,6 +86,9 @@ class MACEPotential(Potential):
             "shifts": edges.shifts,
             "unit_shifts": edges.shifts,
         }
+
+    def _isolated_energies(self) -> Tensor:
+        return self.module.atomic_energies_fn(self._one_hot)[:, self._head].double()
 
     def _constant_entries(self, n_replicas: int) -> dict[str, Tensor]:
         n_atoms = self.system.n_atoms

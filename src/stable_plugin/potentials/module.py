@@ -7,8 +7,8 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from stable_plugin.potentials.base import Potential
 from stable_plugin.neighbors import Edges
+from stable_plugin.potentials.base import Potential
 from stable_plugin.systems import System
 
 

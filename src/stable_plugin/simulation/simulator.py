@@ -10,9 +10,9 @@ from torch import Tensor
 
 from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
+from stable_plugin.neighbors import Edges, SkinList
 from stable_plugin.potentials.base import Potential
 from stable_plugin.simulation.integrators import Integrator
-from stable_plugin.neighbors import Edges, SkinList
 from stable_plugin.simulation.state import State
 
 NEVER = -1
@@ -71,6 +71,15 @@ class _Progress:
 
     unstable_step: Tensor
     moving: Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What does not change from block to block of a window."""
+
+    record_every: int
+    generator: torch.Generator
+    stop_unstable: bool
 
 
 class Simulator:
@@ -137,6 +146,8 @@ class Simulator:
         record_every: int,
         generator: torch.Generator,
         on_block: Callable[[int], None] | None = None,
+        active: Tensor | None = None,
+        stop_unstable: bool = False,
     ) -> Window:
         """Simulate a window.
 
@@ -146,6 +157,8 @@ class Simulator:
             record_every: Steps between two recorded frames, a multiple of the steps between two checks.
             generator: Source of the random numbers.
             on_block: Called with the steps done so far, after each block.
+            active: Replicas that move, (n_replicas,); all of them if not given. The others rest and record nothing.
+            stop_unstable: Stop a replica as soon as it is unstable, as if it were beyond the discard limit.
         """
         checks.count("n_steps", n_steps)
         if record_every % self.check_every:
@@ -154,13 +167,16 @@ class Simulator:
                 "checks: a recorded frame must have been checked. Change record_every_fs or check_every_fs."
             )
         replicas = torch.zeros(start.n_replicas, dtype=torch.long, device=start.positions.device)
-        progress = _Progress(unstable_step=replicas + NEVER, moving=start.finite())
+        progress = _Progress(
+            unstable_step=replicas + NEVER, moving=start.finite() if active is None else start.finite() & active
+        )
+        plan = _Plan(record_every, generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
         with self.potential.frozen():
             for first in range(0, n_steps, self.block_steps):
                 block = range(first + 1, min(first + self.block_steps, n_steps) + 1)
-                state, progress, recorded = self._exact_block(state, progress, block, record_every, generator)
+                state, progress, recorded = self._exact_block(state, progress, block, plan)
                 frames += recorded
                 if on_block is not None:
                     on_block(block[-1])
@@ -178,17 +194,17 @@ class Simulator:
         )
 
     def _exact_block(
-        self, state: State, progress: _Progress, block: range, record_every: int, generator: torch.Generator
+        self, state: State, progress: _Progress, block: range, plan: _Plan
     ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]]]:
         """Run a block; if a pair came in that the neighbour list lacked, run it again with every pair listed."""
-        noise = generator.get_state()
+        noise = plan.generator.get_state()
         edges = self.neighbors.build(state.positions, progress.moving)
-        end, after, frames, missed = self._block(state, progress, edges, block, record_every, generator)
+        end, after, frames, missed = self._block(state, progress, edges, block, plan)
         if missed.item():
             self.repeated_blocks += 1
-            generator.set_state(noise)
+            plan.generator.set_state(noise)
             edges = self.neighbors.build(state.positions, progress.moving, everything=True)
-            end, after, frames, _ = self._block(state, progress, edges, block, record_every, generator)
+            end, after, frames, _ = self._block(state, progress, edges, block, plan)
         return end, after, frames
 
     def _block(
@@ -197,8 +213,7 @@ class Simulator:
         progress: _Progress,
         edges: Edges,
         block: range,
-        record_every: int,
-        generator: torch.Generator,
+        plan: _Plan,
     ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]], Tensor]:
         """Steps with fixed shapes and without a host synchronisation."""
         masses = self.potential.system.masses
@@ -210,7 +225,7 @@ class Simulator:
             return self.potential.energies_and_forces(positions, edges)
 
         for step in block:
-            proposal = self.integrator.step(state, masses, force, generator)
+            proposal = self.integrator.step(state, masses, force, plan.generator)
             finite = proposal.finite()
             unstable_step = torch.where(moving & ~finite & (unstable_step == NEVER), step, unstable_step)
             moving = moving & finite
@@ -219,8 +234,8 @@ class Simulator:
             if step % self.check_every == 0:
                 broken, hopeless = self.detector.judge(state.positions, state.velocities)
                 unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
-                moving = moving & ~hopeless
-            if step % record_every == 0:
+                moving = moving & ~(broken if plan.stop_unstable else hopeless)
+            if step % plan.record_every == 0:
                 frames.append((state.positions, state.velocities, moving))
         return state, _Progress(unstable_step, moving), frames, missed
 

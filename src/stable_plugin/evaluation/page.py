@@ -1,0 +1,250 @@
+"""The report as one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+from stable_plugin.evaluation import wording
+from stable_plugin.evaluation.canvas import PALETTE, STAGES, inline_svg
+from stable_plugin.evaluation.figures import Drawing
+from stable_plugin.evaluation.page_style import PAGE
+from stable_plugin.evaluation.wording import Evaluation
+
+_LONGEST_LIST = 12
+"""Longer lists in the settings are cut on the page; report.json has them in full."""
+
+_ROUND_COLUMNS = {
+    "round": "Round",
+    "phase": "Phase",
+    "simulated_ps": "Simulated / ps",
+    "unstable_share": "Unstable share",
+    "observable_loss": "Observable loss",
+    "ess": "Sample size left",
+    "steps": "Optimizer steps",
+    "learning_rate": "Learning rate",
+    "wall_s": "Wall time / s",
+}
+
+
+def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping[str, Any]) -> str:
+    """The whole page.
+
+    Args:
+        report: See :func:`stable_plugin.evaluation.report.write_report`.
+        drawings: Figures in reading order.
+        axes: ``curves["axes"]``, for the units of the observables.
+
+    Returns:
+        An HTML document. All text from outside is escaped, and its content policy forbids scripts and loading.
+    """
+    told = wording.evaluations(report)
+    outcome = wording.verdict(told["before"], told["after"]) if "before" in told else "unclear"
+    return Template(PAGE).substitute(
+        light="".join(f"--{colour.name}: {colour.light}; " for colour in PALETTE),
+        dark="".join(f"--{colour.name}: {colour.dark}; " for colour in PALETTE),
+        title=escape(str(report["title"])),
+        outcome=outcome,
+        headline=escape(wording.headline(report)),
+        findings="".join(f"<li>{escape(line)}</li>" for line in wording.findings(report)),
+        tiles=_tiles(told),
+        figures="".join(_figure(drawing) for drawing in drawings),
+        numbers=_numbers(report, axes),
+        rounds=_rounds(report.get("rounds") or []),
+        settings=_settings(report.get("settings") or {}),
+        definitions=_definitions(report),
+        cost=escape(wording.cost(report)),
+        versions=escape(", ".join(f"{name} {version}" for name, version in (report.get("versions") or {}).items())),
+    )
+
+
+def _tiles(told: Mapping[str, Evaluation]) -> str:
+    compared = {stage: told[stage] for stage in ("before", "after", "evaluation") if stage in told}
+    last = list(compared.values())[-1]
+    horizon = wording.number(last["horizon_ps"])
+
+    def change(value: Callable[[Evaluation], str]) -> str:
+        parts = [f'<span class="{stage}">{escape(value(e))}</span>' for stage, e in compared.items()]
+        return '<span class="to" aria-label="to"> → </span>'.join(parts)
+
+    def each(value: Callable[[Evaluation], str]) -> str:
+        lines = (f"{'' if stage == 'evaluation' else stage + ': '}{value(e)}" for stage, e in told.items())
+        return "<br>".join(escape(line) for line in lines)
+
+    def tile(label: str, value: str, unit: str, note: str) -> str:
+        return (
+            f'<div class="tile"><h3>{label}</h3><p class="value">{value} <small>{unit}</small></p><p>{note}</p></div>'
+        )
+
+    same_number = len({e["replicas"] for e in compared.values()}) == 1
+    count = change(lambda e: f"{e['unstable']}" if same_number else f"{e['unstable']}/{e['replicas']}")
+    accuracy = "on frames not trained on"
+    if "before" in told:
+        accuracy = escape(wording.relative_change(told["before"], told["after"], "force_mae_mev_per_A"))
+    return (
+        tile(
+            f"Replicas that fail within {horizon} ps",
+            count,
+            f"of {last['replicas']}" if same_number else "",
+            each(lambda e: f"{100 * e['unstable'] / e['replicas']:.0f} %"),
+        )
+        + tile("Failure rate", change(_short_rate), "per ns", each(_rate_interval))
+        + tile(
+            "Median stable time",
+            change(
+                lambda e: (
+                    wording.number(e["median_stable_ps"]) if e.get("median_stable_ps") is not None else f"> {horizon}"
+                )
+            ),
+            "ps",
+            each(lambda e: wording.median(e)),
+        )
+        + tile(
+            "Force error, held out",
+            change(lambda e: wording.number(e.get("force_mae_mev_per_A"))),
+            "meV/Å",
+            f"mean absolute error; {accuracy}",
+        )
+    )
+
+
+def _short_rate(evaluation: Evaluation) -> str:
+    if evaluation["unstable"] == 0:
+        return f"≤ {wording.number(evaluation['failures_per_ns_interval'][1])}"
+    return wording.number(evaluation["failures_per_ns"])
+
+
+def _rate_interval(evaluation: Evaluation) -> str:
+    if evaluation["unstable"] == 0:
+        return wording.rate(evaluation)
+    low, high = evaluation["failures_per_ns_interval"]
+    return f"{wording.number(low)} to {wording.number(high)} (95 %)"
+
+
+def _figure(drawing: Drawing) -> str:
+    svg = inline_svg(drawing.figure, drawing.name, f"{drawing.title}. {drawing.caption}")
+    caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
+    return f'<figure><h2>{escape(drawing.title)}</h2><div class="plot">{svg}</div>{caption}</figure>'
+
+
+def _numbers(report: Mapping[str, Any], axes: Mapping[str, Any]) -> str:
+    """The table of all evaluated numbers, one column a stage."""
+    told, longer = wording.evaluations(report), wording.evaluations(report, "extended")
+    stages = list(told)
+
+    def row(label: str, part: Mapping[str, Evaluation], value: Callable[[Evaluation], str]) -> str:
+        cells = "".join(f"<td>{escape(value(part[s]) if s in part else '–')}</td>" for s in stages)
+        return f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
+
+    def group(label: str, rows: list[str]) -> str:
+        return (
+            f'<tbody><tr class="group"><th colspan="{len(stages) + 1}">{escape(label)}</th></tr>{"".join(rows)}</tbody>'
+        )
+
+    def stability(part: Mapping[str, Evaluation]) -> list[str]:
+        return [
+            row(
+                "Replicas failed", part, lambda e: f"{wording.failed(e)} ({100 * e['unstable'] / e['replicas']:.0f} %)"
+            ),
+            row("Median stable time", part, wording.median),
+            row("Failure rate", part, wording.rate),
+        ]
+
+    def observables(part: Mapping[str, Evaluation]) -> list[str]:
+        names = dict.fromkeys(name for e in part.values() for name in e.get("observables") or {})
+        return [
+            row(
+                f"{wording.observable(name)}, mean absolute error"
+                + (f" / {u}" if (u := wording.unit(axes.get(name) or {})) else ""),
+                part,
+                lambda e, name=name: wording.number((e.get("observables") or {}).get(name)),
+            )
+            for name in names
+        ]
+
+    accuracy = [
+        row("Force MAE / meV/Å", told, lambda e: wording.number(e.get("force_mae_mev_per_A"))),
+        row("Energy MAE / meV per atom", told, lambda e: wording.number(e.get("energy_mae_mev_per_atom"))),
+    ]
+    within = f"Simulations of {wording.number(next(iter(told.values()))['horizon_ps'])} ps"
+    groups = [group(within, stability(told) + observables(told))]
+    if longer:
+        followed = wording.number(next(iter(longer.values()))["horizon_ps"])
+        groups.append(group(f"The same replicas followed to {followed} ps", stability(longer) + observables(longer)))
+    groups.append(group("Held-out frames", accuracy))
+    heads = "".join(f'<th scope="col" class="{s}">{escape(STAGES[s].label)}</th>' for s in stages)
+    return f'<div class="wide"><table class="numbers"><thead><tr><th></th>{heads}</tr></thead>{"".join(groups)}</table></div>'
+
+
+def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
+    if not rounds:
+        return ""
+    head = "".join(f'<th scope="col">{label}</th>' for label in _ROUND_COLUMNS.values())
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_round_cell(key, entry.get(key)))}</td>" for key in _ROUND_COLUMNS) + "</tr>"
+        for entry in rounds
+    )
+    table = f'<div class="wide"><table class="rounds"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<details><summary>All rounds ({len(rounds)})</summary>{table}</details>"
+
+
+def _round_cell(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if key in ("unstable_share", "ess") and value is not None:
+        return f"{100 * value:.0f} %"
+    return wording.number(value, 4)
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return ""
+    return f'<details><summary>Settings</summary><div class="wide">{_nested(settings)}</div></details>'
+
+
+def _nested(value: Any) -> str:
+    """A value as HTML: a mapping as a table, whose cells may hold tables."""
+    if isinstance(value, Mapping) and value:
+        rows = "".join(f'<tr><th scope="row">{escape(str(k))}</th><td>{_nested(v)}</td></tr>' for k, v in value.items())
+        return f'<table class="settings">{rows}</table>'
+    if isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+        return _nested({f"{i + 1}": item for i, item in enumerate(value)})
+    if isinstance(value, list) and len(value) > _LONGEST_LIST:
+        return f"{_nested(value[:_LONGEST_LIST])}, … ({len(value)} values)"
+    if isinstance(value, list):
+        return ", ".join(_nested(item) for item in value) or "[]"
+    return escape(value if isinstance(value, str) else json.dumps(value))
+
+
+def _definitions(report: Mapping[str, Any]) -> str:
+    told = wording.evaluations(report)
+    entry = next(iter(told.values()))
+    items = {
+        "Replica": "One simulation with its own start frame and its own random numbers. Start frames are held out: no "
+        "potential was trained on them.",
+        "Failed": f"The detector ({entry['detector']}) measured a value beyond its threshold of "
+        f"{wording.number(entry['threshold'])} at some time up to the horizon of {wording.number(entry['horizon_ps'])} ps.",
+        "Median stable time": "Time at which the Kaplan-Meier curve first falls to one half. Replicas that did not fail "
+        "count until the end of their run.",
+        "Failure rate": "Failures divided by the summed time at risk, that is until failure or the end of the run. Interval: "
+        "exact 95 % interval of a Poisson count (Garwood). One rate takes the hazard as constant in time.",
+        "Force and energy error": "Mean absolute error on held-out frames with known forces and energies: over all force "
+        "components, and for energies per atom.",
+        "Observable, mean absolute error": "Mean over bins or bonds of the distance between the mean in simulations and the "
+        "reference.",
+    }
+    if "before" in told:
+        items["Fewer, more, no clear difference"] = (
+            f"Two-sided Fisher's exact test on the counts of failed replicas, at p = {wording.SIGNIFICANCE:g}, taking "
+            "replicas as independent. It covers the simulations, not the choice of training seed."
+        )
+    if "control" in told:
+        items["Control"] = "The same start and the same number of optimizer steps with energies and forces alone."
+    if report.get("rounds"):
+        items["Sample size left"] = (
+            "Effective share of the frames after reweighting them to the updated potential; 100 % means as if sampled from it."
+        )
+    return "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in items.items())

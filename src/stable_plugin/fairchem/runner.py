@@ -1,0 +1,273 @@
+"""Runners for ``fairchem -c recipe.yaml``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from stable_plugin.evaluation import Evaluation, Evaluator, summary, write_report
+from stable_plugin.lightning.callback import StABlECallback
+from stable_plugin.lightning.gradients import BorrowedLearningRate
+from stable_plugin.potentials.mace import load_mace, save_mace
+
+try:
+    from fairchem.core.components.runner import Runner
+except ImportError as error:
+    raise ImportError(
+        "recipes run through the fairchem command line, but fairchem-core is not installed: "
+        "pip install 'stable-plugin[fairchem]'."
+    ) from error
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("stable-plugin", "torch", "pytorch-lightning", "mace-torch", "fairchem-core", "e3nn", "ase")
+
+
+class RunFolder(Runner):
+    """A runner whose state is its run folder: what is finished is found there, and not done again.
+
+    Run it again with the configuration that an interrupted run leaves behind, and it goes on from the last epoch.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, ``<job.run_dir>/<job.timestamp_id>``."""
+        return Path(self.job_config.metadata.results_dir).parent
+
+    @property
+    def accelerator(self) -> str:
+        """Lightning's name for ``job.device_type``."""
+        return (
+            "cpu" if str(getattr(self.job_config.device_type, "value", self.job_config.device_type)) == "cpu" else "gpu"
+        )
+
+    def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
+        """Say how to go on; the run folder holds everything else."""
+        log.warning("Interrupted. Go on with: fairchem -c %s", Path(checkpoint_location) / "resume_config.yaml")
+        return True
+
+    def load_state(self, checkpoint_location: str | None) -> None:
+        """Nothing to load: the run folder is found through the configuration."""
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe as it was run."""
+        path = Path(self.job_config.metadata.config_path)
+        settings: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+        return dict(settings.get("runner", {}))
+
+
+class StABlERunner(RunFolder):
+    """Supervised training, evaluation, StABlE training, evaluation, and a report of both.
+
+    Args:
+        model: LightningModule with a ``model`` to train.
+        data: Labelled frames.
+        supervised: Gives the Trainer of the supervised phase, from further keyword arguments.
+        stable: The StABlE phase.
+        stable_trainer: Gives its Trainer.
+        evaluation: How the potential is judged, before and after.
+        control: Whether to train also with the energy/force loss alone, for the same number of optimizer steps and at
+            the same learning rate, and to judge that too.
+        title: Headline of the report.
+    """
+
+    def __init__(
+        self,
+        model: LightningModule,
+        data: LightningDataModule,
+        supervised: Callable[..., Trainer],
+        stable: StABlECallback,
+        stable_trainer: Callable[..., Trainer],
+        evaluation: Evaluator,
+        control: bool = False,
+        title: str = "StABlE training",
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.supervised = supervised
+        self.stable = stable
+        self.stable_trainer = stable_trainer
+        self.evaluation = evaluation
+        self.control = control
+        self.title = title
+
+    def run(self) -> Path:
+        """Run what is not done yet.
+
+        Returns:
+            Path of the report.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        module = self._trained("before", self.model, lambda: self._fit(self.supervised, "supervised", self.model, []))
+        before = self._judged("before", module)
+        module = self._trained("after", module, lambda: self._stabilise(module))
+        after = self._judged("after", module)
+        phase = json.loads((self.folder / "stable_phase.json").read_text())
+        control = self._controlled(phase) if self.control else None
+        return self._report(phase, before, after, control)
+
+    def _fit(
+        self, make_trainer: Callable[..., Trainer], stage: str, module: LightningModule, callbacks: list[Callback]
+    ) -> None:
+        folder = self.folder / stage
+        # Written at the end of every epoch, whole or not at all: what an interrupted run goes on from.
+        last = ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False)
+        trainer = make_trainer(
+            accelerator=self.accelerator,
+            devices=1,
+            default_root_dir=folder,
+            logger=[
+                CSVLogger(folder, name="csv", version=""),
+                TensorBoardLogger(folder, name="tensorboard", version=""),
+            ],
+            callbacks=[*callbacks, last],
+        )
+        checkpoint = folder / "last.ckpt"
+        trainer.fit(module, self.data, ckpt_path=checkpoint if checkpoint.is_file() else None)
+
+    def _stabilise(self, module: LightningModule) -> None:
+        began = time.perf_counter()
+        self._fit(self.stable_trainer, "stable", module, [self.stable])
+        loop = self.stable.loop
+        assert loop is not None
+        phase = {
+            "rounds": [vars(entry) for entry in loop.rounds],
+            "wall_s": time.perf_counter() - began,
+            "md_steps": loop.md_steps,
+            "optimizer_steps": sum(entry.steps for entry in loop.rounds),
+        }
+        _write_json(self.folder / "stable_phase.json", phase)
+
+    def _controlled(self, phase: dict[str, Any]) -> Evaluation | None:
+        module = copy.deepcopy(self.model)
+        module.model = load_mace(self.folder / "before.model")
+        rates = [entry["learning_rate"] for entry in phase["rounds"] for _ in range(entry["steps"])]
+        if not rates:
+            return None
+
+        def train() -> None:
+            self._fit(
+                lambda **given: Trainer(max_steps=len(rates), **_quiet(given)), "control", module, [_Rates(rates)]
+            )
+
+        return self._judged("control", self._trained("control", module, train))
+
+    def _trained(self, name: str, module: LightningModule, train: Callable[[], None]) -> LightningModule:
+        """The module as trained now, or as trained when this run was first started."""
+        path = self.folder / f"{name}.model"
+        if path.is_file():
+            module.model = load_mace(path)
+        else:
+            train()
+            save_mace(module.model, path)
+        return module
+
+    def _judged(self, name: str, module: LightningModule) -> Evaluation:
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            log.info("evaluating the potential %s", name)
+            device = torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+            evaluation = self.evaluation.evaluate(module.to(device), self.folder / "trajectories" / name)
+            _write_json(path, evaluation.to_json())
+        return Evaluation(**json.loads(path.read_text()))
+
+    def _report(self, phase: dict[str, Any], before: Evaluation, after: Evaluation, control: Evaluation | None) -> Path:
+        stages = {"before": before, "after": after, "control": control}
+        present = {name: stage for name, stage in stages.items() if stage is not None}
+        report = {
+            "title": self.title,
+            "settings": self.settings(),
+            **phase,
+            **{name: stage and stage.summaries[0] for name, stage in stages.items()},
+            "extended": None
+            if len(before.summaries) == 1
+            else {name: stage and stage.summaries[-1] for name, stage in stages.items()},
+            "versions": _versions(),
+        }
+        curves = {**{name: stage.curves for name, stage in present.items()}, "axes": before.axes}
+        page = write_report(self.folder, report, curves)
+        print(f"\n{summary(report)}\nReport: {page}", flush=True)
+        return page
+
+
+class EvaluateRunner(RunFolder):
+    """Judges a potential as it is.
+
+    Args:
+        model: Path of a MACE ``.model`` file, or the name of a MACE foundation model.
+        evaluation: How it is judged.
+        title: Headline of the report.
+    """
+
+    def __init__(self, model: str, evaluation: Evaluator, title: str = "Stability in molecular dynamics") -> None:
+        self.model = load_mace(model)
+        self.evaluation = evaluation
+        self.title = title
+
+    def run(self) -> Path:
+        """Simulate, measure and report.
+
+        Returns:
+            Path of the report.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        device = torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+        evaluation = self.evaluation.evaluate(self.model.to(device), self.folder / "trajectories")
+        report = {
+            "title": self.title,
+            "settings": self.settings(),
+            "evaluation": evaluation.summaries[0],
+            "extended": {"evaluation": evaluation.summaries[-1]} if len(evaluation.summaries) > 1 else None,
+            "versions": _versions(),
+        }
+        page = write_report(self.folder, report, {"evaluation": evaluation.curves, "axes": evaluation.axes})
+        print(f"\n{summary(report)}\nReport: {page}", flush=True)
+        return page
+
+
+class _Rates(Callback):
+    """Takes each optimizer step at a given learning rate."""
+
+    def __init__(self, rates: list[float]) -> None:
+        self.rates = rates
+        self._rate = BorrowedLearningRate()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self._rate.set(optimizer, self.rates[min(trainer.global_step, len(self.rates) - 1)], 1.0)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        for optimizer in trainer.optimizers:
+            self._rate.give_back(optimizer)
+
+
+def _quiet(given: dict[str, Any]) -> dict[str, Any]:
+    return {**given, "enable_model_summary": False, "log_every_n_steps": 1}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, path)
