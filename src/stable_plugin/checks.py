@@ -39,7 +39,7 @@ def number(
         (above is None or value > above) and (least is None or value >= least) and (most is None or value <= most)
     )
     if not inside:
-        wanted = " and ".join(["a finite number", *bounds])
+        wanted = f"a finite number {' and '.join(bounds)}".rstrip()
         raise ValueError(f"{name}={value!r} is out of range: give {wanted}. {hint}".rstrip())
     return value
 

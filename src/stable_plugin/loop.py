@@ -182,6 +182,8 @@ class StABlELoop:
         self._choices = torch.Generator().manual_seed(seed + 1)
         taken = torch.arange(n_replicas) % len(structures)
         self._state = self.simulator.prepare(structures[taken], self._noise)
+        # An interrupted window is simulated again: what is saved is the stream as the last whole window left it.
+        self._noise_at_rest = self._noise.get_state()
         self._learning_start = self._state
         self._history: deque[State] = deque(maxlen=10)
         self._unstable = torch.zeros(n_replicas, dtype=torch.bool, device=potential.device)
@@ -239,7 +241,7 @@ class StABlELoop:
             "history": [state.tensors() for state in self._history],
             "unstable": self._unstable,
             "sample": None if self._sample is None else vars(self._sample),
-            "noise": self._noise.get_state(),
+            "noise": self._noise_at_rest,
             "choices": self._choices.get_state(),
         }
 
@@ -274,6 +276,7 @@ class StABlELoop:
             )
         )
         self._noise.set_state(state["noise"].cpu())
+        self._noise_at_rest = self._noise.get_state()
         self._choices.set_state(state["choices"].cpu())
 
     def _reuse_sample(self) -> Estimate | None:
@@ -329,6 +332,7 @@ class StABlELoop:
             )
 
         window = self.simulator.run(start, self.n_steps, self.record_every, self._noise, show)
+        self._noise_at_rest = self._noise.get_state()
         self._refuse_unusable(window)
         self._wall_s = time.perf_counter() - began
         return window

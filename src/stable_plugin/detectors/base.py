@@ -31,7 +31,7 @@ class Detector(ABC):
             checks.number("discard", discard, least=threshold, hint="It is wider than the threshold.")
         self.discard = discard
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor) -> None:  # noqa: B027  (most detectors need it, not all)
         """Take what is needed from the system and from reference frames.
 
         Args:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -75,7 +78,7 @@ STAGES = {
 @contextmanager
 def house_style() -> Iterator[None]:
     """Matplotlib settings of this package, for figures made and saved inside the block."""
-    style = {
+    style: dict[Any, Any] = {
         "figure.facecolor": PAPER.light,
         "axes.facecolor": "none",
         "axes.edgecolor": MUTED.light,
@@ -105,17 +108,26 @@ def new_figure(height_in: float) -> Figure:
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
-def legend_above(axes: Axes) -> None:
-    """A one-row legend over the axes, where it covers no data."""
-    handles, _ = axes.get_legend_handles_labels()
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, ncols=max(len(handles), 1))
+def legend_above(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """A legend over the axes, where it covers no data, in as few rows as the width allows."""
+    handles = axes.get_legend_handles_labels()[0] if handles is None else handles
+    # Half an inch for handle and gap, and 0.07 inch for a letter of 9 points.
+    entries_in = [0.5 + 0.07 * len(str(handle.get_label())) for handle in handles]
+    rows = math.ceil(sum(entries_in) / (WIDTH_IN - 0.8))
+    columns = max(1, math.ceil(len(handles) / max(rows, 1)))
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, ncols=columns)
+
+
+def short(text: str, longest: int = 40) -> str:
+    """A text cut to what a figure has room for."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG on white, in few enough colours to be a small file."""
     raw, small = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=_DPI)
-    Image.open(raw).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    Image.open(raw).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

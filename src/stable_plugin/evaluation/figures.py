@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from stable_plugin.evaluation import wording
@@ -24,10 +25,14 @@ from stable_plugin.evaluation.canvas import (
     STAGES,
     legend_above,
     new_figure,
+    short,
 )
 
 _MOST_LABELS = 80
 """More bars than this go without a name each."""
+
+_MOST_MARKERS = 100
+"""More windows than this are a line alone; shading still tells the phases."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +90,19 @@ def _survival(report: Mapping[str, Any], shown: Mapping[str, Any]) -> Drawing:
         time, share, low, high = (
             _floats(stage["survival"][part]) for part in ("time_ps", "probability", "low", "high")
         )
-        if share[-1] == 0.0:
-            # Nobody is left, so the curve stays at zero; a censored one ends where its data end.
-            time, share, low, high = (
-                np.append(a, b) for a, b in ((time, end), (share, 0.0), (low, low[-1]), (high, high[-1]))
-            )
         look = STAGES[key]
         label = look.label
         if key in evaluations:
             label += f": {wording.failed(evaluations[key])} failed"
         axes.fill_between(time, low, high, step="post", color=look.colour.light, alpha=0.16, linewidth=0)
+        if share[-1] == 0.0:
+            # Nobody is left, so the curve stays at zero; a censored one ends where its data end.
+            time, share = np.append(time, end), np.append(share, 0.0)
         axes.step(time, share, where="post", color=look.colour.light, linestyle=look.dashes, linewidth=1.8, label=label)
     horizon = max((e["horizon_ps"] for e in evaluations.values()), default=end)
     if end > 1.01 * horizon:
-        axes.axvline(horizon, color=MUTED.light, linewidth=0.8, linestyle=":")
-        axes.annotate(
-            f"counted to {wording.number(horizon)} ps", (horizon, 0.985), xycoords=("data", "axes fraction"),
-            xytext=(4, 0), textcoords="offset points", color=MUTED.light, fontsize=8, va="top",
-        )  # fmt: skip
+        label = f"failures counted to here, {wording.number(horizon)} ps"
+        axes.axvline(horizon, color=MUTED.light, linewidth=1.0, linestyle=":", label=label)
     axes.set(xlim=(0.0, end or 1.0), ylim=(0.0, 1.03), xlabel="time / ps", ylabel="replicas still stable / %")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     legend_above(axes)
@@ -128,21 +128,21 @@ def _observable(
                 f"curves[{key!r}]['observables'][{name!r}] has {len(mean)} means for {len(target)} targets and {len(x)} "
                 f"positions in curves['axes'][{name!r}]['x']: give as many of each."
             )
-    labels = {key: _label_with_error(report, key, name, wording.unit(axis)) for key in means}
-    xlabel, ylabel = str(axis.get("xlabel", "value")), str(axis.get("ylabel", name))
-    deviation_label = "model − reference" + (f" / {wording.unit(axis)}" if wording.unit(axis) else "")
+    labels = {key: _label_with_error(report, key, name) for key in means}
+    xlabel, ylabel = short(str(axis.get("xlabel", "value"))), short(str(axis.get("ylabel", name)))
+    deviation_label = "difference" + (f" / {short(wording.unit(axis))}" if wording.unit(axis) else "")
     if axis.get("kind") == "curve":
         figure = _curve_figure(_floats(x), target, means, labels, (xlabel, ylabel, deviation_label))
         caption = (
-            "Grey: reference. Above, the distributions in simulations with each model; below, their difference from the "
-            "reference: a pair of a rise and a dip is a peak that has moved, a dip on a peak with rises on both sides one "
-            "that has broadened."
+            "Grey: reference. Above, the mean over simulated frames with each model, up to the failure of a replica; below, "
+            "the difference from the reference: a rise beside a dip is a peak that has moved, a dip between two rises a "
+            "peak that has broadened."
         )
     else:
-        figure = _bar_figure([str(label) for label in x], target, means, labels, (xlabel, deviation_label))
+        figure = _bar_figure([short(str(label), 16) for label in x], target, means, labels, (xlabel, deviation_label))
         caption = (
-            f"Mean in simulations with each model minus the reference, for each {xlabel}. Zero is the reference; far "
-            "from zero means that the model pulls it out of shape, or that it broke in some replicas."
+            f"Mean over simulated frames with each model, up to the failure of a replica, minus the reference, for each "
+            f"{xlabel}. Zero is the reference."
         )
     return Drawing(slug, figure, wording.observable(name), caption)
 
@@ -160,9 +160,9 @@ def _curve_figure(
     lower.axhline(0.0, color=REFERENCE.light, linewidth=1.0)
     for key, mean in means.items():
         look = STAGES[key]
-        style = {"color": look.colour.light, "linestyle": look.dashes, "linewidth": 1.2}
-        upper.plot(x, mean, label=labels[key], **style)  # type: ignore[arg-type]
-        lower.plot(x, mean - target, **style)  # type: ignore[arg-type]
+        style: dict[str, Any] = {"color": look.colour.light, "linestyle": look.dashes, "linewidth": 1.2}
+        upper.plot(x, mean, label=labels[key], **style)
+        lower.plot(x, mean - target, **style)
     upper.set(xlim=_occupied(x, [target, *means.values()]), ylabel=axis_labels[1])
     upper.set_ylim(bottom=0.0 if all(np.nanmin(v, initial=0.0) >= 0.0 for v in (target, *means.values())) else None)
     lower.set(xlabel=axis_labels[0], ylabel=axis_labels[2])
@@ -207,7 +207,7 @@ def _bar_figure(
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
     numbers = [entry["round"] for entry in rounds]
-    ascending = all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+    ascending = all(a < b for a, b in pairwise(numbers))
     x = _floats(numbers) if ascending else np.arange(1.0, len(rounds) + 1.0)
     learning = np.array([entry["phase"] == "learn" for entry in rounds])
     share = _floats([entry["unstable_share"] for entry in rounds])
@@ -215,10 +215,10 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
     known = np.isfinite(loss)
 
     figure = new_figure(4.2 if known.any() else 2.6)
-    panels = list(np.atleast_1d(figure.subplots(2 if known.any() else 1, 1, sharex=True)))
+    panels: list[Axes] = figure.subplots(2 if known.any() else 1, 1, sharex=True, squeeze=False)[:, 0].tolist()
     for panel in panels:
-        for position in x[learning]:
-            panel.axvspan(position - 0.5, position + 0.5, color=RULE.light, alpha=0.55, linewidth=0, zorder=0)
+        for first, last in _runs(learning):
+            panel.axvspan(x[first] - 0.5, x[last] + 0.5, color=RULE.light, alpha=0.7, linewidth=0, zorder=0)
     _trace(panels[0], x, share, learning)
     panels[0].set(ylim=(-0.04, 1.04), ylabel="unstable replicas / %")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
@@ -227,26 +227,32 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
         panels[1].set_ylabel("observable loss")
         if loss[known].min() > 0.0 and loss[known].max() > 5.0 * loss[known].min():
             panels[1].set_yscale("log")
+            if loss[known].max() < 100.0 * loss[known].min():
+                panels[1].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             panels[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            panels[1].yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    panels[-1].set(xlabel="round" if ascending else "window", xlim=(x[0] - 0.6, x[-1] + 0.6))
+            panels[1].yaxis.set_minor_formatter(NullFormatter())
+    panels[-1].set(xlabel="window", xlim=(x[0] - 0.6, x[-1] + 0.6))
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.align_ylabels(panels)
-    handles = [*panels[0].get_lines()[1:], Patch(color=RULE.light, alpha=0.55, linewidth=0, label="learning phase")]
-    panels[0].legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, ncols=3)
+    handles = [*panels[0].get_lines()[1:], Patch(color=RULE.light, alpha=0.7, linewidth=0, label="learning phase")]
+    legend_above(panels[0], handles)
     return Drawing(
         "rounds",
         figure,
         "How training went",
-        "Above: share of replicas that crossed the training threshold in each window. Below: distance of the simulated "
-        "observables from their reference, measured in learning windows only. The training threshold is usually "
-        "tighter than the one of the evaluation, so these shares are not the counts at the top of the page.",
+        "Above: share of replicas that the training detector called unstable, in the window itself when learning and "
+        "since the phase began when simulating. Below: loss of the observables against their reference in that window. "
+        "The training threshold is usually tighter than the one of the evaluation, so these shares are not the counts "
+        "at the top of the page.",
     )
 
 
 def _trace(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], learning: NDArray[np.bool_]) -> None:
-    """A line through all rounds, its markers filled where the model learnt."""
-    axes.plot(x, y, color=INK.light, linewidth=1.0)
+    """A line through all windows, its markers filled where the model learnt."""
+    crowded = len(x) > _MOST_MARKERS
+    axes.plot(x, y, color=INK.light, linewidth=0.7 if crowded else 1.0)
+    if crowded:
+        return
     for chosen, fill, label in (
         (learning, INK.light, "learning window"),
         (~learning, PAPER.light, "simulation window"),
@@ -258,12 +264,16 @@ def _trace(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], learning:
             )  # fmt: skip
 
 
-def _label_with_error(report: Mapping[str, Any], key: str, name: str, unit: str) -> str:
-    """The stage, and how far its mean is from the reference."""
+def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and last index of each unbroken run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(int)))
+    return [(int(start), int(stop) - 1) for start, stop in edges.reshape(-1, 2)]
+
+
+def _label_with_error(report: Mapping[str, Any], key: str, name: str) -> str:
+    """The stage, and the mean absolute error of its mean."""
     error = (wording.evaluations(report).get(key) or {}).get("observables", {}).get(name)
-    if error is None:
-        return STAGES[key].label
-    return f"{STAGES[key].label} (mean |Δ| {wording.number(error)}{' ' + unit if unit else ''})"
+    return STAGES[key].label + ("" if error is None else f", MAE {wording.number(error)}")
 
 
 def _occupied(x: NDArray[np.float64], series: Sequence[NDArray[np.float64]]) -> tuple[float, float]:

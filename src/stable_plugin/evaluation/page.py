@@ -18,15 +18,15 @@ _LONGEST_LIST = 12
 """Longer lists in the settings are cut on the page; report.json has them in full."""
 
 _ROUND_COLUMNS = {
-    "round": "Round",
+    "round": "Window",
     "phase": "Phase",
-    "simulated_ps": "Simulated / ps",
+    "simulated_ps": "Simulated so far / ps",
     "unstable_share": "Unstable share",
     "observable_loss": "Observable loss",
     "ess": "Sample size left",
     "steps": "Optimizer steps",
     "learning_rate": "Learning rate",
-    "wall_s": "Wall time / s",
+    "wall_s": "Simulation time / s",
 }
 
 
@@ -42,22 +42,20 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping
         An HTML document. All text from outside is escaped, and its content policy forbids scripts and loading.
     """
     told = wording.evaluations(report)
-    outcome = wording.verdict(told["before"], told["after"]) if "before" in told else "unclear"
     return Template(PAGE).substitute(
         light="".join(f"--{colour.name}: {colour.light}; " for colour in PALETTE),
         dark="".join(f"--{colour.name}: {colour.dark}; " for colour in PALETTE),
         title=escape(str(report["title"])),
-        outcome=outcome,
+        outcome=wording.outcome(report),
         headline=escape(wording.headline(report)),
-        findings="".join(f"<li>{escape(line)}</li>" for line in wording.findings(report)),
+        findings="".join(f"<li>{escape(line)}</li>" for line in wording.findings(report, axes)),
         tiles=_tiles(told),
         figures="".join(_figure(drawing) for drawing in drawings),
         numbers=_numbers(report, axes),
         rounds=_rounds(report.get("rounds") or []),
         settings=_settings(report.get("settings") or {}),
         definitions=_definitions(report),
-        cost=escape(wording.cost(report)),
-        versions=escape(", ".join(f"{name} {version}" for name, version in (report.get("versions") or {}).items())),
+        footer="".join(f"<p>{escape(line)}</p>" for line in _footer(report) if line),
     )
 
 
@@ -81,34 +79,35 @@ def _tiles(told: Mapping[str, Evaluation]) -> str:
 
     same_number = len({e["replicas"] for e in compared.values()}) == 1
     count = change(lambda e: f"{e['unstable']}" if same_number else f"{e['unstable']}/{e['replicas']}")
-    accuracy = "on frames not trained on"
-    if "before" in told:
-        accuracy = escape(wording.relative_change(told["before"], told["after"], "force_mae_mev_per_A"))
-    return (
+    tiles = [
         tile(
-            f"Replicas that fail within {horizon} ps",
+            f"Failed within {horizon} ps",
             count,
-            f"of {last['replicas']}" if same_number else "",
+            f"of {last['replicas']} replicas" if same_number else "replicas",
             each(lambda e: f"{100 * e['unstable'] / e['replicas']:.0f} %"),
-        )
-        + tile("Failure rate", change(_short_rate), "per ns", each(_rate_interval))
-        + tile(
+        ),
+        tile("Failures per ns", change(_short_rate), "", each(_rate_interval)),
+        tile(
             "Median stable time",
-            change(
-                lambda e: (
-                    wording.number(e["median_stable_ps"]) if e.get("median_stable_ps") is not None else f"> {horizon}"
-                )
-            ),
+            change(_short_median),
             "ps",
-            each(lambda e: wording.median(e)),
-        )
-        + tile(
-            "Force error, held out",
-            change(lambda e: wording.number(e.get("force_mae_mev_per_A"))),
-            "meV/Å",
-            f"mean absolute error; {accuracy}",
-        )
-    )
+            "until half of the replicas failed"
+            + (f"<br>control: {escape(wording.median(told['control']))}" if "control" in told else ""),
+        ),
+    ]
+    if any(e.get("force_mae_mev_per_A") is not None for e in compared.values()):
+        note = "mean absolute error"
+        if "before" in told:
+            note += f"<br>{escape(wording.force_change(told['before'], told['after']))}"
+        forces = change(lambda e: wording.number(e.get("force_mae_mev_per_A")))
+        tiles.append(tile("Force error, held out", forces, "meV/Å", note))
+    return "".join(tiles)
+
+
+def _short_median(evaluation: Evaluation) -> str:
+    if evaluation.get("median_stable_ps") is None:
+        return f"> {wording.number(evaluation['horizon_ps'])}"
+    return wording.number(evaluation["median_stable_ps"])
 
 
 def _short_rate(evaluation: Evaluation) -> str:
@@ -121,7 +120,7 @@ def _rate_interval(evaluation: Evaluation) -> str:
     if evaluation["unstable"] == 0:
         return wording.rate(evaluation)
     low, high = evaluation["failures_per_ns_interval"]
-    return f"{wording.number(low)} to {wording.number(high)} (95 %)"
+    return f"{wording.number(low)} – {wording.number(high)} (95 %)"
 
 
 def _figure(drawing: Drawing) -> str:
@@ -153,28 +152,27 @@ def _numbers(report: Mapping[str, Any], axes: Mapping[str, Any]) -> str:
             row("Failure rate", part, wording.rate),
         ]
 
+    def observable(part: Mapping[str, Evaluation], name: str) -> str:
+        unit = wording.unit(axes.get(name) or {})
+        label = f"{wording.observable(name)}, MAE" + (f" / {unit}" if unit else "")
+        return row(label, part, lambda e: wording.number((e.get("observables") or {}).get(name)))
+
+    def error(label: str, key: str) -> str:
+        return row(label, told, lambda e: wording.number(e.get(key)))
+
     def observables(part: Mapping[str, Evaluation]) -> list[str]:
         names = dict.fromkeys(name for e in part.values() for name in e.get("observables") or {})
-        return [
-            row(
-                f"{wording.observable(name)}, mean absolute error"
-                + (f" / {u}" if (u := wording.unit(axes.get(name) or {})) else ""),
-                part,
-                lambda e, name=name: wording.number((e.get("observables") or {}).get(name)),
-            )
-            for name in names
-        ]
+        return [observable(part, name) for name in names]
 
-    accuracy = [
-        row("Force MAE / meV/Å", told, lambda e: wording.number(e.get("force_mae_mev_per_A"))),
-        row("Energy MAE / meV per atom", told, lambda e: wording.number(e.get("energy_mae_mev_per_atom"))),
-    ]
     within = f"Simulations of {wording.number(next(iter(told.values()))['horizon_ps'])} ps"
     groups = [group(within, stability(told) + observables(told))]
     if longer:
         followed = wording.number(next(iter(longer.values()))["horizon_ps"])
         groups.append(group(f"The same replicas followed to {followed} ps", stability(longer) + observables(longer)))
-    groups.append(group("Held-out frames", accuracy))
+    errors = {"force_mae_mev_per_A": "Force MAE / meV/Å", "energy_mae_mev_per_atom": "Energy MAE / meV per atom"}
+    known = [key for key in errors if any(e.get(key) is not None for e in told.values())]
+    if known:
+        groups.append(group("Held-out frames", [error(errors[key], key) for key in known]))
     heads = "".join(f'<th scope="col" class="{s}">{escape(STAGES[s].label)}</th>' for s in stages)
     return f'<div class="wide"><table class="numbers"><thead><tr><th></th>{heads}</tr></thead>{"".join(groups)}</table></div>'
 
@@ -188,7 +186,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
         for entry in rounds
     )
     table = f'<div class="wide"><table class="rounds"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    return f"<details><summary>All rounds ({len(rounds)})</summary>{table}</details>"
+    return f"<details><summary>All windows ({len(rounds)})</summary>{table}</details>"
 
 
 def _round_cell(key: str, value: Any) -> str:
@@ -219,22 +217,34 @@ def _nested(value: Any) -> str:
     return escape(value if isinstance(value, str) else json.dumps(value))
 
 
+def _footer(report: Mapping[str, Any]) -> list[str]:
+    return [
+        wording.cost(report),
+        ", ".join(f"{name} {version}" for name, version in (report.get("versions") or {}).items()),
+        "All numbers and curves are in report.json and curves.json beside this page, the figures in the folder figures.",
+    ]
+
+
 def _definitions(report: Mapping[str, Any]) -> str:
     told = wording.evaluations(report)
     entry = next(iter(told.values()))
+    detector = str(entry["detector"])
+    if "(" not in detector:
+        detector += f" with a threshold of {wording.number(entry['threshold'])}"
     items = {
-        "Replica": "One simulation with its own start frame and its own random numbers. Start frames are held out: no "
-        "potential was trained on them.",
-        "Failed": f"The detector ({entry['detector']}) measured a value beyond its threshold of "
-        f"{wording.number(entry['threshold'])} at some time up to the horizon of {wording.number(entry['horizon_ps'])} ps.",
+        "Replica": "One simulation with its own initial velocities and noise, from a start frame that is held out: no "
+        "potential was trained on it.",
+        "Failed": f"The detector, {detector}, flagged the replica at some time up to the end of the count "
+        f"({wording.number(entry['horizon_ps'])} ps).",
         "Median stable time": "Time at which the Kaplan-Meier curve first falls to one half. Replicas that did not fail "
         "count until the end of their run.",
         "Failure rate": "Failures divided by the summed time at risk, that is until failure or the end of the run. Interval: "
         "exact 95 % interval of a Poisson count (Garwood). One rate takes the hazard as constant in time.",
-        "Force and energy error": "Mean absolute error on held-out frames with known forces and energies: over all force "
+        "Force and energy MAE": "Mean absolute error on held-out frames with known forces and energies: over all force "
         "components, and for energies per atom.",
-        "Observable, mean absolute error": "Mean over bins or bonds of the distance between the mean in simulations and the "
-        "reference.",
+        "MAE of an observable": "Distance between mean and reference, averaged over bonds or bins. The mean "
+        "is over the frames of all replicas, of each up to its failure: a model whose replicas fail early is judged by "
+        "fewer frames, and not by what follows a failure.",
     }
     if "before" in told:
         items["Fewer, more, no clear difference"] = (
@@ -242,7 +252,10 @@ def _definitions(report: Mapping[str, Any]) -> str:
             "replicas as independent. It covers the simulations, not the choice of training seed."
         )
     if "control" in told:
-        items["Control"] = "The same start and the same number of optimizer steps with energies and forces alone."
+        items["Control"] = (
+            "The model before, trained on with energies and forces alone for as many optimizer steps at the same "
+            "learning rates."
+        )
     if report.get("rounds"):
         items["Sample size left"] = (
             "Effective share of the frames after reweighting them to the updated potential; 100 % means as if sampled from it."

@@ -33,19 +33,19 @@ h2 { margin: 0 0 14px; font-size: 1.15rem; font-weight: 650; line-height: 1.3; o
 .lead li { margin: 3px 0; text-wrap: pretty; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(225px, 1fr)); gap: 14px; margin: 30px 0 14px; }
 .tile, figure, section, details { background: var(--paper); border: 1px solid var(--rule); border-radius: 10px; }
-.tile { padding: 16px 18px; }
+.tile { padding: 15px 16px; }
 .tile h3 { margin: 0; font-size: 0.86rem; font-weight: 600; color: var(--muted); }
-.tile p { margin: 0; font-size: 0.84rem; line-height: 1.45; color: var(--muted); }
-.tile .value { margin: 6px 0 8px; font-size: 1.72rem; font-weight: 680; line-height: 1.15; color: var(--ink); }
+.tile p { margin: 0; font-size: 0.8rem; line-height: 1.45; color: var(--muted); }
+.tile .value { margin: 6px 0 8px; font-size: 1.45rem; font-weight: 680; line-height: 1.15; color: var(--ink); }
 .tile .value > span { white-space: nowrap; letter-spacing: -0.015em; }
-.tile small { font-size: 0.9rem; font-weight: 450; color: var(--muted); white-space: nowrap; }
+.tile small { font-size: 0.86rem; font-weight: 450; color: var(--muted); white-space: nowrap; }
 .before { color: var(--before); } .control { color: var(--control); }
 .after, .evaluation { color: var(--after); } .to { color: var(--muted); font-weight: 400; }
 figure, section, details { margin: 14px 0; padding: 22px 24px; }
 .plot { overflow-x: auto; }
 .plot svg { display: block; width: 100%; min-width: 620px; height: auto; }
 .plot svg text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
-figcaption { margin-top: 12px; max-width: 46em; font-size: 0.9rem; color: var(--muted); text-wrap: pretty; }
+figcaption { margin-top: 12px; max-width: 52em; font-size: 0.9rem; color: var(--muted); text-wrap: pretty; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 6px 14px 6px 0; text-align: left; vertical-align: top; font-weight: 400; }
@@ -54,7 +54,8 @@ thead th { border-bottom: 1.5px solid var(--muted); font-weight: 650; }
 .numbers td, .numbers tbody th, .rounds td { border-bottom: 1px solid var(--rule); }
 .numbers tbody th { color: var(--muted); min-width: 11em; overflow-wrap: anywhere; }
 .numbers .group th { padding-top: 18px; color: var(--ink); font-weight: 650; }
-.rounds td, .rounds th { text-align: right; white-space: nowrap; font-size: 0.84rem; }
+.rounds td, .rounds th { text-align: right; vertical-align: bottom; font-size: 0.84rem; }
+.rounds td { white-space: nowrap; }
 .settings th { color: var(--muted); white-space: nowrap; }
 .settings th, .settings td { border-top: 1px solid var(--rule); overflow-wrap: anywhere; }
 .settings > tbody > tr:first-child > * { border-top: 0; }
@@ -86,11 +87,7 @@ $figures
 $rounds
 $settings
 <section><h2>How the numbers are defined</h2><dl>$definitions</dl></section>
-<footer>
-<p>$cost</p>
-<p>$versions</p>
-<p>The numbers and curves of this page are in report.json and curves.json beside it, its figures in the folder figures.</p>
-</footer>
+<footer>$footer</footer>
 </main>
 </body>
 </html>

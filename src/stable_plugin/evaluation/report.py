@@ -25,11 +25,9 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
 
     Args:
         run_dir: Folder of the run; made if it does not exist.
-        report: ``title``, ``settings``, ``rounds``, ``wall_s``, ``md_steps``, ``optimizer_steps``, ``versions``, and
-            either ``before``, ``after`` and perhaps ``control``, or ``evaluation`` alone. Each of these has
-            ``replicas``, ``horizon_ps``, ``threshold``, ``detector``, ``unstable``, ``median_stable_ps``,
-            ``failures_per_ns``, ``failures_per_ns_interval``, ``force_mae_mev_per_A``, ``energy_mae_mev_per_atom``
-            and ``observables`` (mean absolute error by name). ``extended`` has the same stages for longer runs.
+        report: ``title``, and either ``before``, ``after`` and perhaps ``control``, or ``evaluation`` alone, as
+            :class:`~stable_plugin.evaluation.Evaluation` summarises them. If known, ``extended`` with the same stages
+            at a longer horizon, ``settings``, ``rounds``, ``wall_s``, ``md_steps``, ``optimizer_steps``, ``versions``.
         curves: For each stage ``survival`` (see :meth:`SurvivalCurve.as_dict`) and ``observables`` (``mean`` and
             ``target`` by name), and ``axes`` (``kind``, ``x``, ``xlabel``, ``ylabel`` by name).
 
@@ -78,7 +76,7 @@ def summary(report: Mapping[str, Any]) -> str:
     told = wording.evaluations(report)
     if "before" not in told:
         only = told["evaluation"]
-        lines = [wording.alone(only), f"{_accuracy([only])}."]
+        lines = [wording.alone(only), _accuracy([only])]
     else:
         before, after = told["before"], told["after"]
         horizon = wording.number(before["horizon_ps"])
@@ -87,15 +85,18 @@ def summary(report: Mapping[str, Any]) -> str:
             counts.append(f"Control: {wording.failed(told['control'])}{_median(told['control'])}.")
         counts.append(f"After: {wording.failed(after)}{_median(after)}.")
         lines = [" ".join(counts)]
-        if wording.verdict(before, after) != "better":
+        if wording.outcome(report) != "better":
             lines.append(wording.headline(report))
-        lines.append(f"{_accuracy([before, after])}.")
+        lines.append(_accuracy([before, after]))
     longer = wording.evaluations(report, "extended")
     if longer:
         horizon = wording.number(next(iter(longer.values()))["horizon_ps"])
-        counts = [f"{stage} {wording.failed(e)}" for stage, e in longer.items()]
+        counts = [
+            wording.failed(e) if stage == "evaluation" else f"{stage} {wording.failed(e)}"
+            for stage, e in longer.items()
+        ]
         lines.append(f"Failed when followed to {horizon} ps: {', '.join(counts)}.")
-    return "\n".join([*lines, wording.cost(report)])
+    return "\n".join(line for line in [*lines, wording.cost(report)] if line)
 
 
 def _median(evaluation: Mapping[str, Any]) -> str:
@@ -104,11 +105,14 @@ def _median(evaluation: Mapping[str, Any]) -> str:
 
 
 def _accuracy(told: list[Mapping[str, Any]]) -> str:
-    forces, energies = (
-        " -> ".join(wording.number(e.get(key)) for e in told)
-        for key in ("force_mae_mev_per_A", "energy_mae_mev_per_atom")
-    )
-    return f"Force MAE {forces} meV/Å, energy MAE {energies} meV/atom (held out)"
+    """The errors on labelled frames; empty if there were none."""
+    units = {"force_mae_mev_per_A": ("Force MAE", "meV/Å"), "energy_mae_mev_per_atom": ("energy MAE", "meV/atom")}
+    parts = [
+        f"{name} {' -> '.join(wording.number(e.get(key)) for e in told)} {unit}"
+        for key, (name, unit) in units.items()
+        if any(e.get(key) is not None for e in told)
+    ]
+    return f"{', '.join(parts)} (held out)." if parts else ""
 
 
 def _check_stages(report: Mapping[str, Any]) -> None:

@@ -55,26 +55,28 @@ def p_value(first: Evaluation, second: Evaluation) -> float:
     return float(stats.fisher_exact(table)[1])
 
 
+def outcome(report: Mapping[str, Any]) -> Verdict:
+    """The verdict on the whole run: of the first horizon, or of the longer one where the first cannot tell."""
+    told = evaluations(report)
+    if "before" not in told or not _alike(told["before"], told["after"]):
+        return "unclear"
+    return verdict(*_telling_pair(report))
+
+
 def headline(report: Mapping[str, Any]) -> str:
     """One sentence that says how the run ended."""
-    told = evaluations(report)
+    told, longer = evaluations(report), evaluations(report, "extended")
     if "before" not in told:
         return alone(told["evaluation"])
-    before, after = told["before"], told["after"]
-    if not _alike(before, after):
+    if not _alike(told["before"], told["after"]):
         return "Before and after were not evaluated alike, so they cannot be compared."
-    within = f"within {number(after['horizon_ps'])} ps"
-    counts = f"{failed(before)} before, {failed(after)} after"
-    outcome = verdict(before, after)
-    if outcome == "better":
-        most = ", though most still do" if after["unstable"] > after["replicas"] / 2 else ""
-        text = f"Fewer replicas fail{most}: {counts}, {within}"
-    elif outcome == "worse":
-        text = f"Worse than before, more replicas fail: {counts}, {within}"
-    elif before["unstable"] == after["unstable"] == 0:
-        text = f"No replica failed {within}, before or after, so nothing shows that training helped"
-    else:
-        text = f"No clear difference in stability: {counts}, {within} (p = {number(p_value(before, after), 2)})"
+    before, after = _telling_pair(report)
+    text = _compared(before, after)
+    late = longer.get("after")
+    if outcome(report) == "better" and late and late["horizon_ps"] > after["horizon_ps"]:
+        lasting = "before" in longer and verdict(longer["before"], late) == "better"
+        if not lasting or late["unstable"] > late["replicas"] / 2:
+            text += f"; followed to {number(late['horizon_ps'])} ps, {failed(late)} fail even after training"
     growth = _growth(before, after)
     if growth is not None and growth > _NOTABLE:
         text += f"; the force error grew by {100 * growth:.0f} %"
@@ -89,23 +91,32 @@ def alone(evaluation: Evaluation) -> str:
     return f"{failed(evaluation)} replicas failed {within}."
 
 
-def findings(report: Mapping[str, Any]) -> list[str]:
-    """Further sentences: longer runs, control, accuracy, observables."""
+def findings(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
+    """Further sentences: longer runs, control, accuracy, observables.
+
+    Args:
+        report: See :func:`stable_plugin.evaluation.report.write_report`.
+        axes: ``curves["axes"]``, for the units of the observables.
+    """
     told, longer = evaluations(report), evaluations(report, "extended")
     lines = []
     if longer:
         horizon = number(next(iter(longer.values()))["horizon_ps"])
-        counts = ", ".join(f"{failed(e)}{'' if s == 'evaluation' else ' ' + s}" for s, e in longer.items())
-        lines.append(f"Followed to {horizon} ps, {counts} failed.")
+        where = {"before": " before", "control": " in the control", "after": " after", "evaluation": ""}
+        counts = [f"{failed(e)}{where[stage]}" for stage, e in longer.items()]
+        lines.append(f"Failed when followed to {horizon} ps: {', '.join(counts)}.")
     if "before" not in told:
         return lines
     before, after = told["before"], told["after"]
     if "control" in told:
         lines.append(_against_control(told["control"], after, helped=verdict(before, after) == "better"))
-    lines.append(_force_sentence(before, after))
+    if _growth(before, after) is not None:
+        lines.append(_force_sentence(before, after))
     for words, closer in (("closer to", True), ("further from", False)):
         moved = [
-            f"{observable(name).lower() if name in _NAMES else name} ({number(old)} → {number(new)})"
+            f"{observable(name)[0].lower()}{observable(name)[1:]} "
+            f"({number(old)} → {number(new)} {unit(axes.get(name) or {})}".rstrip()
+            + ")"
             for name, old, new in _errors(before, after)
             if abs(new - old) > _SAME * old and (new < old) is closer
         ]
@@ -145,28 +156,25 @@ def unit(axis: Mapping[str, Any]) -> str:
     return str(axis.get("ylabel", "")).partition(" / ")[2]
 
 
-def relative_change(before: Evaluation, after: Evaluation, key: str) -> str:
-    """How an error changed, in words."""
-    old, new = before.get(key), after.get(key)
-    if old is None or new is None or not old > 0:
+def force_change(before: Evaluation, after: Evaluation) -> str:
+    """How the force error changed, in words."""
+    growth = _growth(before, after)
+    if growth is None:
         return "change unknown"
-    share = new / old - 1
-    if abs(share) < _SAME:
+    if abs(growth) < _SAME:
         return "about the same"
-    return f"{100 * abs(share):.0f} % {'larger' if share > 0 else 'smaller'} than before"
+    return f"{100 * abs(growth):.0f} % {'larger' if growth > 0 else 'smaller'} than before"
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Wall time as people say it."""
-    if seconds is None:
-        return "unknown time"
     if seconds < 600:
         return f"{number(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def cost(report: Mapping[str, Any]) -> str:
-    """What the run took: windows, steps, time."""
+    """What the run took: windows, steps, time; empty if the report says nothing about it."""
     rounds, steps = report.get("rounds") or [], report.get("optimizer_steps")
     parts = []
     if rounds:
@@ -175,8 +183,9 @@ def cost(report: Mapping[str, Any]) -> str:
         parts.append(f"{steps or 0:,} optimizer {'step' if steps == 1 else 'steps'}")
     if report.get("md_steps") is not None:
         parts.append(f"{report['md_steps']:,} MD steps")
-    parts.append(duration(report.get("wall_s")))
-    return f"{'StABlE phase' if rounds else 'Evaluation'}: {', '.join(parts)}."
+    if report.get("wall_s") is not None:
+        parts.append(duration(report["wall_s"]))
+    return f"{'StABlE phase' if 'before' in report else 'Evaluation'}: {', '.join(parts)}." if parts else ""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -192,19 +201,44 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def _telling_pair(report: Mapping[str, Any]) -> tuple[Evaluation, Evaluation]:
+    """Before and after, at the horizon that the headline speaks of."""
+    told, longer = evaluations(report), evaluations(report, "extended")
+    first = told["before"], told["after"]
+    if verdict(*first) != "unclear" or not {"before", "after"} <= set(longer):
+        return first
+    late = longer["before"], longer["after"]
+    nothing_seen = first[0]["unstable"] == first[1]["unstable"] == 0
+    return late if nothing_seen or verdict(*late) != "unclear" else first
+
+
+def _compared(before: Evaluation, after: Evaluation) -> str:
+    within = f"within {number(after['horizon_ps'])} ps"
+    counts = f"{failed(before)} before, {failed(after)} after"
+    result = verdict(before, after)
+    if result == "better":
+        most = ", though most still do" if after["unstable"] > after["replicas"] / 2 else ""
+        return f"Fewer replicas fail{most}: {counts}, {within}"
+    if result == "worse":
+        return f"Worse than before, more replicas fail: {counts}, {within}"
+    if before["unstable"] == after["unstable"] == 0:
+        return f"No replica failed {within}, before or after, so nothing shows that training helped"
+    return f"No clear difference in stability: {counts}, {within} (p = {number(p_value(before, after), 2)})"
+
+
 def _alike(before: Evaluation, after: Evaluation) -> bool:
     return all(before.get(key) == after.get(key) for key in ("horizon_ps", "threshold", "detector"))
 
 
 def _growth(before: Evaluation, after: Evaluation) -> float | None:
     old, new = before.get("force_mae_mev_per_A"), after.get("force_mae_mev_per_A")
-    return new / old - 1 if old and new is not None else None
+    return new / old - 1 if old is not None and old > 0 and new is not None else None
 
 
 def _force_sentence(before: Evaluation, after: Evaluation) -> str:
     key = "force_mae_mev_per_A"
     numbers = f"{number(before.get(key))} → {number(after.get(key))} meV/Å"
-    return f"Held-out force error (mean absolute): {numbers}, {relative_change(before, after, key)}."
+    return f"Held-out force error (mean absolute): {numbers}, {force_change(before, after)}."
 
 
 def _against_control(control: Evaluation, after: Evaluation, helped: bool) -> str:

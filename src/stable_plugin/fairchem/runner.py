@@ -135,8 +135,8 @@ class StABlERunner(RunFolder):
             ],
             callbacks=[*callbacks, last],
         )
-        checkpoint = folder / "last.ckpt"
-        trainer.fit(module, self.data, ckpt_path=checkpoint if checkpoint.is_file() else None)
+        checkpoints = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        trainer.fit(module, self.data, ckpt_path=checkpoints[-1] if checkpoints else None)
 
     def _stabilise(self, module: LightningModule) -> None:
         began = time.perf_counter()

@@ -132,9 +132,6 @@ class StABlECallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything long begins."""
-        others = [one for one in trainer.callbacks if isinstance(one, StABlECallback) and one is not self]
-        if others:
-            raise MisconfigurationException("two StABlECallbacks on one Trainer: keep one, with several observables.")
         if stage == "fit" and not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "StABlECallback adds its gradient before Trainer's optimizer step, which manual optimization "
@@ -189,6 +186,16 @@ class StABlECallback(Callback):
         """Give the learning rate back to its scheduler."""
         for optimizer in trainer.optimizers:
             self._rate.give_back(optimizer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave a checkpoint behind when the run is interrupted, to go on with ``trainer.fit(ckpt_path=...)``."""
+        if self.loop is None or not isinstance(exception, KeyboardInterrupt | SystemExit):
+            return
+        path = Path(trainer.default_root_dir) / f"interrupted-step={trainer.global_step}.ckpt"
+        for optimizer in trainer.optimizers:
+            self._rate.give_back(optimizer)
+        trainer.save_checkpoint(path)
+        log.warning("StABlE training was interrupted. Go on with ckpt_path=%r.", str(path))
 
     def simulate(self, trainer: Trainer) -> None:
         """Run the simulation phase, if training is in one."""

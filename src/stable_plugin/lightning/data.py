@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ase import Atoms
@@ -37,9 +36,9 @@ class ExtxyzDataModule(LightningDataModule):
         super().__init__()
         self.batch_size = checks.count("batch_size", batch_size)
         # Read at once: what is wrong with the files should come out before anything long begins.
-        self.train_frames: list[Atoms] = read_labelled(train, _name("train", train), energy_key, forces_key, least=2)
+        self.train_frames: list[Atoms] = read_labelled(train, "train", energy_key, forces_key, least=2)
         self.valid_frames: list[Atoms] | None = (
-            None if valid is None else read_labelled(valid, _name("valid", valid), energy_key, forces_key)
+            None if valid is None else read_labelled(valid, "valid", energy_key, forces_key)
         )
 
     def train_dataloader(self) -> Any:
@@ -59,7 +58,3 @@ class ExtxyzDataModule(LightningDataModule):
                 "of its model: use a module of stable_plugin.lightning, or your own data module."
             )
         return module
-
-
-def _name(argument: str, source: Frames) -> str:
-    return f"{argument}={str(source)!r}" if isinstance(source, str | Path) else argument

@@ -47,8 +47,8 @@ class StABlEMixin:
         for name in ("observable_weight", "gradient_ratio", "learning_rate"):
             if name in arguments:
                 raise TypeError(
-                    f"configure_stable({name}=...) does not apply to the mixin: multiply stable_loss() with a factor and "
-                    "set the optimizer's learning rate yourself."
+                    f"configure_stable({name}=...) does not apply to the mixin: multiply stable_loss() with a factor "
+                    "and set the optimizer's learning rate yourself."
                 )
         self._stable = StABlECallback(**arguments)
 

@@ -94,8 +94,8 @@ class LoopSettings:
             **self.loop_arguments,
         )
         log.info(
-            "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, %s, observables %s, %s at "
-            "%g K",
+            "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, %s, observables %s, "
+            "%s at %g K",
             self.loop_arguments["n_replicas"],
             reference[0].get_chemical_formula(),
             len(system.bonds),
