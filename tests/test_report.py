@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,8 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert "<script" not in html.lower()
     assert {tag for tag, _ in page.seen}.isdisjoint({"script", "iframe", "object", "embed", "img"})
     assert page.text.count(HOSTILE) > 10
+    # The axis label, cut to its room and not read as a formula.
+    assert f"{escape(HOSTILE[:39], quote=False)}…</text>" in html
     assert all(not name.startswith("on") for _, attributes in page.seen for name in attributes)
     assert all(path.parent.name == "figures" for path in (tmp_path / "run").rglob("*.png"))
 

@@ -81,7 +81,9 @@ def surrogate_weights(values: Tensor, upstream: Tensor, weights: Tensor, tempera
     """
     projected = values.double() @ upstream.double()
     centred = projected - (weights * projected).sum()
-    return -weights * centred / ((1.0 - weights.square().sum()) * BOLTZMANN * temperature_K)
+    # All weight on one frame: its deviation is zero, and so is the gradient; not zero over zero.
+    unbiasing = (1.0 - weights.square().sum()).clamp_min(torch.finfo(weights.dtype).eps)
+    return -weights * centred / (unbiasing * BOLTZMANN * temperature_K)
 
 
 def mean_squared_error(mean: Tensor, target: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
 def read_labelled(
     source: Frames, name: str, energy_key: str = ENERGY_KEY, forces_key: str = FORCES_KEY, *, least: int = 1
 ) -> list[Atoms]:
-    """Structures with energies and forces under :data:`ENERGY_KEY` and :data:`FORCES_KEY`.
+    """Copies of structures, with energies and forces under :data:`ENERGY_KEY` and :data:`FORCES_KEY`.
 
     Args:
         source: As for :func:`read_frames`.
@@ -61,6 +61,7 @@ def read_labelled(
     frames = read_frames(source, name)
     if len(frames) < least:
         raise ValueError(f"{name} holds {len(frames)} frame(s): give at least {least}.")
+    labelled = []
     for index, frame in enumerate(frames):
         results = {} if frame.calc is None else frame.calc.results
         energy = frame.info.get(energy_key, results.get(energy_key))
@@ -77,6 +78,7 @@ def read_labelled(
             )
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             raise ValueError(f"{name}[{index}] has a non-finite energy or force: remove that frame.")
-        frame.info[ENERGY_KEY], frame.arrays[FORCES_KEY] = float(energy), np.asarray(forces, dtype=float)
-        frame.calc = None
-    return frames
+        copy = frame.copy()  # without its calculator, which stays the caller's
+        copy.info[ENERGY_KEY], copy.arrays[FORCES_KEY] = float(energy), np.array(forces, dtype=float)
+        labelled.append(copy)
+    return labelled

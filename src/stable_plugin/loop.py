@@ -205,7 +205,7 @@ class StABlELoop:
             if self.phases.stable_ps == 0.0:
                 self._begin_simulation_phase()
             window = self._simulate("simulate", self._state)
-            self._unstable |= window.unstable
+            self._unstable = self._unstable | window.unstable
             share = self._unstable.double().mean().item()
             self._note("simulate", share, window)
             if self.phases.after_simulation_window(share, window.duration_ps) == "learn":
@@ -240,7 +240,7 @@ class StABlELoop:
             "learning_start": self._learning_start.tensors(),
             "history": [state.tensors() for state in self._history],
             "unstable": self._unstable,
-            "sample": None if self._sample is None else vars(self._sample),
+            "sample": None if self._sample is None else dict(vars(self._sample)),
             "noise": self._noise_at_rest,
             "choices": self._choices.get_state(),
         }
@@ -286,7 +286,7 @@ class StABlELoop:
             return None
         energies = self.estimator.energies(sample.positions)
         weights = reweighting(energies, sample.energies, self.estimator.temperature_K)
-        if effective_share(weights) < self.min_effective_share:
+        if not effective_share(weights) >= self.min_effective_share:  # so that NaN counts as used up
             return None
         return self._estimate(sample, weights)
 

@@ -43,10 +43,8 @@ class SkinList:
         self.cutoff = cutoff
         self.skin = skin
         self.n_atoms = n_atoms
-        atoms = torch.arange(n_atoms, device=device)
-        senders, receivers = torch.meshgrid(atoms, atoms, indexing="ij")
-        distinct = senders != receivers
-        self.senders, self.receivers = senders[distinct], receivers[distinct]
+        # Each pair once: its two directions are as long.
+        self.first, self.second = torch.triu_indices(n_atoms, n_atoms, offset=1, device=device)
         self.omitted: Tensor | None = None
 
     def build(self, positions: Tensor, active: Tensor, *, everything: bool = False) -> Edges:
@@ -60,21 +58,21 @@ class SkinList:
         if isinf(self.cutoff):
             return _no_edges(positions)
         reach = inf if everything else self.cutoff + self.skin
-        listed = (self._distances(positions) < reach) & active[:, None]
+        listed = (self._squared_distances(positions) < reach**2) & active[:, None]
         self.omitted = ~listed & active[:, None]
         replica, pair = listed.nonzero(as_tuple=True)
         offset = replica * self.n_atoms
-        index = torch.stack([self.senders[pair] + offset, self.receivers[pair] + offset])
-        return _padded(index, positions, self.cutoff)
+        one_way = torch.stack([self.first[pair] + offset, self.second[pair] + offset])
+        return _padded(torch.cat([one_way, one_way.flip(0)], dim=1), positions, self.cutoff)
 
     def missed(self, positions: Tensor) -> Tensor:
         """Whether an omitted pair is within the cutoff, a boolean scalar on the device."""
         if self.omitted is None:
             return torch.zeros((), dtype=torch.bool, device=positions.device)
-        return ((self._distances(positions) < self.cutoff) & self.omitted).any()
+        return ((self._squared_distances(positions) < self.cutoff**2) & self.omitted).any()
 
-    def _distances(self, positions: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(positions[:, self.senders] - positions[:, self.receivers], dim=-1)
+    def _squared_distances(self, positions: Tensor) -> Tensor:
+        return (positions[:, self.first] - positions[:, self.second]).square().sum(dim=-1)
 
 
 def edges_within(positions: Tensor, cutoff: float) -> Edges:

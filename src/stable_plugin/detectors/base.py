@@ -97,9 +97,12 @@ class AnyOf(Detector):
             detector.bind(system, reference)
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        """The largest value in units of its own threshold, (n_replicas,)."""
-        ratios = [detector.measure(positions, velocities) / detector.threshold for detector in self.detectors]
-        return torch.stack(ratios).amax(dim=0)
+        """The largest 1 + (value - threshold) / |threshold| of all detectors, (n_replicas,)."""
+        values = [
+            1.0 + (detector.measure(positions, velocities) - detector.threshold) / (abs(detector.threshold) or 1.0)
+            for detector in self.detectors
+        ]
+        return torch.stack(values).amax(dim=0)
 
     def judge(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
         verdicts = [detector.judge(positions, velocities) for detector in self.detectors]

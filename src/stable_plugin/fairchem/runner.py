@@ -124,7 +124,7 @@ class StABlERunner(RunFolder):
     ) -> None:
         folder = self.folder / stage
         # Written at the end of every epoch, whole or not at all: what an interrupted run goes on from.
-        last = ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False)
+        last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
         trainer = make_trainer(
             accelerator=self.accelerator,
             devices=1,

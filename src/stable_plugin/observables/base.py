@@ -105,7 +105,7 @@ def smeared_histogram(values: Tensor, centres: Tensor, width: float) -> Tensor:
         width: Standard deviation of the Gaussian, in the units of ``values``.
 
     Returns:
-        (n_frames, n_bins); each sample adds a Gaussian whose values over the bins sum to about one.
+        (n_frames, n_bins); each sample adds to each bin the share of its Gaussian that lies in it, one in all.
     """
     spacing = centres[1] - centres[0]
     n_bins = len(centres)
@@ -113,8 +113,9 @@ def smeared_histogram(values: Tensor, centres: Tensor, width: float) -> Tensor:
     reach = int(torch.ceil(torch.as_tensor(5.0 * width) / spacing)) + 1
     nearest = ((values - centres[0]) / spacing).round()
     bins = nearest[..., None] + torch.arange(-reach, reach + 1, device=values.device)
-    distance = values[..., None] - (centres[0] + bins * spacing)
-    weight = torch.exp(-0.5 * (distance / width).square()) * spacing / (width * (2.0 * torch.pi) ** 0.5)
+    edges = torch.cat([bins - 0.5, bins[..., -1:] + 0.5], dim=-1)
+    distance = centres[0] + edges * spacing - values[..., None]
+    weight = 0.5 * torch.erf(distance / (width * 2.0**0.5)).diff(dim=-1)
     inside = (bins >= 0) & (bins < n_bins)
     weight = torch.where(inside, weight, torch.zeros_like(weight))
     counts = torch.zeros(len(values), n_bins, dtype=values.dtype, device=values.device)

@@ -100,7 +100,7 @@ class DistanceDistribution(Observable):
 
 
 class AngleDistribution(Observable):
-    """Distribution of all bond angles, in percent per bin: it sums to 100.
+    """Distribution of all bond angles, in percent per bin: it sums to 100, less what is smeared beyond 0 and 180 degrees.
 
     Args:
         n_bins: Bins from 0 to 180 degrees.

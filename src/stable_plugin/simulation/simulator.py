@@ -27,7 +27,8 @@ class Window:
         positions: Recorded frames, (n_frames, n_replicas, n_atoms, 3) in Å.
         velocities: Of the same frames, in Å per ASE time.
         valid: Frames that are finite and within the discard limit, (n_frames, n_replicas).
-        unstable_step: First step at which a detector flagged the replica, (n_replicas,); ``NEVER`` if none did.
+        unstable_step: First step at which the replica was flagged, (n_replicas,); ``NEVER`` if it was not, zero if it
+            was not finite to begin with.
         stopped: Replicas that went beyond the discard limit or became non-finite, (n_replicas,).
         start: State at the beginning.
         end: State at the end; a stopped replica rests where it was last finite.
@@ -101,8 +102,8 @@ class Simulator:
         detector: Detector,
         *,
         check_every_fs: float = 5.0,
-        block_steps: int = 20,
-        skin_A: float = 0.5,
+        block_steps: int = 5,
+        skin_A: float = 0.2,
     ) -> None:
         self.potential = potential
         self.integrator = integrator
@@ -166,10 +167,10 @@ class Simulator:
                 f"record_every={record_every} steps is not a multiple of the {self.check_every} steps between two "
                 "checks: a recorded frame must have been checked. Change record_every_fs or check_every_fs."
             )
-        replicas = torch.zeros(start.n_replicas, dtype=torch.long, device=start.positions.device)
-        progress = _Progress(
-            unstable_step=replicas + NEVER, moving=start.finite() if active is None else start.finite() & active
-        )
+        finite = start.finite()
+        active = torch.ones_like(finite) if active is None else active
+        unstable_step = torch.where(active & ~finite, 0, NEVER)
+        progress = _Progress(unstable_step=unstable_step, moving=active & finite)
         plan = _Plan(record_every, generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
