@@ -90,10 +90,10 @@ def test_an_optimizer_step_follows_the_sum_of_both_gradients(tmp_path, frames):
                 self.seen = own, [parameter.grad.clone() for parameter in module.parameters()]
 
     callback = Recorder(**kwargs_of(short_callback), observable_weight=7.0)
-    module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-30))
     trainer(tmp_path, callback, max_epochs=1).fit(module, ExtxyzDataModule(frames, batch_size=10))
     own, joint = callback.seen
-    # The learning rate is zero: the same window gives the same estimate again.
+    # The learning rate is next to zero: the same window gives the same estimate again.
     callback.loop._sample.steps = 0
     estimate = callback.loop.gradient()
     for before, after, gradient in zip(own, joint, estimate.gradients, strict=True):
@@ -233,6 +233,12 @@ def test_a_potential_that_fails_at_once_stops_with_the_worst_frame(tmp_path, fra
     with pytest.raises(RuntimeError, match=r"all 4 replicas broke down within .* fs .*worst_frame"):
         trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert len(read(tmp_path / "worst_frame.extxyz")) == 21
+
+
+def test_a_learning_rate_that_has_run_out_is_an_error_not_a_run_without_effect(tmp_path, frames):
+    module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    with pytest.raises(MisconfigurationException, match=r"learning rate is zero.*learning_rate="):
+        trainer(tmp_path, short_callback()).fit(module, ExtxyzDataModule(frames, batch_size=10))
 
 
 def test_two_callbacks_on_one_trainer_are_refused(tmp_path, frames):

@@ -9,7 +9,7 @@ from e3nn import o3
 from mace.modules import ScaleShiftMACE, interaction_classes
 from torch import nn
 
-from stable_plugin import BondDeviation, System
+from stable_plugin import System
 from stable_plugin.potentials import ModulePotential, Potential
 from stable_plugin.potentials.mace import default_dtype
 
@@ -81,13 +81,6 @@ def triatomic(stiffness, breaks_at=inf):
     """Springs along the two O-H bonds, resting at 1 Å, as a potential."""
     system = System.from_atoms(TRIATOMIC)
     return ModulePotential(Springs(system.bonds, stiffness, torch.ones(2), breaks_at), system)
-
-
-def never_broken(system, positions):
-    """A detector that looks at the bonds but is never alarmed."""
-    detector = BondDeviation(1e6, None)
-    detector.bind(system, torch.as_tensor(positions).reshape(-1, system.n_atoms, 3))
-    return detector
 
 
 def tiny_mace(numbers, channels=4, seed=0, **changes):

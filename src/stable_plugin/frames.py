@@ -33,7 +33,7 @@ def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
         raise FileNotFoundError(f"{name}={str(source)!r} is not a file: give the path of an extxyz file.")
     else:
         try:
-            frames = ase.io.read(source, index=":")
+            frames = list(ase.io.iread(source, index=":"))
         except Exception as error:  # ASE's readers raise whatever their parsing trips over
             raise ValueError(
                 f"{name}={str(source)!r} cannot be read ({type(error).__name__}: {error}): give a complete extxyz file."

@@ -119,9 +119,7 @@ class StABlERunner(RunFolder):
         control = self._controlled(phase) if self.control else None
         return self._report(phase, before, after, control)
 
-    def _fit(
-        self, make_trainer: Callable[..., Trainer], stage: str, module: LightningModule, callbacks: list[Callback]
-    ) -> None:
+    def _fit(self, make_trainer: Callable[..., Trainer], stage: str, module: Any, callbacks: list[Callback]) -> None:
         folder = self.folder / stage
         # Written at the end of every epoch, whole or not at all: what an interrupted run goes on from.
         last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
@@ -135,8 +133,10 @@ class StABlERunner(RunFolder):
             ],
             callbacks=[*callbacks, last],
         )
-        checkpoints = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        trainer.fit(module, self.data, ckpt_path=checkpoints[-1] if checkpoints else None)
+        # Later stages go on from the supervised one: an optimizer that knows the curvature of the energy/force loss
+        # moves the weights that the fit does not depend on.
+        checkpoint = _newest_checkpoint(folder) or _newest_checkpoint(self.folder / "supervised")
+        trainer.fit(module, self.data, ckpt_path=checkpoint, weights_only=False)
 
     def _stabilise(self, module: LightningModule) -> None:
         began = time.perf_counter()
@@ -158,14 +158,14 @@ class StABlERunner(RunFolder):
         if not rates:
             return None
 
-        def train() -> None:
-            self._fit(
-                lambda **given: Trainer(max_steps=len(rates), **_quiet(given)), "control", module, [_Rates(rates)]
-            )
+        return self._judged(
+            "control",
+            self._trained(
+                "control", module, lambda: self._fit(self.stable_trainer, "control", module, [_Rates(rates)])
+            ),
+        )
 
-        return self._judged("control", self._trained("control", module, train))
-
-    def _trained(self, name: str, module: LightningModule, train: Callable[[], None]) -> LightningModule:
+    def _trained(self, name: str, module: Any, train: Callable[[], None]) -> Any:
         """The module as trained now, or as trained when this run was first started."""
         path = self.folder / f"{name}.model"
         if path.is_file():
@@ -239,22 +239,31 @@ class EvaluateRunner(RunFolder):
 
 
 class _Rates(Callback):
-    """Takes each optimizer step at a given learning rate."""
+    """Takes one optimizer step at each of the given learning rates, then ends training."""
 
     def __init__(self, rates: list[float]) -> None:
         self.rates = rates
+        self.taken = 0
         self._rate = BorrowedLearningRate()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self._rate.set(optimizer, self.rates[min(trainer.global_step, len(self.rates) - 1)], 1.0)
+        self._rate.set(optimizer, self.rates[self.taken], 1.0)
+        self.taken += 1
+        trainer.should_stop = self.taken == len(self.rates)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         for optimizer in trainer.optimizers:
             self._rate.give_back(optimizer)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
 
-def _quiet(given: dict[str, Any]) -> dict[str, Any]:
-    return {**given, "enable_model_summary": False, "log_every_n_steps": 1}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.taken = state_dict["taken"]
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _versions() -> dict[str, str]:

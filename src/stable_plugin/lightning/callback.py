@@ -165,9 +165,9 @@ class StABlECallback(Callback):
             optimizer.zero_grad(set_to_none=True)
             return
         parameters = self.loop.potential.trainable_parameters()
-        factor = self.weight(estimate.gradients, _gradients(parameters))
-        add_gradients(parameters, estimate.gradients, factor)
         latest = self.loop.rounds[-1]
+        factor = self.weight(estimate.gradients, _gradients(parameters), new_window=latest.steps == 1)
+        add_gradients(parameters, estimate.gradients, factor)
         latest.learning_rate = self._rate.set(optimizer, self.learning_rate, self.loop.phases.lr_factor)
         pl_module.log_dict(
             {
@@ -212,12 +212,13 @@ class StABlECallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Phase, replicas, random streams and rounds."""
-        return {} if self.loop is None else {"loop": self.loop.state_dict(), "first_weight": self.weight.first}
+        return {} if self.loop is None else {"loop": self.loop.state_dict(), "weight": self.weight.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave, once the loop exists."""
-        self._resumed = state_dict.get("loop")
-        self.weight.first = state_dict.get("first_weight")
+        if state_dict:
+            self._resumed = state_dict["loop"]
+            self.weight.load_state_dict(state_dict["weight"])
 
     def _stop_when_done(self, trainer: Trainer) -> None:
         assert self.loop is not None
@@ -229,7 +230,7 @@ class StABlECallback(Callback):
         """Windows of the simulation phase come between optimizer steps, where only the loggers themselves listen."""
         assert self.loop is not None
         for entry in self.loop.rounds[self._logged_rounds :]:
-            metrics = {
+            metrics: dict[str, Any] = {
                 f"stable/{entry.phase}/unstable_share": entry.unstable_share,
                 f"stable/{entry.phase}/observable_loss": entry.observable_loss,
                 "stable/round": entry.round,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from stable_plugin import checks
@@ -17,8 +18,9 @@ class ObservableWeight:
     """The factor of the observable's gradient.
 
     The norms of the two gradients differ by orders of magnitude between systems and over a run, so ``auto`` makes the
-    observable's gradient ``ratio`` times as long as the other, up to the largest factor. Near the target, where it is
-    mostly noise, the bound lets it fade.
+    observable's gradient ``ratio`` times as long as the other. It does so once per window, on the frames as simulated:
+    while their reweighting makes the broken ones fade, their pull fades too, instead of being blown up again. A bound
+    lets it fade near the target, where it is mostly noise.
 
     Args:
         weight: A fixed factor, or ``auto``.
@@ -26,26 +28,39 @@ class ObservableWeight:
         largest: Bound of the automatic factor relative to the first one of the run.
     """
 
-    def __init__(self, weight: Weight = "auto", ratio: float = 3.0, largest: float = 1000.0) -> None:
+    def __init__(self, weight: Weight = "auto", ratio: float = 3.0, largest: float = 30.0) -> None:
         if weight != "auto":
             checks.number("observable_weight", weight, least=0, hint="Or 'auto'.")
         self.weight = weight
         self.ratio = checks.number("gradient_ratio", ratio, above=0)
         self.largest = checks.number("largest_weight", largest, above=0)
         self.first: float | None = None
+        self.latest = 1.0
 
-    def __call__(self, observable: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-        """The factor for a pair of gradients."""
+    def __call__(self, observable: Sequence[Tensor], other: Sequence[Tensor], *, new_window: bool) -> float:
+        """The factor for a pair of gradients.
+
+        Args:
+            observable: Gradient of the observables' loss.
+            other: Gradient of the user's loss.
+            new_window: Whether the frames have just been simulated.
+        """
         if self.weight != "auto":
             return float(self.weight)
         pull, rest = norm(observable), norm(other)
-        if pull == 0.0 or rest == 0.0:
-            # Nothing to compare with: without an energy/force gradient the observable's stands alone.
-            return 1.0
-        factor = self.ratio * rest / pull
-        if self.first is None:
-            self.first = factor
-        return min(factor, self.largest * self.first)
+        if new_window and pull > 0.0 and rest > 0.0:
+            factor = self.ratio * rest / pull
+            self.first = factor if self.first is None else self.first
+            self.latest = min(factor, self.largest * self.first)
+        return self.latest
+
+    def state_dict(self) -> dict[str, float | None]:
+        """What a resumed run needs."""
+        return {"first": self.first, "latest": self.latest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` gave."""
+        self.first, self.latest = state["first"], state["latest"]
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
@@ -78,8 +93,17 @@ class BorrowedLearningRate:
 
         Returns:
             The rate of the first parameter group.
+
+        Raises:
+            MisconfigurationException: If the optimizer's own rate is zero and no other is given.
         """
-        self._before = [group["lr"] for group in optimizer.param_groups]
+        own = [group["lr"] for group in optimizer.param_groups]
+        if learning_rate is None and not any(own):
+            raise MisconfigurationException(
+                "the optimizer's learning rate is zero, so the potential cannot be repaired: its schedule has ended. Give "
+                "StABlECallback(learning_rate=...), for instance a tenth to a half of the one that training began with."
+            )
+        self._before = own
         for group in optimizer.param_groups:
             group["lr"] = factor * (group["lr"] if learning_rate is None else learning_rate)
         return float(optimizer.param_groups[0]["lr"])

@@ -93,22 +93,28 @@ class MACEModule(LightningModule):
             raise ValueError(f"scaling={scaling!r} is not known: give one of {sorted(mace_modules.scaling_classes)}.")
         self.loss = loss or mace_modules.WeightedEnergyForcesLoss(energy_weight, forces_weight)
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.model: nn.Module | None = load_mace(model) if isinstance(model, str | Path) else model
+        # Any: the attributes of a MACE model are not those that nn.Module declares.
+        self.model: Any = load_mace(model) if isinstance(model, str | Path) else model
         self._statistics: dict[str, Any] | None = None
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
 
     @property
-    def dtype(self) -> torch.dtype:
+    def options(self) -> Any:
+        """The constructor's arguments."""
+        return self.hparams
+
+    @property
+    def model_dtype(self) -> torch.dtype:
         """Precision of the model."""
         if self.model is None:
-            return DTYPES[self.hparams.dtype]
+            return DTYPES[self.options.dtype]
         return next(self.model.parameters()).dtype
 
     def setup(self, stage: str) -> None:
         """Build a new model from the training frames."""
         if self.model is not None:
             return
-        frames = getattr(self.trainer.datamodule, "train_frames", None)
+        frames = getattr(getattr(self.trainer, "datamodule", None), "train_frames", None)
         if frames is None:
             raise ValueError(
                 "MACEModule needs the training frames to build a new model: fit with a data module that has "
@@ -136,7 +142,6 @@ class MACEModule(LightningModule):
 
     def forward(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
         """MACE's output for one of its batches."""
-        assert self.model is not None
         return self.model(batch.to_dict(), training=training)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -180,7 +185,7 @@ class MACEModule(LightningModule):
             batch = batch.clone()
             output = self(batch)
         loss = self.loss(batch, output)
-        metrics = self.metrics[stage]
+        metrics: Any = self.metrics[stage]
         n_atoms = batch.ptr[1:] - batch.ptr[:-1]
         pairs = {
             "energy": (output["energy"] / n_atoms, batch.energy / n_atoms),
@@ -193,8 +198,8 @@ class MACEModule(LightningModule):
 
     def _mace_options(self) -> Namespace:
         return Namespace(
-            lr=self.hparams.lr,
-            weight_decay=self.hparams.weight_decay,
+            lr=self.options.lr,
+            weight_decay=self.options.weight_decay,
             amsgrad=True,
             beta=0.9,
             lr_params_factors="{}",
@@ -213,8 +218,8 @@ class MACEModule(LightningModule):
                     f"a frame {frame.get_chemical_formula()} holds the atomic number(s) {unknown}, which the model does "
                     f"not know (it knows {list(numbers)}): train a new model on frames that contain them."
                 )
-        with default_dtype(self.dtype):
-            graphs = [
+        with default_dtype(self.model_dtype):
+            graphs: Any = [
                 mace_data.AtomicData.from_config(mace_data.config_from_atoms(frame, keys), table, cutoff)
                 for frame in frames
             ]
@@ -223,22 +228,22 @@ class MACEModule(LightningModule):
     def _measure(self, frames: Sequence[Atoms]) -> dict[str, Any]:
         """What MACE takes from the data, as plain numbers that a checkpoint can hold."""
         numbers = sorted({int(z) for frame in frames for z in frame.numbers})
-        if self.hparams.E0s == "average":
+        if self.options.E0s == "average":
             keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
             configs = [mace_data.config_from_atoms(frame, keys) for frame in frames]
             by_number = mace_data.compute_average_E0s(configs, AtomicNumberTable(numbers))
-        elif isinstance(self.hparams.E0s, str):
-            raise ValueError(f"E0s={self.hparams.E0s!r}: give 'average' or energies in eV by atomic number.")
+        elif isinstance(self.options.E0s, str):
+            raise ValueError(f"E0s={self.options.E0s!r}: give 'average' or energies in eV by atomic number.")
         else:
-            by_number = {int(z): float(energy) for z, energy in dict(self.hparams.E0s).items()}
+            by_number = {int(z): float(energy) for z, energy in dict(self.options.E0s).items()}
             missing = sorted(set(numbers) - set(by_number))
             if missing:
                 raise ValueError(f"E0s lacks the atomic number(s) {missing}: give their energies in eV, or 'average'.")
         energies = np.array([by_number[z] for z in numbers])
-        loader = self._loader(frames, numbers, self.hparams.r_max, batch_size=len(frames), shuffle=False)
-        with default_dtype(self.dtype):
-            neighbors, _, _ = mace_modules.compute_statistics(loader, energies)
-            _, scale = mace_modules.scaling_classes[self.hparams.scaling](loader, energies)
+        loader = self._loader(frames, numbers, self.options.r_max, batch_size=len(frames), shuffle=False)
+        with default_dtype(self.model_dtype):
+            neighbors = mace_modules.compute_avg_num_neighbors(loader)
+            _, scale = mace_modules.scaling_classes[self.options.scaling](loader, energies)
         return {
             "atomic_numbers": numbers,
             "atomic_energies": energies.tolist(),
@@ -247,7 +252,7 @@ class MACEModule(LightningModule):
         }
 
     def _build(self, statistics: dict[str, Any]) -> nn.Module:
-        options = self.hparams
+        options = self.options
         interaction = mace_modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
         with default_dtype(DTYPES[options.dtype]), torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ase import Atoms
-from torch import nn
 
 
-def training_structures(module: nn.Module, dataloader: Any) -> list[Atoms]:
+def training_structures(module: Any, dataloader: Any) -> list[Atoms]:
     """The structures behind a training dataloader.
 
     The dataset is read, not the loader: iterating the loader would advance the random numbers that shuffle it.
@@ -36,7 +35,7 @@ def training_structures(module: nn.Module, dataloader: Any) -> list[Atoms]:
     )
 
 
-def _mace_atomic_numbers(modules: Iterable[nn.Module]) -> list[int] | None:
+def _mace_atomic_numbers(modules: Iterable[Any]) -> list[int] | None:
     for module in modules:
         if hasattr(module, "atomic_energies_fn") and hasattr(module, "atomic_numbers"):
             return module.atomic_numbers.tolist()
@@ -45,7 +44,7 @@ def _mace_atomic_numbers(modules: Iterable[nn.Module]) -> list[int] | None:
 
 def _from_mace_graph(graph: Any, atomic_numbers: Sequence[int]) -> Atoms:
     species = graph.node_attrs.argmax(dim=1).tolist()
-    pbc = getattr(graph, "pbc", None)
+    pbc: Any = getattr(graph, "pbc", None)
     periodic = pbc is not None and bool(pbc.any())
     return Atoms(
         numbers=[atomic_numbers[index] for index in species],

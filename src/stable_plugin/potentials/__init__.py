@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from stable_plugin.potentials.base import Potential
 from stable_plugin.potentials.module import ModulePotential
@@ -11,7 +11,7 @@ from stable_plugin.systems import System
 __all__ = ["ModulePotential", "Potential", "find_potential"]
 
 
-def find_potential(module: nn.Module, system: System) -> Potential:
+def find_potential(module: Any, system: System) -> Potential:
     """The potential inside a module, for instance inside a LightningModule.
 
     A module may say itself what its potential is with a method ``stable_potential(system)``; otherwise the first
@@ -25,7 +25,8 @@ def find_potential(module: nn.Module, system: System) -> Potential:
         TypeError: If no potential is found.
     """
     if hasattr(module, "stable_potential"):
-        return module.stable_potential(system)
+        potential: Potential = module.stable_potential(system)
+        return potential
     for part in module.modules():
         families = {base.__module__.split(".")[0] for base in type(part).__mro__}
         if "mace" in families and hasattr(part, "atomic_energies_fn"):

@@ -38,7 +38,10 @@ class MACEPotential(Potential):
         ValueError: If the model does not know an element of the system, or has no such head.
     """
 
-    def __init__(self, module: nn.Module, system: System, head: str | None = None) -> None:
+    # Any: the attributes of a MACE model are not those that nn.Module declares.
+    module: Any
+
+    def __init__(self, module: Any, system: System, head: str | None = None) -> None:
         super().__init__(module, system)
         known = module.atomic_numbers.tolist()
         unknown = sorted(
@@ -119,7 +122,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def load_mace(source: str | Path, device: str = "cpu") -> nn.Module:
+def load_mace(source: str | Path, device: str = "cpu") -> Any:
     """Load a MACE model.
 
     A ``.model`` file is a pickle: loading one runs code that it contains. Load files you trust.
@@ -170,7 +173,7 @@ def save_mace(module: nn.Module, path: str | Path) -> None:
     os.replace(partial, path)
 
 
-def _load_file(path: Path, device: str) -> nn.Module:
+def _load_file(path: Path, device: str) -> Any:
     import e3nn
 
     try:

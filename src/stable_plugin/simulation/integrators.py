@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import exp, sqrt
 
 import torch
@@ -57,7 +57,7 @@ class Integrator(ABC):
         """Momenta that carry the kinetic temperature."""
         return 3 * n_atoms
 
-    def initial_velocities(self, shape: tuple[int, int, int], masses: Tensor, generator: torch.Generator) -> Tensor:
+    def initial_velocities(self, shape: Sequence[int], masses: Tensor, generator: torch.Generator) -> Tensor:
         """Thermal velocities to start from, ``shape`` = (n_replicas, n_atoms, 3) in Å per ASE time."""
         return maxwell_boltzmann(shape, masses, self.temperature_K, generator)
 
@@ -142,7 +142,7 @@ class NoseHooverChain(Integrator):
         """Without the centre of mass: without external forces its momentum is never thermalised, and is kept zero."""
         return 3 * n_atoms - 3
 
-    def initial_velocities(self, shape: tuple[int, int, int], masses: Tensor, generator: torch.Generator) -> Tensor:
+    def initial_velocities(self, shape: Sequence[int], masses: Tensor, generator: torch.Generator) -> Tensor:
         velocities = super().initial_velocities(shape, masses, generator)
         momentum = (masses[:, None] * velocities).sum(dim=1, keepdim=True)
         return velocities - momentum / masses.sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -69,9 +70,7 @@ def kinetic_temperature(velocities: Tensor, masses: Tensor) -> Tensor:
     return 2.0 * kinetic_energy(velocities, masses) / (3 * len(masses) * BOLTZMANN)
 
 
-def maxwell_boltzmann(
-    shape: tuple[int, int, int], masses: Tensor, temperature_K: float, generator: torch.Generator
-) -> Tensor:
+def maxwell_boltzmann(shape: Sequence[int], masses: Tensor, temperature_K: float, generator: torch.Generator) -> Tensor:
     """Thermal velocities in Å per ASE time.
 
     Args:
@@ -80,7 +79,7 @@ def maxwell_boltzmann(
         temperature_K: Temperature in K.
         generator: Source of the random numbers.
     """
-    noise = torch.randn(shape, generator=generator, device=masses.device, dtype=masses.dtype)
+    noise = torch.randn(tuple(shape), generator=generator, device=masses.device, dtype=masses.dtype)
     return noise * (BOLTZMANN * temperature_K / masses[:, None]).sqrt()
 
 
