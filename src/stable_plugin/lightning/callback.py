@@ -238,6 +238,15 @@ class StABlECallback(Callback):
             }
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step)
+            log.info(
+                "window %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
+                entry.round,
+                entry.phase,
+                100.0 * entry.unstable_share,
+                entry.observable_loss,
+                entry.simulated_ps,
+                entry.wall_s,
+            )
         self._logged_rounds = len(self.loop.rounds)
 
     def _watched(self, trainer: Trainer) -> _Watched:

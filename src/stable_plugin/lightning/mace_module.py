@@ -16,7 +16,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from stable_plugin import checks
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
-from stable_plugin.potentials.mace import MACEPotential, default_dtype, load_mace
+from stable_plugin.potentials.mace import MACEPotential, default_dtype, load_mace, quiet_e3nn
 from stable_plugin.systems import System
 
 # After stable_plugin.potentials.mace, whose error says what to install when mace is missing.
@@ -254,7 +254,7 @@ class MACEModule(LightningModule):
     def _build(self, statistics: dict[str, Any]) -> nn.Module:
         options = self.options
         interaction = mace_modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-        with default_dtype(DTYPES[options.dtype]), torch.random.fork_rng(devices=[]):
+        with default_dtype(DTYPES[options.dtype]), torch.random.fork_rng(devices=[]), quiet_e3nn():
             torch.manual_seed(options.seed)
             return mace_modules.ScaleShiftMACE(
                 r_max=options.r_max,

@@ -1,6 +1,6 @@
 """Observables, each a :class:`torchmetrics.Metric`."""
 
 from stable_plugin.observables.base import Observable
-from stable_plugin.observables.structure import AngleDistribution, BondLengths, DistanceDistribution
+from stable_plugin.observables.structure import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution
 
-__all__ = ["AngleDistribution", "BondLengths", "DistanceDistribution", "Observable"]
+__all__ = ["AngleDistribution", "BondAmplitudes", "BondLengths", "DistanceDistribution", "Observable"]

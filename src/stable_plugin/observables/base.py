@@ -77,7 +77,7 @@ class Observable(Metric):
         self.count = self.count + len(positions)
 
     def compute(self) -> Tensor:
-        """Mean over all frames seen, (n_values,)."""
+        """Mean over all frames seen, (n_values,); torchmetrics gives a single value without its axis, ()."""
         return self.total / self.count
 
     def mean_absolute_error(self) -> float:

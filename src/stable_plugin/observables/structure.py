@@ -53,6 +53,31 @@ class BondLengths(Observable):
         return {"kind": "bars", "x": self._labels, "xlabel": "bond", "ylabel": "length / Å"}
 
 
+class BondAmplitudes(Observable):
+    """Mean square deviation of every bond from its mean length in the reference, in Å².
+
+    The square of the vibrational amplitude that gas electron diffraction measures. A bond that breaks in one frame of a
+    hundred hardly moves its mean length; it multiplies its amplitude.
+
+    Args:
+        target: Mean square deviations, (n_bonds,) in Å², in the order of ``System.bonds``.
+    """
+
+    def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
+        super().__init__(target, **kwargs)
+        self._lengths = BondLengths()
+
+    def bind(self, system: System, reference: Tensor) -> None:
+        self._lengths.bind(system, reference)
+        super().bind(system, reference)
+
+    def per_frame(self, positions: Tensor) -> Tensor:
+        return (self._lengths.per_frame(positions) - _bound(self._lengths.target, self).to(positions)).square()
+
+    def axis(self) -> dict[str, Any]:
+        return {**self._lengths.axis(), "ylabel": "mean square deviation / Å²"}
+
+
 class DistanceDistribution(Observable):
     """Distribution h(r) of all interatomic distances, in percent per bin: it sums to 100 over an unbounded range.
 

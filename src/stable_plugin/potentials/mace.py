@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +113,15 @@ class MACEPotential(Potential):
 
 
 @contextmanager
+def quiet_e3nn() -> Iterator[None]:
+    """Keep e3nn from warning, module by module, of TorchScript annotations that a user cannot change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The TorchScript type system", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
+        yield
+
+
+@contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """MACE builds models and graphs in torch's default dtype; set it and put it back."""
     before = torch.get_default_dtype()
@@ -177,7 +187,8 @@ def _load_file(path: Path, device: str) -> Any:
     import e3nn
 
     try:
-        model: Any = torch.load(path, map_location=device, weights_only=False)
+        with quiet_e3nn():
+            model: Any = torch.load(path, map_location=device, weights_only=False)
     except Exception as error:  # unpickling runs the file's own code: anything can come out of it
         raise ValueError(
             f"{path} does not load under the installed e3nn {e3nn.__version__} ({type(error).__name__}: {error}). MACE "
