@@ -142,7 +142,7 @@ class Evaluator:
         if trajectories is not None:
             self._write(run, potential.system, trajectories, n_trajectories)
         errors = self._errors(potential)
-        summaries = [self._summary(run, horizon, errors) for horizon in self.horizons_ps[::-1]][::-1]
+        summaries = [self._summary(run, horizon, errors) for horizon in self.horizons_ps]
         return Evaluation(summaries, self._curves(run, self.horizons_ps[0]), self._axes())
 
     def _simulate(self, potential: Potential) -> _Run:
