@@ -83,8 +83,8 @@ def triatomic(stiffness, breaks_at=inf):
     return ModulePotential(Springs(system.bonds, stiffness, torch.ones(2), breaks_at), system)
 
 
-def tiny_mace(numbers, channels=4, seed=0, **changes):
-    """A real MACE model with random weights, in double precision."""
+def tiny_mace(numbers, channels=4, seed=0, model=ScaleShiftMACE, **changes):
+    """A real MACE model with random weights, in double precision; an argument changed to None is left out."""
     elements = sorted({int(number) for number in numbers})
     interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]
     settings = {
@@ -109,7 +109,7 @@ def tiny_mace(numbers, channels=4, seed=0, **changes):
     }
     with default_dtype(torch.float64), torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ScaleShiftMACE(**{**settings, **changes})
+        return model(**{name: value for name, value in {**settings, **changes}.items() if value is not None})
 
 
 def flat(tensors):
