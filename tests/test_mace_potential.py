@@ -279,7 +279,9 @@ def test_a_corrupted_file_is_refused_with_what_to_do(content, potential, tmp_pat
         whole = tmp_path / "whole.model"
         save_mace(potential.module, whole)
         path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"broken\.model does not load under the installed e3nn .*install e3nn==0\.5\.1"):
+    with pytest.raises(
+        ValueError, match=r"broken\.model does not load under the installed e3nn .*install e3nn==0\.5\.1"
+    ):
         load_mace(path)
 
 
@@ -348,5 +350,7 @@ def test_a_module_with_energies_of_another_shape_is_refused():
 
     positions = torch.zeros(3, 2, 3, dtype=torch.float64)
     potential = ModulePotential(Wrong(1.0), NITROGEN)
-    with pytest.raises(ValueError, match=r"Wrong returned energies of shape \(3, 2, 1\) for positions of shape \(3, 2, 3"):
+    with pytest.raises(
+        ValueError, match=r"Wrong returned energies of shape \(3, 2, 1\) for positions of shape \(3, 2, 3"
+    ):
         potential.atomic_energies(positions, potential.edges(positions))

@@ -48,9 +48,7 @@ def test_bond_lengths_equal_those_of_ase(aspirin_frames, aspirin_positions):
         assert found.tolist() == pytest.approx([frame.get_distance(i, j) for i, j in pairs], rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "make", [BondLengths, DistanceDistribution, AngleDistribution], ids=lambda cls: cls.__name__
-)
+@pytest.mark.parametrize("make", [BondLengths, DistanceDistribution, AngleDistribution], ids=lambda cls: cls.__name__)
 def test_updates_in_parts_equal_one_update_and_reset_forgets(make, aspirin_frames, aspirin_positions):
     observable = bound(make(), aspirin_frames[0], aspirin_positions[:5])
     assert isinstance(observable, Metric)

@@ -178,9 +178,7 @@ FRAGILE = 2
 def fragile_run(broken, breaks_at=BREAKS_AT, every=4):
     """Five molecules whose energy is NaN beyond a bond length; one of them may fly apart."""
     potential = triatomic(10.0, breaks_at)
-    simulator = Simulator(
-        potential, Langevin(300.0, 0.5, 1.0), NonFinite(), check_every_fs=every * 0.5, block_steps=20
-    )
+    simulator = Simulator(potential, Langevin(300.0, 0.5, 1.0), NonFinite(), check_every_fs=every * 0.5, block_steps=20)
     start = simulator.prepare(triatomic_start(5), seeded())
     if broken:
         velocities = start.velocities.clone()

@@ -169,6 +169,7 @@ class StABlELoop:
             observable.bind(potential.system, reference)
         self.observables = list(observables)
         self.simulator = Simulator(potential, integrator, detector, check_every_fs=check_every_fs)
+        self.simulator.check_record_every(self.record_every)
         self.estimator = BoltzmannEstimator(potential, integrator.temperature_K, chunk)
         self.phases = Phases(schedule or Schedule())
         self.loss = loss

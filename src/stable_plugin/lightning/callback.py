@@ -45,7 +45,7 @@ class StABlECallback(Callback):
             not given. A longer trajectory gives sharper targets.
         bonds: Pairs of bonded atoms; found in the first reference frame from covalent radii if not given.
         integrator: Thermostat, temperature and timestep; Langevin at 300 K with 0.5 fs if not given.
-        observables: What should be reproduced; the bond lengths if not given.
+        observables: What should be reproduced; lengths and amplitudes of the bonds if not given.
         detector: When a replica is unstable; a bond 0.25 Å off its mean length if not given.
         n_replicas: Replicas simulated at once.
         window_ps: Length of a window in ps.
@@ -87,7 +87,7 @@ class StABlECallback(Callback):
         loss: Loss = mean_squared_error,
         learning_rate: float | None = None,
         observable_weight: Weight = "auto",
-        gradient_ratio: float = 3.0,
+        gradient_ratio: float = 15.0,
         steps_per_window: int = 6,
         min_effective_share: float = 0.3,
         rewind_share: float = 0.1,

@@ -14,7 +14,7 @@ from stable_plugin.estimator import Loss, mean_squared_error
 from stable_plugin.frames import Frames, read_frames
 from stable_plugin.lightning.structures import training_structures
 from stable_plugin.loop import StABlELoop
-from stable_plugin.observables import BondLengths, Observable
+from stable_plugin.observables import BondAmplitudes, BondLengths, Observable
 from stable_plugin.phases import Schedule
 from stable_plugin.potentials import find_potential
 from stable_plugin.simulation import Integrator, Langevin
@@ -85,7 +85,7 @@ class LoopSettings:
         structures = self.structures or training_structures(module, dataloader)
         reference = self.reference or structures
         system = System.from_atoms(reference[0], self.bonds)
-        observables = list(self.observables or [BondLengths()])
+        observables = list(self.observables or [BondLengths(), BondAmplitudes()])
         loop = StABlELoop(
             find_potential(module, system),
             stack_positions(structures, system, "structures"),

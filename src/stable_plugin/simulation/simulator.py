@@ -131,6 +131,18 @@ class Simulator:
         velocities = velocities.to(positions)
         return State(positions, velocities, forces, energies, self.integrator.initial_chain(positions))
 
+    def check_record_every(self, record_every: int) -> None:
+        """Refuse to record frames that the detector does not look at.
+
+        Raises:
+            ValueError: If ``record_every`` steps is not a multiple of the steps between two checks.
+        """
+        if record_every % self.check_every:
+            raise ValueError(
+                f"record_every={record_every} steps is not a multiple of the {self.check_every} steps between two "
+                "checks: a recorded frame must have been checked. Change record_every_fs or check_every_fs."
+            )
+
     def refresh(self, state: State) -> State:
         """The same positions and velocities under the weights that the potential has now."""
         with self.potential.frozen():
@@ -162,11 +174,7 @@ class Simulator:
             stop_unstable: Stop a replica as soon as it is unstable, as if it were beyond the discard limit.
         """
         checks.count("n_steps", n_steps)
-        if record_every % self.check_every:
-            raise ValueError(
-                f"record_every={record_every} steps is not a multiple of the {self.check_every} steps between two "
-                "checks: a recorded frame must have been checked. Change record_every_fs or check_every_fs."
-            )
+        self.check_record_every(record_every)
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
         unstable_step = torch.where(active & ~finite, 0, NEVER)
