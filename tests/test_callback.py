@@ -355,3 +355,37 @@ def test_the_mixin_takes_the_same_steps_as_the_callback(tmp_path, frames):
 def test_the_mixin_refuses_what_only_the_callback_does():
     with pytest.raises(TypeError, match="observable_weight"):
         Own(small_module(), 1.0, observable_weight=2.0)
+
+
+def test_it_works_on_the_other_lightning_with_a_plain_module_and_a_plain_dataloader(tmp_path, frames):
+    lightning = pytest.importorskip("lightning")
+    inner, labelled = small_module(), ExtxyzDataModule(frames).train_frames
+    inner.model = inner._build(inner._measure(labelled))
+
+    class Plain(lightning.LightningModule):
+        def __init__(self, model, loss):
+            super().__init__()
+            self.model, self.loss = model, loss
+
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch, self.model(batch.to_dict(), training=True))
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    callback = short_callback()
+    run = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    module = Plain(inner.model, inner.loss)
+    before = weights(module)
+    run.fit(module, inner.dataloader(labelled, 5, shuffle=True))
+    assert sum(entry.steps for entry in callback.rounds) == run.global_step > 0
+    assert not torch.equal(before, weights(module))

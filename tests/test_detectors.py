@@ -179,7 +179,7 @@ def test_reference_frames_that_are_broken_are_refused_and_named():
 
 def test_a_reference_frame_that_is_nan_is_the_worst():
     frames = chain_frames({(3, 0): 4.9}, {(3, 0): float("nan")})
-    with pytest.raises(ValueError, match="2 of 2 reference frames.*frame 1 measures nan"):
+    with pytest.raises(ValueError, match=r"2 of 2 reference frames.*frame 1 measures nan"):
         bound(BondDeviation(0.25)).check_reference(frames)
 
 

@@ -232,7 +232,7 @@ class Polynomial(nn.Module):
 
 
 def central_differences(function, parameters, step=1e-5):
-    """d function / d parameter, one parameter at a time; the parameters are put back."""
+    """The slopes of a function, one parameter at a time; the parameters are put back."""
     slopes = torch.zeros_like(parameters)
     for index in range(len(parameters)):
         values = []

@@ -239,7 +239,9 @@ def test_kinetic_temperature_agrees_with_ase(aspirin_frames, generator):
 
 
 def test_units_are_those_of_ase():
-    assert (FS, PS, BOLTZMANN) == (units.fs, 1000.0 * units.fs, units.kB)
+    assert units.fs == FS
+    assert 1000.0 * units.fs == PS
+    assert units.kB == BOLTZMANN
 
 
 def test_the_relaxation_time_is_forty_timesteps_unless_given():

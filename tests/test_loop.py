@@ -457,7 +457,7 @@ def test_too_few_reference_frames_are_named(reference):
 def test_broken_start_structures_are_refused(reference):
     broken = reference.clone()
     broken[3, 1] *= 3.0
-    with pytest.raises(ValueError, match="1 of 10 .*frames are broken .*frame 3 measures"):
+    with pytest.raises(ValueError, match=r"1 of 10 .*frames are broken .*frame 3 measures"):
         make_loop(triatomic(SOFT), reference, broken[:10])
 
 
