@@ -10,7 +10,6 @@ from torch import nn
 
 from stable_plugin import checks
 from stable_plugin.detectors import BondDeviation, Detector
-from stable_plugin.estimator import Loss, mean_squared_error
 from stable_plugin.frames import Frames, read_frames
 from stable_plugin.lightning.structures import training_structures
 from stable_plugin.loop import StABlELoop
@@ -26,31 +25,32 @@ log = logging.getLogger(__name__)
 class LoopSettings:
     """What a :class:`~stable_plugin.loop.StABlELoop` is made from, before the model and the data are known.
 
-    Files are read and numbers checked here, at once; see :class:`~stable_plugin.StABlECallback` for the arguments.
+    Files are read and numbers checked here, at once.
+
+    Args:
+        structures: See :class:`~stable_plugin.StABlECallback`, as for all arguments.
+        reference: Likewise.
+        bonds: Likewise.
+        observables: Likewise.
+        integrator: Likewise.
+        detector: Likewise.
+        schedule: Likewise.
+        loop_arguments: Further arguments of the loop.
     """
 
     def __init__(
         self,
         *,
-        structures: Frames | None = None,
-        reference: Frames | None = None,
-        bonds: Sequence[tuple[int, int]] | None = None,
-        integrator: Integrator | None = None,
-        observables: Observable | Sequence[Observable] | None = None,
-        detector: Detector | None = None,
-        n_replicas: int = 32,
-        window_ps: float = 0.4,
-        record_every_fs: float = 25.0,
-        check_every_fs: float = 5.0,
-        schedule: Schedule | None = None,
-        loss: Loss = mean_squared_error,
-        steps_per_window: int = 6,
-        min_effective_share: float = 0.3,
-        rewind_share: float = 0.1,
-        chunk: int = 64,
-        seed: int = 0,
+        structures: Frames | None,
+        reference: Frames | None,
+        bonds: Sequence[tuple[int, int]] | None,
+        observables: Observable | Sequence[Observable] | None,
+        integrator: Integrator | None,
+        detector: Detector | None,
+        schedule: Schedule | None,
+        **loop_arguments: Any,
     ) -> None:
-        checks.count("n_replicas", n_replicas)
+        checks.count("n_replicas", loop_arguments["n_replicas"])
         self.structures = None if structures is None else read_frames(structures, "structures")
         self.reference = None if reference is None else read_frames(reference, "reference")
         self.bonds = bonds
@@ -58,17 +58,8 @@ class LoopSettings:
         self.loop_arguments: dict[str, Any] = {
             "integrator": integrator or Langevin(),
             "detector": detector or BondDeviation(),
-            "n_replicas": n_replicas,
-            "window_ps": window_ps,
-            "record_every_fs": record_every_fs,
-            "check_every_fs": check_every_fs,
             "schedule": schedule or Schedule(),
-            "loss": loss,
-            "steps_per_window": steps_per_window,
-            "min_effective_share": min_effective_share,
-            "rewind_share": rewind_share,
-            "chunk": chunk,
-            "seed": seed,
+            **loop_arguments,
         }
 
     def build(self, module: nn.Module, dataloader: Any) -> StABlELoop:
