@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from stable_plugin import BondDeviation, BondLengths, Langevin, Schedule, StABlECallback, StABlEMixin
+from stable_plugin import BondDeviation, Langevin, Schedule, StABlECallback, StABlEMixin
 from stable_plugin.lightning import ExtxyzDataModule, MACEModule
 
 DATA = Path(__file__).parents[1] / "recipes" / "data"

@@ -150,9 +150,9 @@ def test_replicas_have_noise_of_their_own():
     assert len({tuple(replica.flatten().tolist()) for replica in end.velocities}) == 4
 
 
-def conserved_energies(timestep_fs, duration_fs, n_replicas=8):
+def conserved_energies(timestep_fs, duration_fs, n_replicas=8, potential=None):
     """The extended energy after every step, (n_steps + 1, n_replicas)."""
-    potential = triatomic(20.0)
+    potential = potential or triatomic(20.0)
     masses = potential.system.masses
     integrator = NoseHooverChain(300.0, timestep_fs, relaxation_fs=20.0)
     generator = torch.Generator().manual_seed(4)
@@ -242,6 +242,22 @@ def test_units_are_those_of_ase():
     assert units.fs == FS
     assert 1000.0 * units.fs == PS
     assert units.kB == BOLTZMANN
+
+
+def test_the_thermostat_itself_is_integrated_to_fourth_order():
+    """Free particles feel nothing but the thermostat, whose Suzuki-Yoshida steps are of fourth order."""
+    potential = ModulePotential(Oscillators(0.0), System.from_atoms(TRIATOMIC))
+    coarse, fine = (
+        conserved_energies(timestep, 200.0, potential=potential).std(dim=0).mean().item() for timestep in (1.0, 0.5)
+    )
+    assert fine > 1e-12, "there is an error to measure"
+    assert coarse / fine == pytest.approx(16.0, rel=0.15)
+
+
+def test_thermostat_masses_follow_the_period():
+    masses = NoseHooverChain(300.0, 0.5, relaxation_fs=25.0, chain_length=3).thermostat_masses(5)
+    inertia = BOLTZMANN * 300.0 * (25.0 * FS / (2 * np.pi)) ** 2
+    assert masses == pytest.approx([12 * inertia, inertia, inertia], rel=1e-12)
 
 
 def test_the_relaxation_time_is_forty_timesteps_unless_given():

@@ -71,7 +71,7 @@ def test_a_model_without_a_cutoff_gets_no_edges():
     assert edges.shifts.shape == (0, 3)
     skin_list = SkinList(inf, 0.5, 5, positions.device)
     skin_list.build(positions, all_move(positions))
-    assert not skin_list.missed(positions)
+    assert not skin_list.missed(positions).any()
 
 
 def test_edge_counts_come_in_few_sizes_and_hold_every_edge():
@@ -94,9 +94,9 @@ def test_a_skin_lists_pairs_beyond_the_cutoff():
 def test_everything_lists_every_pair_whatever_its_distance():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.2], [0, 0, -380.0]]], dtype=torch.float64)
     skin_list = SkinList(CUTOFF, 0.0, 3, positions.device)
-    edges = skin_list.build(positions, all_move(positions), everything=True)
+    edges = skin_list.build(positions, all_move(positions), wild=all_move(positions))
     assert listed(edges, positions) == {(i, j) for i in range(3) for j in range(3) if i != j}
-    assert not skin_list.missed(torch.zeros_like(positions))
+    assert not skin_list.missed(torch.zeros_like(positions)).any()
 
 
 def test_replicas_that_rest_get_no_edges_and_are_never_missed():
@@ -106,7 +106,7 @@ def test_replicas_that_rest_get_no_edges_and_are_never_missed():
     edges = skin_list.build(positions, active)
     replicas = {sender // 4 for sender, _ in listed(edges, positions)}
     assert replicas == {0, 2}
-    assert not skin_list.missed(positions)
+    assert not skin_list.missed(positions).any()
 
 
 def test_a_replica_that_is_not_finite_and_rests_disturbs_no_other():
@@ -117,18 +117,18 @@ def test_a_replica_that_is_not_finite_and_rests_disturbs_no_other():
     skin_list = SkinList(CUTOFF, 0.5, 4, positions.device)
     edges = skin_list.build(broken, torch.tensor([True, False, True]))
     assert listed(edges, positions) == {pair for pair in healthy if pair[0] // 4 != 1}
-    assert not skin_list.missed(broken)
+    assert not skin_list.missed(broken).any()
 
 
 def test_a_pair_that_comes_in_from_outside_the_skin_is_missed():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 4.0]]], dtype=torch.float64)
     skin_list = SkinList(CUTOFF, 0.5, 2, positions.device)
     assert listed(skin_list.build(positions, all_move(positions)), positions) == set()
-    assert not skin_list.missed(positions)
+    assert not skin_list.missed(positions).any()
     positions[0, 1, 2] = CUTOFF + 0.01
-    assert not skin_list.missed(positions)
+    assert not skin_list.missed(positions).any()
     positions[0, 1, 2] = CUTOFF - 0.01
-    assert skin_list.missed(positions)
+    assert skin_list.missed(positions).any()
 
 
 def test_a_pair_that_was_listed_is_not_missed_wherever_it_goes():
@@ -136,7 +136,7 @@ def test_a_pair_that_was_listed_is_not_missed_wherever_it_goes():
     skin_list = SkinList(CUTOFF, 0.5, 2, positions.device)
     skin_list.build(positions, all_move(positions))
     positions[0, 1, 2] = 1.0
-    assert not skin_list.missed(positions)
+    assert not skin_list.missed(positions).any()
 
 
 @pytest.fixture(scope="module")

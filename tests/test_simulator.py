@@ -138,7 +138,7 @@ def hot_gas(skin_A, *, block_steps=40, blind=False):
         PairRepulsion(system), integrator, NonFinite(), check_every_fs=1.0, block_steps=block_steps, skin_A=skin_A
     )
     if blind:
-        simulator.neighbors.missed = lambda positions: torch.zeros((), dtype=torch.bool)
+        simulator.neighbors.missed = lambda positions: torch.zeros(len(positions), dtype=torch.bool)
     generator = seeded(1)
     start = simulator.prepare(positions, seeded())
     inwards = start.with_(velocities=start.velocities - 0.02 / FS * (positions - 1.35))

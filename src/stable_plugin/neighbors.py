@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isinf
+from math import isinf
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class SkinList:
     """A neighbour list that stays exact while no omitted pair comes within the cutoff.
 
     Built once per block of steps with pairs up to ``cutoff + skin``. :meth:`missed` tells, without a host
-    synchronisation, whether some pair has come in from outside since; the block is then run again with all pairs.
+    synchronisation, in which replicas a pair has come in from outside since; the block is then run again with all pairs
+    of those.
 
     Args:
         cutoff: The model's cutoff in Å; ``inf`` for a model that needs no edges.
@@ -47,18 +48,20 @@ class SkinList:
         self.first, self.second = torch.triu_indices(n_atoms, n_atoms, offset=1, device=device)
         self.omitted: Tensor | None = None
 
-    def build(self, positions: Tensor, active: Tensor, *, everything: bool = False) -> Edges:
+    def build(self, positions: Tensor, active: Tensor, wild: Tensor | None = None) -> Edges:
         """List the pairs within ``cutoff + skin``.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å, finite.
             active: Replicas that move, (n_replicas,); the others get no edges.
-            everything: List all pairs whatever their distance.
+            wild: Replicas of which all pairs are listed whatever their distance, (n_replicas,); none if not given.
         """
         if isinf(self.cutoff):
             return _no_edges(positions)
-        reach = inf if everything else self.cutoff + self.skin
-        listed = (self._squared_distances(positions) < reach**2) & active[:, None]
+        listed = self._squared_distances(positions) < (self.cutoff + self.skin) ** 2
+        if wild is not None:
+            listed = listed | wild[:, None]
+        listed = listed & active[:, None]
         self.omitted = ~listed & active[:, None]
         replica, pair = listed.nonzero(as_tuple=True)
         offset = replica * self.n_atoms
@@ -66,10 +69,10 @@ class SkinList:
         return _padded(torch.cat([one_way, one_way.flip(0)], dim=1), positions, self.cutoff)
 
     def missed(self, positions: Tensor) -> Tensor:
-        """Whether an omitted pair is within the cutoff, a boolean scalar on the device."""
+        """Replicas in which an omitted pair is within the cutoff, (n_replicas,)."""
         if self.omitted is None:
-            return torch.zeros((), dtype=torch.bool, device=positions.device)
-        return ((self._squared_distances(positions) < self.cutoff**2) & self.omitted).any()
+            return torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
+        return ((self._squared_distances(positions) < self.cutoff**2) & self.omitted).any(dim=1)
 
     def _squared_distances(self, positions: Tensor) -> Tensor:
         return (positions[:, self.first] - positions[:, self.second]).square().sum(dim=-1)

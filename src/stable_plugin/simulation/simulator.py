@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,6 +72,7 @@ class _Progress:
 
     unstable_step: Tensor
     moving: Tensor
+    wild: Tensor
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Simulator:
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
         unstable_step = torch.where(active & ~finite, 0, NEVER)
-        progress = _Progress(unstable_step=unstable_step, moving=active & finite)
+        progress = _Progress(unstable_step, moving=active & finite, wild=torch.zeros_like(finite))
         plan = _Plan(record_every, generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -205,16 +206,19 @@ class Simulator:
     def _exact_block(
         self, state: State, progress: _Progress, block: range, plan: _Plan
     ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]]]:
-        """Run a block; if a pair came in that the neighbour list lacked, run it again with every pair listed."""
+        """Run a block, and again with all pairs of those replicas in which the neighbour list lacked one.
+
+        Such a replica is breaking up: its atoms are faster than the skin allows for, and go on being so.
+        """
         noise = plan.generator.get_state()
-        edges = self.neighbors.build(state.positions, progress.moving)
-        end, after, frames, missed = self._block(state, progress, edges, block, plan)
-        if missed.item():
+        while True:
+            edges = self.neighbors.build(state.positions, progress.moving, progress.wild)
+            end, after, frames, missed = self._block(state, progress, edges, block, plan)
+            if not missed.any().item():
+                return end, after, frames
             self.repeated_blocks += 1
             plan.generator.set_state(noise)
-            edges = self.neighbors.build(state.positions, progress.moving, everything=True)
-            end, after, frames, _ = self._block(state, progress, edges, block, plan)
-        return end, after, frames
+            progress = replace(progress, wild=progress.wild | missed)
 
     def _block(
         self,
@@ -227,7 +231,7 @@ class Simulator:
         """Steps with fixed shapes and without a host synchronisation."""
         masses = self.potential.system.masses
         unstable_step, moving = progress.unstable_step, progress.moving
-        missed = torch.zeros((), dtype=torch.bool, device=masses.device)
+        missed = torch.zeros_like(moving)
         frames = []
 
         def force(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +250,7 @@ class Simulator:
                 moving = moving & ~(broken if plan.stop_unstable else hopeless)
             if step % plan.record_every == 0:
                 frames.append((state.positions, state.velocities, moving))
-        return state, _Progress(unstable_step, moving), frames, missed
+        return state, _Progress(unstable_step, moving, progress.wild), frames, missed
 
 
 def _stack(frames: list[tuple[Tensor, Tensor, Tensor]], start: State) -> tuple[Tensor, Tensor, Tensor]:
