@@ -151,7 +151,7 @@ def test_a_skin_that_is_too_small_costs_repeated_blocks_and_no_accuracy():
     assert repeated == 0
     for skin in (0.0, 0.3):
         window, repeated, noise_after = hot_gas(skin)
-        assert repeated >= 2
+        assert repeated >= 1
         assert torch.allclose(window.positions, expected.positions, rtol=0, atol=1e-11)
         assert torch.allclose(window.velocities, expected.velocities, rtol=0, atol=1e-11)
         assert torch.equal(noise_after, noise), "a repeated block draws the same random numbers again"
