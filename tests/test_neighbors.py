@@ -91,12 +91,22 @@ def test_a_skin_lists_pairs_beyond_the_cutoff():
     assert listed(edges, positions) == {(0, 1), (1, 0)}
 
 
-def test_everything_lists_every_pair_whatever_its_distance():
+def test_a_wild_replica_gets_every_pair_whatever_its_distance():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.2], [0, 0, -380.0]]], dtype=torch.float64)
     skin_list = SkinList(CUTOFF, 0.0, 3, positions.device)
     edges = skin_list.build(positions, all_move(positions), wild=all_move(positions))
     assert listed(edges, positions) == {(i, j) for i in range(3) for j in range(3) if i != j}
     assert not skin_list.missed(torch.zeros_like(positions)).any()
+
+
+def test_only_the_wild_replica_gets_every_pair():
+    positions = torch.tensor([[0.0, 0, 0], [0, 0, 3.2], [0, 0, 9.0]], dtype=torch.float64).repeat(3, 1, 1)
+    skin_list = SkinList(CUTOFF, 0.5, 3, positions.device)
+    wild = torch.tensor([False, True, True])
+    edges = skin_list.build(positions, torch.tensor([True, True, False]), wild)
+    everything = {(3 + i, 3 + j) for i in range(3) for j in range(3) if i != j}
+    assert listed(edges, positions) == {(0, 1), (1, 0)} | everything
+    assert skin_list.missed(torch.zeros_like(positions)).tolist() == [True, False, False]
 
 
 def test_replicas_that_rest_get_no_edges_and_are_never_missed():
@@ -124,11 +134,11 @@ def test_a_pair_that_comes_in_from_outside_the_skin_is_missed():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 4.0]]], dtype=torch.float64)
     skin_list = SkinList(CUTOFF, 0.5, 2, positions.device)
     assert listed(skin_list.build(positions, all_move(positions)), positions) == set()
-    assert not skin_list.missed(positions).any()
+    assert skin_list.missed(positions).tolist() == [False]
     positions[0, 1, 2] = CUTOFF + 0.01
     assert not skin_list.missed(positions).any()
     positions[0, 1, 2] = CUTOFF - 0.01
-    assert skin_list.missed(positions).any()
+    assert skin_list.missed(positions).tolist() == [True]
 
 
 def test_a_pair_that_was_listed_is_not_missed_wherever_it_goes():

@@ -151,10 +151,17 @@ def test_a_skin_that_is_too_small_costs_repeated_blocks_and_no_accuracy():
     assert repeated == 0
     for skin in (0.0, 0.3):
         window, repeated, noise_after = hot_gas(skin)
-        assert repeated >= 1
+        assert 1 <= repeated <= 3, "each of the three replicas is found out once at most"
         assert torch.allclose(window.positions, expected.positions, rtol=0, atol=1e-11)
         assert torch.allclose(window.velocities, expected.velocities, rtol=0, atol=1e-11)
         assert torch.equal(noise_after, noise), "a repeated block draws the same random numbers again"
+
+
+def test_a_replica_found_out_once_costs_no_further_block():
+    expected, _, _ = hot_gas(skin_A=100.0)
+    window, repeated, _ = hot_gas(skin_A=0.0, block_steps=5)
+    assert 1 <= repeated <= 3
+    assert torch.allclose(window.positions, expected.positions, rtol=0, atol=1e-11)
 
 
 def test_without_the_check_for_missed_pairs_the_trajectory_would_be_wrong():

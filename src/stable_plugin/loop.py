@@ -164,7 +164,7 @@ class StABlELoop:
         reference = reference.to(potential.system.masses)
         detector.bind(potential.system, reference)
         detector.check_reference(reference)
-        detector.check_reference(structures.to(reference))
+        detector.check_reference(structures.to(reference), "structures")
         for observable in observables:
             observable.bind(potential.system, reference)
         self.observables = list(observables)

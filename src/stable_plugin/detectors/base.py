@@ -60,18 +60,22 @@ class Detector(ABC):
         hopeless = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
         return ~(value <= self.threshold), hopeless
 
-    def check_reference(self, reference: Tensor) -> None:
-        """Refuse reference frames that this detector itself calls broken.
+    def check_reference(self, frames: Tensor, name: str = "reference") -> None:
+        """Refuse frames that this detector itself calls broken.
+
+        Args:
+            frames: (n_frames, n_atoms, 3) in Å.
+            name: The argument that they came in, for the error.
 
         Raises:
             ValueError: If there is one.
         """
-        value = self.measure(reference, torch.zeros_like(reference))
+        value = self.measure(frames, torch.zeros_like(frames))
         broken = ~(value <= self.threshold)
         if broken.any():
             worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
             raise ValueError(
-                f"{int(broken.sum())} of {len(reference)} reference frames are broken by {self}: frame {worst} measures "
+                f"{int(broken.sum())} of {len(frames)} {name} frames are broken by {self}: frame {worst} measures "
                 f"{value[worst]:.3g} {self.unit}. Remove those frames, or raise the threshold.".replace(" .", ".")
             )
 
@@ -109,9 +113,9 @@ class AnyOf(Detector):
         broken, hopeless = zip(*verdicts, strict=True)
         return torch.stack(broken).any(dim=0), torch.stack(hopeless).any(dim=0)
 
-    def check_reference(self, reference: Tensor) -> None:
+    def check_reference(self, frames: Tensor, name: str = "reference") -> None:
         for detector in self.detectors:
-            detector.check_reference(reference)
+            detector.check_reference(frames, name)
 
     def __str__(self) -> str:
         return " or ".join(str(detector) for detector in self.detectors)

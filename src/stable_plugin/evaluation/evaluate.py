@@ -123,6 +123,7 @@ class Evaluator:
         self.seed = seed
         self.detector.bind(self.system, self.reference)
         self.detector.check_reference(self.reference)
+        self.detector.check_reference(self.starts, "starts")
 
     def evaluate(self, module: nn.Module, trajectories: Path | None = None, n_trajectories: int = 3) -> Evaluation:
         """Simulate and measure.
@@ -200,7 +201,7 @@ class Evaluator:
             assert observable.target is not None
             if observable.count > 0:
                 observables[observable.name] = {
-                    "mean": observable.compute().tolist(),
+                    "mean": observable.compute().reshape(-1).tolist(),
                     "target": observable.target.tolist(),
                 }
         return {

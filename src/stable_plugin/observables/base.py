@@ -81,7 +81,7 @@ class Observable(Metric):
         return self.total / self.count
 
     def mean_absolute_error(self) -> float:
-        """Mean over the values of |mean - target|.
+        """Mean over the values of the absolute difference between mean and target.
 
         Raises:
             RuntimeError: If no target is bound yet.

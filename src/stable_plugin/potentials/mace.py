@@ -176,11 +176,15 @@ def save_mace(module: nn.Module, path: str | Path) -> None:
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten: choose another path or remove it.")
     partial = path.with_name(path.name + ".partial")
-    training = module.training
+    modes = {part: part.training for part in module.modules()}
     module.eval()
-    torch.save(module, partial)
-    module.train(training)
-    os.replace(partial, path)
+    try:
+        torch.save(module, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _load_file(path: Path, device: str) -> Any:

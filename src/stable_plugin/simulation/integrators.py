@@ -113,6 +113,9 @@ class Langevin(Integrator):
 class NoseHooverChain(Integrator):
     """Deterministic thermostat: velocity Verlet between two half steps of a Nosé-Hoover chain per replica.
 
+    The momentum of the centre of mass is zero and the axis of the angular momentum stays as drawn, so the rotation of an
+    isolated molecule is sampled poorly; internal coordinates are what it is for.
+
     Source: Martyna, Tuckerman, Tobias and Klein, Mol. Phys. 87, 1117 (1996), with Suzuki-Yoshida weights.
 
     Args:
