@@ -110,8 +110,13 @@ class MACEModule(LightningModule):
             return DTYPES[self.options.dtype]
         return next(self.model.parameters()).dtype
 
+    def configure_callbacks(self) -> list[Any]:
+        """Build the model: Lightning asks this first, and weight averaging copies the module before its ``setup``."""
+        self.setup("fit")
+        return []
+
     def setup(self, stage: str) -> None:
-        """Build a new model from the training frames."""
+        """Build a new model from the training frames, unless there is one."""
         if self.model is not None:
             return
         frames = getattr(getattr(self.trainer, "datamodule", None), "train_frames", None)

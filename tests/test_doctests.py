@@ -1,0 +1,26 @@
+"""The examples in the docstrings, and the Python of the documentation pages."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import stable_plugin
+
+DOCS = Path(__file__).parents[1] / "docs"
+MODULES = [module.name for module in pkgutil.walk_packages(stable_plugin.__path__, "stable_plugin.")]
+
+
+def test_every_example_in_a_docstring_holds():
+    results = [doctest.testmod(importlib.import_module(name)) for name in MODULES]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 10
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_python_on_a_page_runs(page):
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(code, page.name, "exec"), {})
