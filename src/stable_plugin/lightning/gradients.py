@@ -28,7 +28,7 @@ class ObservableWeight:
         largest: Bound of the automatic factor relative to the first one of the run.
     """
 
-    def __init__(self, weight: Weight = "auto", ratio: float = 15.0, largest: float = 30.0) -> None:
+    def __init__(self, weight: Weight = "auto", ratio: float = 15.0, largest: float = 150.0) -> None:
         if weight != "auto":
             checks.number("observable_weight", weight, least=0, hint="Or 'auto'.")
         self.weight = weight
