@@ -15,7 +15,8 @@ from toys import Oscillators, flat, tiny_mace
 from stable_plugin import System
 from stable_plugin.neighbors import Edges
 from stable_plugin.potentials import ModulePotential, find_potential
-from stable_plugin.potentials.mace import MACEPotential, default_dtype, load_mace, save_mace
+from stable_plugin.potentials.base import default_dtype
+from stable_plugin.potentials.mace import MACEPotential, load_mace, save_mace
 
 VARIANTS = {
     "scaled": {},

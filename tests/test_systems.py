@@ -62,8 +62,8 @@ def test_bonds_between_atoms_that_do_not_exist_are_named(bond):
         System.from_atoms(molecule("H2O"), bonds=[bond])
 
 
-def periodic():
-    return Atoms("H2O", positions=molecule("H2O").positions, cell=[9.0] * 3, pbc=[True, False, False])
+def periodic_without_a_cell():
+    return Atoms("H2O", positions=molecule("H2O").positions, pbc=[True, False, False])
 
 
 def not_finite():
@@ -81,7 +81,7 @@ def without_mass():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (periodic, r"periodic \(pbc=\[True, False, False\]\).*atoms\.pbc = False"),
+        (periodic_without_a_cell, r"periodic \(pbc=\[True, False, False\]\).*set atoms\.cell, or atoms\.pbc = False"),
         (lambda: Atoms("H"), r"1 atom\(s\): give a molecule"),
         (not_finite, r"non-finite positions"),
         (without_mass, r"without a mass.*set_masses"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from stable_plugin import System
 from stable_plugin.potentials import ModulePotential, Potential
-from stable_plugin.potentials.mace import default_dtype
+from stable_plugin.potentials.base import default_dtype
 
 
 class Oscillators(nn.Module):

@@ -161,7 +161,7 @@ class BoltzmannEstimator:
         parameters = self.potential.trainable_parameters()
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         for part, weight in zip(positions.split(self.chunk), surrogate.split(self.chunk), strict=True):
-            with torch.enable_grad():
+            with torch.enable_grad(), self.potential.evaluating():
                 weighted = (weight * self._chunk_energies(part)).sum()
             for gradient, new in zip(
                 gradients, torch.autograd.grad(weighted, parameters, allow_unused=True), strict=True

@@ -15,6 +15,9 @@ from torch import Tensor
 # Covalent radii fit equilibrium bonds; a thermal frame stretches them, so leave room.
 BOND_TOLERANCE = 1.2
 
+CELL_TOLERANCE = 1e-4
+"""Rounding of a cell in a file, in Å."""
+
 
 @dataclass(frozen=True)
 class System:
@@ -25,12 +28,20 @@ class System:
         masses: Masses in u, (n_atoms,).
         bonds: Pairs of bonded atoms, (n_bonds, 2), first index smaller.
         symbols: Chemical symbols, n_atoms long.
+        cell: Cell vectors in Å, (3, 3), one a row; of no meaning in directions that do not repeat.
+        pbc: Directions that repeat.
+        charge: Total charge in units of e; None if the structure does not say.
+        spin: Spin multiplicity; None if the structure does not say.
     """
 
     numbers: Tensor
     masses: Tensor
     bonds: Tensor
     symbols: tuple[str, ...]
+    cell: Tensor
+    pbc: tuple[bool, bool, bool] = (False, False, False)
+    charge: int | None = None
+    spin: int | None = None
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, bonds: Sequence[tuple[int, int]] | None = None) -> System:
@@ -41,12 +52,13 @@ class System:
             bonds: Pairs of bonded atoms; found from covalent radii if not given.
 
         Raises:
-            ValueError: If the structure is periodic, has fewer than two atoms, non-finite positions or no masses.
+            ValueError: If the structure has fewer than two atoms, non-finite positions, no masses, or repeats in space
+                without a cell.
         """
-        if atoms.pbc.any():
+        if atoms.pbc.any() and np.linalg.matrix_rank(atoms.cell[atoms.pbc]) < atoms.pbc.sum():
             raise ValueError(
-                f"structures are periodic (pbc={atoms.pbc.tolist()}), which is not supported yet: "
-                "use an isolated molecule and set atoms.pbc = False."
+                f"structures are periodic (pbc={atoms.pbc.tolist()}) but their cell {atoms.cell.tolist()} does not span "
+                "those directions: set atoms.cell, or atoms.pbc = False for a molecule."
             )
         if len(atoms) < 2:
             raise ValueError(f"structures have {len(atoms)} atom(s): give a molecule of at least two.")
@@ -60,7 +72,16 @@ class System:
             masses=torch.tensor(atoms.get_masses(), dtype=torch.float64),
             bonds=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
             symbols=tuple(atoms.get_chemical_symbols()),
+            cell=torch.tensor(atoms.cell.complete().array, dtype=torch.float64),
+            pbc=tuple(atoms.pbc.tolist()),
+            charge=_whole_number(atoms, "charge"),
+            spin=_whole_number(atoms, "spin"),
         )
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the system repeats in any direction."""
+        return any(self.pbc)
 
     @property
     def n_atoms(self) -> int:
@@ -86,6 +107,30 @@ class System:
         """Names of the bonds, such as ``C1-H14`` (indices from zero)."""
         return [f"{self.symbols[i]}{i}-{self.symbols[j]}{j}" for i, j in self.bonds.tolist()]
 
+    def separations(self, positions: Tensor, pairs: Tensor) -> Tensor:
+        """Vectors from the second to the first atom of pairs, to its nearest image in a periodic system.
+
+        Exact for vectors shorter than half the smallest height of the cell.
+
+        Args:
+            positions: (..., n_atoms, 3) in Å.
+            pairs: (n_pairs, 2).
+
+        Returns:
+            (..., n_pairs, 3) in Å.
+        """
+        first, second = pairs.to(positions.device).unbind(dim=1)
+        vectors = positions[..., first, :] - positions[..., second, :]
+        if not self.periodic:
+            return vectors
+        cell = self.cell.to(positions)
+        images = torch.round(vectors @ torch.linalg.inv(cell)) * torch.tensor(self.pbc).to(positions)
+        return vectors - images @ cell
+
+    def distances(self, positions: Tensor, pairs: Tensor) -> Tensor:
+        """Lengths of :meth:`separations`, (..., n_pairs) in Å."""
+        return torch.linalg.vector_norm(self.separations(positions, pairs), dim=-1)
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> System:
         """The same system with its tensors on ``device`` and its masses in ``dtype``."""
         return replace(
@@ -93,6 +138,7 @@ class System:
             numbers=self.numbers.to(device),
             masses=self.masses.to(device, dtype),
             bonds=self.bonds.to(device),
+            cell=self.cell.to(device, dtype),
         )
 
     def atoms(self, positions: Tensor, velocities: Tensor | None = None) -> Atoms:
@@ -102,7 +148,12 @@ class System:
             positions: (n_atoms, 3) in Å.
             velocities: (n_atoms, 3) in Å per ASE time.
         """
-        frame = Atoms(numbers=self.numbers.cpu().numpy(), positions=positions.double().cpu().numpy())
+        frame = Atoms(
+            numbers=self.numbers.cpu().numpy(),
+            positions=positions.double().cpu().numpy(),
+            cell=self.cell.double().cpu().numpy() if self.periodic else None,
+            pbc=self.pbc,
+        )
         frame.set_masses(self.masses.double().cpu().numpy())
         if velocities is not None:
             frame.set_velocities(velocities.double().cpu().numpy())
@@ -118,7 +169,8 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
         name: The argument the frames came in, for the error.
 
     Raises:
-        ValueError: If there is no frame, or one has other atoms, another order of them, or non-finite positions.
+        ValueError: If there is no frame, or one has other atoms, another order of them, another cell, charge or spin,
+            or non-finite positions.
     """
     if len(frames) == 0:
         raise ValueError(f"{name} holds no frame: give at least one structure.")
@@ -129,9 +181,32 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
                 f"{Atoms(list(system.symbols)).get_chemical_formula()} in a fixed order of atoms: "
                 "keep the frames of one molecule, with its atoms in the same order."
             )
+        if tuple(frame.pbc.tolist()) != system.pbc or (
+            system.periodic
+            and not np.allclose(frame.cell.complete().array, system.cell.cpu().numpy(), atol=CELL_TOLERANCE)
+        ):
+            raise ValueError(
+                f"{name}[{index}] has pbc={frame.pbc.tolist()} and the cell {frame.cell.tolist()}, but the simulated "
+                f"system has pbc={list(system.pbc)} and {system.cell.tolist()}: all replicas share one cell."
+            )
+        for label, expected in (("charge", system.charge), ("spin", system.spin)):
+            if expected is not None and frame.info.get(label, expected) != expected:
+                raise ValueError(
+                    f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has {label}={expected}: "
+                    "keep the frames of one electronic state."
+                )
         if not np.isfinite(frame.positions).all():
             raise ValueError(f"{name}[{index}] has non-finite positions: remove that frame.")
     return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)
+
+
+def _whole_number(atoms: Atoms, name: str) -> int | None:
+    value = atoms.info.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: give a whole number.")
+    return int(value)
 
 
 def _covalent_bonds(atoms: Atoms) -> list[tuple[int, int]]:

@@ -23,20 +23,20 @@ class BondDeviation(Detector):
 
     def __init__(self, threshold: float = 0.25, discard: float | None = 3.0) -> None:
         super().__init__(threshold, discard)
-        self._bonds: Tensor | None = None
+        self._system: System | None = None
         self._lengths: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
         if len(system.bonds) == 0:
             raise ValueError("BondDeviation finds no bonds in the system: give System.from_atoms(..., bonds=...).")
-        self._bonds = system.bonds
-        self._lengths = _lengths(reference.to(system.masses), system.bonds).mean(dim=0)
+        self._system = system
+        self._lengths = system.distances(reference.to(system.masses), system.bonds).mean(dim=0)
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        if self._bonds is None or self._lengths is None:
+        if self._system is None or self._lengths is None:
             raise RuntimeError("BondDeviation has no reference yet: call bind(system, reference) first.")
-        bonds, lengths = self._bonds.to(positions.device), self._lengths.to(positions)
-        return (_lengths(positions, bonds) - lengths).abs().amax(dim=-1)
+        lengths = self._system.distances(positions, self._system.bonds)
+        return (lengths - self._lengths.to(positions)).abs().amax(dim=-1)
 
 
 class ClosestContact(Detector):
@@ -52,25 +52,22 @@ class ClosestContact(Detector):
     def __init__(self, distance: float = 1.2, discard_distance: float | None = 0.3) -> None:
         super().__init__(-distance, None if discard_distance is None else -discard_distance)
         self.distance = distance
+        self._system: System | None = None
         self._pairs: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
         linked = torch.eye(system.n_atoms, dtype=torch.bool)
         for pairs in (system.bonds.cpu(), system.angles.cpu()[:, [0, 2]]):
             linked[pairs[:, 0], pairs[:, 1]] = linked[pairs[:, 1], pairs[:, 0]] = True
-        self._pairs = (~linked).triu().nonzero()
+        self._system, self._pairs = system, (~linked).triu().nonzero()
         if len(self._pairs) == 0:
             raise ValueError("ClosestContact finds no pair of atoms more than two bonds apart: use another detector.")
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         """Minus the shortest contact, (n_replicas,), so that larger is worse."""
-        if self._pairs is None:
+        if self._system is None or self._pairs is None:
             raise RuntimeError("ClosestContact has no system yet: call bind(system, reference) first.")
-        return -_lengths(positions, self._pairs.to(positions.device)).amin(dim=-1)
+        return -self._system.distances(positions, self._pairs).amin(dim=-1)
 
     def __str__(self) -> str:
         return f"ClosestContact(distance={self.distance:g})"
-
-
-def _lengths(positions: Tensor, pairs: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(positions[..., pairs[:, 0], :] - positions[..., pairs[:, 1], :], dim=-1)

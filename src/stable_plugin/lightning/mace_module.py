@@ -16,7 +16,8 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from stable_plugin import checks
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
-from stable_plugin.potentials.mace import MACEPotential, default_dtype, load_mace, quiet_e3nn
+from stable_plugin.potentials.base import default_dtype
+from stable_plugin.potentials.mace import MACEPotential, load_mace, quiet_e3nn
 from stable_plugin.systems import System
 
 # After stable_plugin.potentials.mace, whose error says what to install when mace is missing.

@@ -36,21 +36,21 @@ class BondLengths(Observable):
 
     def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
         super().__init__(target, **kwargs)
-        self._bonds: Tensor | None = None
-        self._labels: list[str] = []
+        self._system: System | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
         if len(system.bonds) == 0:
             raise ValueError("BondLengths finds no bonds in the system: give System.from_atoms(..., bonds=...).")
-        self._bonds, self._labels = system.bonds, system.bond_labels
+        self._system = system
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        first, second = _bound(self._bonds, self).to(positions.device).unbind(dim=1)
-        return torch.linalg.vector_norm(positions[:, first] - positions[:, second], dim=-1)
+        system = _bound(self._system, self)
+        return system.distances(positions, system.bonds)
 
     def axis(self) -> dict[str, Any]:
-        return {"kind": "bars", "x": self._labels, "xlabel": "bond", "ylabel": "length / Å"}
+        labels = [] if self._system is None else self._system.bond_labels
+        return {"kind": "bars", "x": labels, "xlabel": "bond", "ylabel": "length / Å"}
 
 
 class BondAmplitudes(Observable):
@@ -72,7 +72,9 @@ class BondAmplitudes(Observable):
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        return (self._lengths.per_frame(positions) - _bound(self._lengths.target, self).to(positions)).square()
+        lengths = self._lengths.per_frame(positions)
+        assert self._lengths.target is not None
+        return (lengths - self._lengths.target.to(positions)).square()
 
     def axis(self) -> dict[str, Any]:
         return {**self._lengths.axis(), "ylabel": "mean square deviation / Å²"}
@@ -103,17 +105,22 @@ class DistanceDistribution(Observable):
         self.smearing = checks.number("smearing", smearing, above=0)
         n_bins = round(checks.number("r_max", r_max, least=2 * bin_width) / bin_width)
         self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * bin_width
-        self._pairs: Tensor | None = None
+        self._system: System | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
-        self._pairs = torch.combinations(torch.arange(system.n_atoms), 2)
+        if system.periodic:
+            raise ValueError(
+                "DistanceDistribution counts each pair of atoms once, which a periodic system has no end of: use it for "
+                "molecules."
+            )
+        self._system = system
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        first, second = _bound(self._pairs, self).to(positions.device).unbind(dim=1)
-        distances = torch.linalg.vector_norm(positions[:, first] - positions[:, second], dim=-1)
+        system = _bound(self._system, self)
+        distances = system.distances(positions, torch.combinations(torch.arange(system.n_atoms), 2))
         counts = smeared_histogram(distances, self.centres.to(positions), self.smearing)
-        return counts * (100.0 / len(first))
+        return counts * (100.0 / distances.shape[-1])
 
     def axis(self) -> dict[str, Any]:
         return {
@@ -140,20 +147,20 @@ class AngleDistribution(Observable):
         checks.count("n_bins", n_bins, least=2)
         self.smearing = checks.number("smearing", smearing, above=0)
         self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * (180.0 / n_bins)
-        self._angles: Tensor | None = None
+        self._system: System | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
         if len(system.angles) == 0:
             raise ValueError("AngleDistribution finds no bond angle in the system: use another observable.")
-        self._angles = system.angles
+        self._system = system
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        first, centre, second = _bound(self._angles, self).to(positions.device).unbind(dim=1)
-        arms = (positions[:, first] - positions[:, centre], positions[:, second] - positions[:, centre])
-        cosine = torch.nn.functional.cosine_similarity(*arms, dim=-1).clamp(-1.0, 1.0)
+        system = _bound(self._system, self)
+        first, second = (system.separations(positions, system.angles[:, [end, 1]]) for end in (0, 2))
+        cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1.0, 1.0)
         angles = torch.rad2deg(torch.arccos(cosine))
-        return smeared_histogram(angles, self.centres.to(positions), self.smearing) * (100.0 / len(first))
+        return smeared_histogram(angles, self.centres.to(positions), self.smearing) * (100.0 / angles.shape[-1])
 
     def axis(self) -> dict[str, Any]:
         return {
@@ -164,7 +171,7 @@ class AngleDistribution(Observable):
         }
 
 
-def _bound(indices: Tensor | None, observable: Observable) -> Tensor:
-    if indices is None:
+def _bound(system: System | None, observable: Observable) -> System:
+    if system is None:
         raise RuntimeError(f"{type(observable).__name__} has no system yet: call bind(system, reference) first.")
-    return indices
+    return system

@@ -33,7 +33,11 @@ def find_potential(module: Any, system: System) -> Potential:
             from stable_plugin.potentials.mace import MACEPotential
 
             return MACEPotential(part, system)
+        if "fairchem" in families and hasattr(part, "output_heads"):
+            from stable_plugin.potentials.fairchem import FairchemPotential
+
+            return FairchemPotential(part, system)
     raise TypeError(
-        f"no potential found in {type(module).__name__}: it holds no MACE model. Give the module a method "
+        f"no potential found in {type(module).__name__}: it holds no MACE or fairchem model. Give the module a method "
         "stable_potential(system) that returns a stable_plugin.potentials.Potential, for instance a ModulePotential."
     )

@@ -74,21 +74,46 @@ class Potential(ABC):
         return energies.detach(), -gradient
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Evaluation mode without parameter gradients; both are put back as they were."""
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, as it is simulated: no dropout; put back as it was."""
         modes = {module: module.training for module in self.module.modules()}
-        trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.module.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
         try:
             yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode without parameter gradients; both are put back as they were."""
+        trainable = self.trainable_parameters()
+        with self.evaluating():
             for parameter in trainable:
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(False)
+            try:
+                yield
+            finally:
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
+
+    @contextmanager
+    def simulating(self) -> Iterator[None]:
+        """:meth:`frozen`, with whatever makes many calls under the same weights cheaper."""
+        with self.frozen():
+            yield
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that a gradient is wanted for, in the model's order."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set torch's default dtype, which model families build their models and graphs in, and put it back."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

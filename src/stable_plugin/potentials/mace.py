@@ -44,6 +44,11 @@ class MACEPotential(Potential):
 
     def __init__(self, module: Any, system: System, head: str | None = None) -> None:
         super().__init__(module, system)
+        if system.periodic:
+            raise ValueError(
+                f"structures are periodic (pbc={list(system.pbc)}), which MACE models are not simulated with yet: use an "
+                "isolated molecule and set atoms.pbc = False."
+            )
         known = module.atomic_numbers.tolist()
         unknown = sorted(
             {symbol for symbol, z in zip(system.symbols, system.numbers.tolist(), strict=True) if z not in known}
@@ -119,17 +124,6 @@ def quiet_e3nn() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="The TorchScript type system", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
         yield
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """MACE builds models and graphs in torch's default dtype; set it and put it back."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def load_mace(source: str | Path, device: str = "cpu") -> Any:

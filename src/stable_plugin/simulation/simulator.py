@@ -13,6 +13,7 @@ from stable_plugin.detectors.base import Detector
 from stable_plugin.neighbors import Edges, SkinList
 from stable_plugin.potentials.base import Potential
 from stable_plugin.simulation.integrators import Integrator
+from stable_plugin.simulation.memory import keep_freed_memory
 from stable_plugin.simulation.state import State
 
 NEVER = -1
@@ -114,6 +115,8 @@ class Simulator:
         skin = checks.number("skin_A", skin_A, least=0)
         self.neighbors = SkinList(potential.cutoff, skin, potential.system.n_atoms, potential.device)
         self.repeated_blocks = 0
+        if potential.device.type == "cpu":
+            keep_freed_memory()
 
     def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
         """A state to start from.
@@ -183,7 +186,7 @@ class Simulator:
         plan = _Plan(record_every, generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
-        with self.potential.frozen():
+        with self.potential.simulating():
             for first in range(0, n_steps, self.block_steps):
                 block = range(first + 1, min(first + self.block_steps, n_steps) + 1)
                 state, progress, recorded = self._exact_block(state, progress, block, plan)
