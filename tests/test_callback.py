@@ -94,7 +94,7 @@ def test_an_optimizer_step_follows_the_sum_of_both_gradients(tmp_path, frames):
     trainer(tmp_path, callback, max_epochs=1).fit(module, ExtxyzDataModule(frames, batch_size=10))
     own, joint = callback.seen
     # The learning rate is next to zero: the same window gives the same estimate again.
-    callback.loop._sample.steps = 0
+    callback.loop._memory.newest.steps = 0
     estimate = callback.loop.gradient()
     for before, after, gradient in zip(own, joint, estimate.gradients, strict=True):
         torch.testing.assert_close(after, before + 7.0 * gradient, rtol=1e-4, atol=1e-6)
@@ -144,7 +144,7 @@ def test_a_stable_potential_is_left_alone_and_training_ends(tmp_path, frames):
 
 def test_the_defaults_find_structures_bonds_and_targets_in_the_training_data(tmp_path, frames):
     callback = StABlECallback(n_replicas=2, window_ps=0.01, record_every_fs=5.0, start_epoch=0)
-    callback.settings.loop_arguments["schedule"] = Schedule(trigger=0.5, stable_ps=0.01, max_windows=1)
+    callback.session.settings.loop_arguments["schedule"] = Schedule(trigger=0.5, stable_ps=0.01, max_windows=1)
     trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
     loop = callback.loop
     assert len(loop.potential.system.bonds) == 21
@@ -237,7 +237,7 @@ def test_a_potential_that_fails_at_once_stops_with_the_worst_frame(tmp_path, fra
 
 def test_a_learning_rate_that_has_run_out_is_an_error_not_a_run_without_effect(tmp_path, frames):
     module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
-    with pytest.raises(MisconfigurationException, match=r"learning rate is zero.*learning_rate="):
+    with pytest.raises(ValueError, match=r"learning rate is zero.*learning_rate="):
         trainer(tmp_path, short_callback()).fit(module, ExtxyzDataModule(frames, batch_size=10))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
@@ -20,7 +21,7 @@ def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
     """All structures of a file, or the ones given.
 
     Args:
-        source: Path of a file in a format that ASE reads, or structures.
+        source: Path of a file in a format that ASE reads or of an aselmdb database, or structures.
         name: The argument's name, for errors.
 
     Raises:
@@ -33,13 +34,24 @@ def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
         raise FileNotFoundError(f"{name}={str(source)!r} is not a file: give the path of an extxyz file.")
     else:
         try:
-            frames = list(ase.io.iread(source, index=":"))
+            frames = _database(source) if str(source).endswith(".aselmdb") else list(ase.io.iread(source, index=":"))
         except Exception as error:  # ASE's readers raise whatever their parsing trips over
             raise ValueError(
                 f"{name}={str(source)!r} cannot be read ({type(error).__name__}: {error}): give a complete extxyz file."
             ) from error
     if not frames:
         raise ValueError(f"{name}={source!r} holds no structure: give at least one.")
+    return frames
+
+
+def _database(path: str | Path) -> list[Atoms]:
+    """All rows of fairchem's kind of ASE database, with what it keeps beside the structure in ``atoms.info``."""
+    frames = []
+    with ase.db.connect(str(path), type="aselmdb", readonly=True, use_lock_file=False) as database:
+        for row in database.select():
+            atoms = row.toatoms()
+            atoms.info.update(row.data)
+            frames.append(atoms)
     return frames
 
 

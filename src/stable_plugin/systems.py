@@ -107,6 +107,14 @@ class System:
         """Names of the bonds, such as ``C1-H14`` (indices from zero)."""
         return [f"{self.symbols[i]}{i}-{self.symbols[j]}{j}" for i, j in self.bonds.tolist()]
 
+    def with_electrons(self, charge: int | None, spin: int | None) -> System:
+        """The same system with a charge and spin multiplicity where it states none."""
+        return replace(
+            self,
+            charge=charge if self.charge is None else self.charge,
+            spin=spin if self.spin is None else self.spin,
+        )
+
     def separations(self, positions: Tensor, pairs: Tensor) -> Tensor:
         """Vectors from the second to the first atom of pairs, to its nearest image in a periodic system.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -20,8 +19,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from stable_plugin.evaluation import Evaluation, Evaluator, summary, write_report
 from stable_plugin.lightning.callback import StABlECallback
-from stable_plugin.lightning.gradients import BorrowedLearningRate
-from stable_plugin.potentials.mace import load_mace, save_mace
+from stable_plugin.potentials import load_potential
+from stable_plugin.training.gradients import BorrowedLearningRate
 
 try:
     from fairchem.core.components.runner import Runner
@@ -73,7 +72,7 @@ class StABlERunner(RunFolder):
     """Supervised training, evaluation, StABlE training, evaluation, and a report of both.
 
     Args:
-        model: LightningModule with a ``model`` to train.
+        model: LightningModule to train, with ``load_potential``, ``save_potential`` and ``potential_suffix``.
         data: Labelled frames.
         supervised: Gives the Trainer of the supervised phase, from further keyword arguments.
         stable: The StABlE phase.
@@ -86,7 +85,7 @@ class StABlERunner(RunFolder):
 
     def __init__(
         self,
-        model: LightningModule,
+        model: Any,
         data: LightningDataModule,
         supervised: Callable[..., Trainer],
         stable: StABlECallback,
@@ -142,7 +141,6 @@ class StABlERunner(RunFolder):
         began = time.perf_counter()
         self._fit(self.stable_trainer, "stable", module, [self.stable])
         loop = self.stable.loop
-        assert loop is not None
         phase = {
             "rounds": [vars(entry) for entry in loop.rounds],
             "wall_s": time.perf_counter() - began,
@@ -152,8 +150,8 @@ class StABlERunner(RunFolder):
         _write_json(self.folder / "stable_phase.json", phase)
 
     def _controlled(self, phase: dict[str, Any]) -> Evaluation | None:
-        module = copy.deepcopy(self.model)
-        module.model = load_mace(self.folder / "before.model")
+        module = self.model  # what it held is in its file
+        module.load_potential(self._potential("before"))
         rates = [entry["learning_rate"] for entry in phase["rounds"] for _ in range(entry["steps"])]
         if not rates:
             return None
@@ -167,13 +165,16 @@ class StABlERunner(RunFolder):
 
     def _trained(self, name: str, module: Any, train: Callable[[], None]) -> Any:
         """The module as trained now, or as trained when this run was first started."""
-        path = self.folder / f"{name}.model"
+        path = self._potential(name)
         if path.is_file():
-            module.model = load_mace(path)
+            module.load_potential(path)
         else:
             train()
-            save_mace(module.model, path)
+            module.save_potential(path)
         return module
+
+    def _potential(self, name: str) -> Path:
+        return self.folder / f"{name}{self.model.potential_suffix}"
 
     def _judged(self, name: str, module: LightningModule) -> Evaluation:
         path = self.folder / f"{name}.json"
@@ -207,13 +208,20 @@ class EvaluateRunner(RunFolder):
     """Judges a potential as it is.
 
     Args:
-        model: Path of a MACE ``.model`` file, or the name of a MACE foundation model.
+        model: Path of a MACE ``.model`` file or of a fairchem inference checkpoint, or the name of a foundation model.
         evaluation: How it is judged.
         title: Headline of the report.
+        arguments: Further arguments of the family's loader, such as ``task_name`` for fairchem.
     """
 
-    def __init__(self, model: str, evaluation: Evaluator, title: str = "Stability in molecular dynamics") -> None:
-        self.model = load_mace(model)
+    def __init__(
+        self,
+        model: str,
+        evaluation: Evaluator,
+        title: str = "Stability in molecular dynamics",
+        **arguments: Any,
+    ) -> None:
+        self.model = load_potential(model, **arguments)
         self.evaluation = evaluation
         self.title = title
 

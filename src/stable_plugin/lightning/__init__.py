@@ -9,15 +9,20 @@ from stable_plugin.lightning.data import ExtxyzDataModule
 from stable_plugin.lightning.mixin import StABlEMixin
 
 if TYPE_CHECKING:
+    from stable_plugin.lightning.fairchem_module import FairchemModule
     from stable_plugin.lightning.mace_module import MACEModule
 
-__all__ = ["ExtxyzDataModule", "MACEModule", "StABlECallback", "StABlEMixin"]
+__all__ = ["ExtxyzDataModule", "FairchemModule", "MACEModule", "StABlECallback", "StABlEMixin"]
 
 
 def __getattr__(name: str) -> Any:
-    # MACE is optional, and slow to import: only those who ask for it need it.
+    # The families are optional, and slow to import: only those who ask for one need it.
     if name == "MACEModule":
         from stable_plugin.lightning.mace_module import MACEModule
 
         return MACEModule
+    if name == "FairchemModule":
+        from stable_plugin.lightning.fairchem_module import FairchemModule
+
+        return FairchemModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,24 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ase.io
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn, optim
+from torch import optim
 
 from stable_plugin import checks
 from stable_plugin.detectors import Detector
-from stable_plugin.estimator import Estimate, Loss, mean_squared_error
+from stable_plugin.estimator import Loss, mean_squared_error
 from stable_plugin.frames import Frames
-from stable_plugin.lightning.gradients import BorrowedLearningRate, ObservableWeight, Weight, add_gradients, norm
-from stable_plugin.lightning.progress import ProgressLine
-from stable_plugin.lightning.settings import LoopSettings
-from stable_plugin.loop import Round, StABlELoop, UnusablePotentialError
+from stable_plugin.loop import Round, StABlELoop
 from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
 from stable_plugin.simulation import Integrator
+from stable_plugin.training import LoopSettings, Session, Weight
 
 log = logging.getLogger(__name__)
+
+ON_PROGRESS_BAR = ("stable/unstable_share", "stable/observable_loss", "stable/ess", "stable/simulated_ps")
 
 
 class StABlECallback(Callback):
@@ -58,6 +57,7 @@ class StABlECallback(Callback):
             that of the user's loss.
         gradient_ratio: See ``observable_weight``.
         steps_per_window: Optimizer steps on one window at most, by reweighting its frames.
+        remembered_windows: Windows whose frames are learned from at once, reweighted to the present weights.
         min_effective_share: A window is used up when reweighting leaves a smaller share of it effective.
         rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
         start_epoch: Epochs of ordinary training that come first.
@@ -89,6 +89,7 @@ class StABlECallback(Callback):
         observable_weight: Weight = "auto",
         gradient_ratio: float = 15.0,
         steps_per_window: int = 6,
+        remembered_windows: int = 4,
         min_effective_share: float = 0.3,
         rewind_share: float = 0.1,
         start_epoch: int = 0,
@@ -96,42 +97,50 @@ class StABlECallback(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if learning_rate is not None:
-            checks.number("learning_rate", learning_rate, above=0)
         self.start_epoch = checks.count("start_epoch", start_epoch, least=0)
-        self.learning_rate = learning_rate
-        self.weight = ObservableWeight(observable_weight, gradient_ratio)
-        self.settings = LoopSettings(
-            structures=structures,
-            reference=reference,
-            bonds=bonds,
-            integrator=integrator,
-            observables=observables,
-            detector=detector,
-            n_replicas=n_replicas,
-            window_ps=window_ps,
-            record_every_fs=record_every_fs,
-            check_every_fs=check_every_fs,
-            schedule=schedule,
-            loss=loss,
-            steps_per_window=steps_per_window,
-            min_effective_share=min_effective_share,
-            rewind_share=rewind_share,
-            chunk=chunk,
-            seed=seed,
+        self.session = Session(
+            LoopSettings(
+                structures=structures,
+                reference=reference,
+                bonds=bonds,
+                integrator=integrator,
+                observables=observables,
+                detector=detector,
+                n_replicas=n_replicas,
+                window_ps=window_ps,
+                record_every_fs=record_every_fs,
+                check_every_fs=check_every_fs,
+                schedule=schedule,
+                loss=loss,
+                steps_per_window=steps_per_window,
+                remembered_windows=remembered_windows,
+                min_effective_share=min_effective_share,
+                rewind_share=rewind_share,
+                chunk=chunk,
+                seed=seed,
+            ),
+            learning_rate=learning_rate,
+            observable_weight=observable_weight,
+            gradient_ratio=gradient_ratio,
         )
-        self.loop: StABlELoop | None = None
-        self._resumed: dict[str, Any] | None = None
-        self._rate = BorrowedLearningRate()
-        self._logged_rounds = 0
+
+    @property
+    def loop(self) -> StABlELoop:
+        """What simulates and estimates, once training has started."""
+        return self.session.loop
 
     @property
     def rounds(self) -> list[Round]:
         """The windows simulated so far."""
-        return [] if self.loop is None else self.loop.rounds
+        return self.loop.rounds if self.session.begun else []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything long begins."""
+        if sum(isinstance(callback, StABlECallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "the Trainer has more than one StABlECallback, which would both move the same weights: keep one, with all "
+                "observables in it."
+            )
         if stage == "fit" and not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "StABlECallback adds its gradient before Trainer's optimizer step, which manual optimization "
@@ -141,16 +150,14 @@ class StABlECallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find potential, structures and reference."""
-        self.loop = self.settings.build(pl_module, trainer.train_dataloader)
-        if self._resumed is not None:
-            self.loop.load_state_dict(self._resumed)
-            self._resumed = None
-        self._logged_rounds = len(self.loop.rounds)
+        show_progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
+        self.session.begin(pl_module, trainer.train_dataloader, trainer.default_root_dir, show_progress)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Simulate until it is time to learn, or training is done."""
         if trainer.current_epoch >= self.start_epoch:
-            self.simulate(trainer)
+            self.session.simulate()
+            self.tell(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: optim.Optimizer
@@ -158,122 +165,37 @@ class StABlECallback(Callback):
         """Add the observable's gradient to what the user's loss left behind."""
         if trainer.current_epoch < self.start_epoch:
             return
-        estimate = self.estimate(trainer)
-        assert self.loop is not None
-        if estimate is None:
-            # The weights that passed the simulation are the weights the user gets: this step must not move them.
-            optimizer.zero_grad(set_to_none=True)
-            return
-        parameters = self.loop.potential.trainable_parameters()
-        latest = self.loop.rounds[-1]
-        factor = self.weight(estimate.gradients, _gradients(parameters), new_window=latest.steps == 1)
-        add_gradients(parameters, estimate.gradients, factor)
-        latest.learning_rate = self._rate.set(optimizer, self.learning_rate, self.loop.phases.lr_factor)
-        pl_module.log_dict(
-            {
-                "stable/unstable_share": latest.unstable_share,
-                "stable/observable_loss": estimate.loss,
-                "stable/ess": estimate.effective_share,
-                "stable/simulated_ps": self.loop.simulated_ps,
-            },
-            prog_bar=True,
-        )
-        pl_module.log_dict(
-            {"stable/observable_weight": factor, "stable/observable_gradient_norm": norm(estimate.gradients)}
-        )
+        numbers = self.session.before_step(optimizer)
+        self.tell(trainer)
+        for name, value in (numbers or {}).items():
+            pl_module.log(name, value, prog_bar=name in ON_PROGRESS_BAR)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Give the learning rate back to its scheduler."""
-        for optimizer in trainer.optimizers:
-            self._rate.give_back(optimizer)
+        self.session.after_step(trainer.optimizers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a checkpoint behind when the run is interrupted, to go on with ``trainer.fit(ckpt_path=...)``."""
-        if self.loop is None or not isinstance(exception, KeyboardInterrupt | SystemExit):
+        if not self.session.begun or not isinstance(exception, KeyboardInterrupt | SystemExit):
             return
         path = Path(trainer.default_root_dir) / f"interrupted-step={trainer.global_step}.ckpt"
-        for optimizer in trainer.optimizers:
-            self._rate.give_back(optimizer)
+        self.session.after_step(trainer.optimizers)
         trainer.save_checkpoint(path)
         log.warning("StABlE training was interrupted. Go on with ckpt_path=%r.", str(path))
 
-    def simulate(self, trainer: Trainer) -> None:
-        """Run the simulation phase, if training is in one."""
-        with self._watched(trainer) as loop:
-            loop.simulation_phase()
-        self._stop_when_done(trainer)
-
-    def estimate(self, trainer: Trainer) -> Estimate | None:
-        """The observable's gradient for the next optimizer step; None when training is done."""
-        with self._watched(trainer) as loop:
-            estimate = loop.gradient()
-        self._stop_when_done(trainer)
-        return estimate
+    def tell(self, trainer: Trainer) -> None:
+        """Log the new windows, and end training when the session is done."""
+        # Windows of the simulation phase come between optimizer steps, where only the loggers themselves listen.
+        for numbers in self.session.new_rounds():
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=trainer.global_step)
+        if self.session.done:
+            trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
         """Phase, replicas, random streams and rounds."""
-        return {} if self.loop is None else {"loop": self.loop.state_dict(), "weight": self.weight.state_dict()}
+        return self.session.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave, once the loop exists."""
-        if state_dict:
-            self._resumed = state_dict["loop"]
-            self.weight.load_state_dict(state_dict["weight"])
-
-    def _stop_when_done(self, trainer: Trainer) -> None:
-        assert self.loop is not None
-        self._log_rounds(trainer)
-        if self.loop.phases.name == "done":
-            trainer.should_stop = True
-
-    def _log_rounds(self, trainer: Trainer) -> None:
-        """Windows of the simulation phase come between optimizer steps, where only the loggers themselves listen."""
-        assert self.loop is not None
-        for entry in self.loop.rounds[self._logged_rounds :]:
-            metrics: dict[str, Any] = {
-                f"stable/{entry.phase}/unstable_share": entry.unstable_share,
-                f"stable/{entry.phase}/observable_loss": entry.observable_loss,
-                "stable/round": entry.round,
-                "stable/simulated_ps": entry.simulated_ps,
-            }
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
-            log.info(
-                "window %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
-                entry.round,
-                entry.phase,
-                100.0 * entry.unstable_share,
-                entry.observable_loss,
-                entry.simulated_ps,
-                entry.wall_s,
-            )
-        self._logged_rounds = len(self.loop.rounds)
-
-    def _watched(self, trainer: Trainer) -> _Watched:
-        assert self.loop is not None
-        return _Watched(self.loop, trainer)
-
-
-class _Watched:
-    """The loop with a progress line, and with the worst frame saved if the potential turns out unusable."""
-
-    def __init__(self, loop: StABlELoop, trainer: Trainer) -> None:
-        self.loop = loop
-        self.line = ProgressLine(loop, enabled=trainer.progress_bar_callback is not None and trainer.is_global_zero)
-        self.folder = Path(trainer.default_root_dir)
-
-    def __enter__(self) -> StABlELoop:
-        self.loop.on_progress = self.line.show
-        return self.loop
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.line.close()
-        if isinstance(error, UnusablePotentialError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / "worst_frame.extxyz"
-            ase.io.write(path, error.frame)
-            error.args = (f"{error} The worst frame is in {path}.",)
-
-
-def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.session.load_state_dict(state_dict)

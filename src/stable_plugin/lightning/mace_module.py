@@ -17,7 +17,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from stable_plugin import checks
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
 from stable_plugin.potentials.base import default_dtype
-from stable_plugin.potentials.mace import MACEPotential, load_mace, quiet_e3nn
+from stable_plugin.potentials.mace import MACEPotential, load_mace, quiet_e3nn, save_mace
 from stable_plugin.systems import System
 
 # After stable_plugin.potentials.mace, whose error says what to install when mace is missing.
@@ -98,6 +98,16 @@ class MACEModule(LightningModule):
         self.model: Any = load_mace(model) if isinstance(model, str | Path) else model
         self._statistics: dict[str, Any] | None = None
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
+
+    potential_suffix = ".model"
+
+    def load_potential(self, path: str | Path) -> None:
+        """Take the model of a ``.model`` file."""
+        self.model = load_mace(path)
+
+    def save_potential(self, path: Path) -> None:
+        """Write a ``.model`` file."""
+        save_mace(self.model, path)
 
     @property
     def options(self) -> Any:

@@ -61,10 +61,10 @@ class StABlEMixin:
         module: Any = self
         if module.current_epoch < self._stable.start_epoch:
             return torch.zeros((), device=module.device)
-        estimate = self._stable.estimate(module.trainer)
+        estimate = self._stable.session.gradient()
+        self._stable.tell(module.trainer)
         if estimate is None:
             return None
-        assert self._stable.loop is not None
         parameters = self._stable.loop.potential.trainable_parameters()
         return with_gradient(estimate.loss, parameters, estimate.gradients)
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from stable_plugin.potentials.base import Potential
 from stable_plugin.potentials.module import ModulePotential
 from stable_plugin.systems import System
 
-__all__ = ["ModulePotential", "Potential", "find_potential"]
+__all__ = ["ModulePotential", "Potential", "find_potential", "load_potential"]
+
+
+FAIRCHEM_NAMES = ("uma-", "esen-", "allscaip-")
+"""How the names of fairchem's pretrained models begin."""
 
 
 def find_potential(module: Any, system: System) -> Potential:
@@ -41,3 +48,28 @@ def find_potential(module: Any, system: System) -> Potential:
         f"no potential found in {type(module).__name__}: it holds no MACE or fairchem model. Give the module a method "
         "stable_potential(system) that returns a stable_plugin.potentials.Potential, for instance a ModulePotential."
     )
+
+
+def load_potential(source: str | Path, **arguments: Any) -> nn.Module:
+    """Load a potential of a known family.
+
+    Such files are pickles, which can run code: load files you trust.
+
+    Args:
+        source: Path of a fairchem inference checkpoint (``.pt``) or of a MACE ``.model`` file, or the name of a
+            foundation model of either family.
+        arguments: Further arguments of the family's loader, such as ``task_name`` for fairchem.
+
+    Raises:
+        FileNotFoundError: If it is neither a file nor a name that is known.
+        ValueError: If the file is of another kind.
+    """
+    name = str(source)
+    if name.endswith(".pt") or name.startswith(FAIRCHEM_NAMES):
+        from stable_plugin.potentials.fairchem_files import load_fairchem
+
+        return load_fairchem(source, **arguments)
+    from stable_plugin.potentials.mace import load_mace
+
+    model: nn.Module = load_mace(source, **arguments)
+    return model

@@ -17,7 +17,7 @@ from stable_plugin.potentials.base import Potential, default_dtype
 from stable_plugin.systems import System
 
 try:
-    from fairchem.core.datasets.atomic_data import AtomicData
+    from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
     from fairchem.core.models.base import HydraModel
     from fairchem.core.models.uma.escn_md import eSCNMDBackbone
     from fairchem.core.units.mlip_unit import InferenceSettings
@@ -90,7 +90,7 @@ class FairchemPotential(Potential):
         known = tasks if tasks is not None else list((module.tasks or {}).values())
         self.task = energy_task(known, task_name)
         self.dataset = task_name or self.task.datasets[0]
-        self._charge, self._spin = _charge_and_spin(system, self.dataset)
+        self._charge, self._spin = charge_and_spin(system.charge, system.spin, self.dataset)
         self._templates: dict[tuple[int, bool], AtomicData] = {}
         self._readout: _Readout | None = None
         self._merged: Any = None
@@ -146,26 +146,24 @@ class FairchemPotential(Potential):
         return data
 
     def _template(self, n_replicas: int, own_graph: bool) -> AtomicData:
-        n_atoms, device = self.system.n_atoms, self.device
-        cell = self.system.cell if own_graph and self.system.periodic else torch.eye(3, device=device)
-        per_atom = torch.zeros(n_replicas * n_atoms, dtype=torch.long, device=device)
-        return AtomicData(
-            pos=torch.zeros(n_replicas * n_atoms, 3, dtype=self.dtype, device=device),
-            atomic_numbers=self.system.numbers.repeat(n_replicas),
-            cell=cell.to(self.dtype).expand(n_replicas, 3, 3),
-            pbc=torch.tensor([self.system.pbc] * n_replicas, device=device),
-            natoms=torch.full((n_replicas,), n_atoms, device=device),
-            edge_index=torch.empty(2, 0, dtype=torch.long, device=device),
-            cell_offsets=torch.empty(0, 3, dtype=self.dtype, device=device),
-            nedges=torch.zeros(n_replicas, dtype=torch.long, device=device),
-            charge=torch.full((n_replicas,), self._charge, device=device),
-            spin=torch.full((n_replicas,), self._spin, device=device),
+        cell = self.system.cell if own_graph and self.system.periodic else torch.eye(3)
+        per_atom = torch.zeros(self.system.n_atoms, dtype=torch.long)
+        graph = AtomicData(
+            pos=torch.zeros(self.system.n_atoms, 3, dtype=self.dtype),
+            atomic_numbers=self.system.numbers.cpu(),
+            cell=cell.to("cpu", self.dtype)[None],
+            pbc=torch.tensor([self.system.pbc]),
+            natoms=torch.tensor([self.system.n_atoms]),
+            edge_index=torch.empty(2, 0, dtype=torch.long),
+            cell_offsets=torch.empty(0, 3, dtype=self.dtype),
+            nedges=torch.tensor([0]),
+            charge=torch.tensor([self._charge]),
+            spin=torch.tensor([self._spin]),
             fixed=per_atom,
             tags=per_atom.clone(),
-            batch=torch.arange(n_replicas, device=device).repeat_interleave(n_atoms),
-            sid=[""] * n_replicas,
-            dataset=[self.dataset] * n_replicas,
+            dataset=self.dataset,
         )
+        return atomicdata_list_to_batch([graph] * n_replicas).to(self.device)
 
     def _wrapped(self, positions: Tensor) -> Tensor:
         """Positions in the cell, where fairchem's graphs look for them."""
@@ -228,15 +226,25 @@ def _matching_readout(per_atom: dict[str, Tensor], energies: Tensor) -> _Readout
     return _Readout(None)
 
 
-def _charge_and_spin(system: System, dataset: str) -> tuple[int, int]:
-    missing = [name for name in ("charge", "spin") if getattr(system, name) is None]
+def charge_and_spin(charge: int | None, spin: int | None, dataset: str) -> tuple[int, int]:
+    """Total charge and spin multiplicity as fairchem wants them: zero where a data set does not care.
+
+    Args:
+        charge: In units of e, if known.
+        spin: If known.
+        dataset: Name of the data set.
+
+    Raises:
+        ValueError: If one is not known, and the data set has structures of several.
+    """
+    missing = [name for name, value in (("charge", charge), ("spin", spin)) if value is None]
     if missing and dataset in NEEDS_CHARGE_AND_SPIN:
         raise ValueError(
             f"task_name={dataset!r} needs the total charge and the spin multiplicity, but the structures have no "
-            f"{' and no '.join(missing)}: set atoms.info['charge'] and atoms.info['spin'] (0 and 1 for a neutral closed "
-            "shell)."
+            f"{' and no '.join(missing)}: set atoms.info['charge'] and atoms.info['spin'], or the arguments charge= and "
+            "spin= (0 and 1 for a neutral closed shell)."
         )
-    return system.charge or 0, system.spin or 0
+    return charge or 0, spin or 0
 
 
 def _predicts_forces(module: Any) -> bool:

@@ -26,6 +26,8 @@ def training_structures(module: Any, dataloader: Any) -> list[Atoms]:
     items: Sequence[Any] = [] if dataset is None else [dataset[index] for index in range(len(dataset))]
     if items and all(isinstance(item, Atoms) for item in items):
         return list(items)
+    if items and all(hasattr(item, "to_ase_single") for item in items):  # fairchem's graphs
+        return [_from_fairchem_graph(item) for item in items]
     numbers = _mace_atomic_numbers(module.modules())
     if items and numbers is not None and all(hasattr(item, "node_attrs") for item in items):
         return [_from_mace_graph(item, numbers) for item in items]
@@ -52,3 +54,8 @@ def _from_mace_graph(graph: Any, atomic_numbers: Sequence[int]) -> Atoms:
         cell=graph.cell.detach().cpu().numpy() if periodic else None,
         pbc=pbc.reshape(-1).tolist() if periodic else False,
     )
+
+
+def _from_fairchem_graph(graph: Any) -> Atoms:
+    atoms: Atoms = graph.to_ase_single()
+    return atoms

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from stable_plugin import checks
@@ -95,11 +94,11 @@ class BorrowedLearningRate:
             The rate of the first parameter group.
 
         Raises:
-            MisconfigurationException: If the optimizer's own rate is zero and no other is given.
+            ValueError: If the optimizer's own rate is zero and no other is given.
         """
         own = [group["lr"] for group in optimizer.param_groups]
         if learning_rate is None and not any(own):
-            raise MisconfigurationException(
+            raise ValueError(
                 "the optimizer's learning rate is zero, so the potential cannot be repaired: its schedule has ended. Give "
                 "StABlECallback(learning_rate=...), for instance a tenth to a half of the one that training began with."
             )

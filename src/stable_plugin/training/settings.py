@@ -11,13 +11,13 @@ from torch import nn
 from stable_plugin import checks
 from stable_plugin.detectors import BondDeviation, Detector
 from stable_plugin.frames import Frames, read_frames
-from stable_plugin.lightning.structures import training_structures
 from stable_plugin.loop import StABlELoop
 from stable_plugin.observables import BondAmplitudes, BondLengths, Observable
 from stable_plugin.phases import Schedule
 from stable_plugin.potentials import find_potential
 from stable_plugin.simulation import Integrator, Langevin
 from stable_plugin.systems import System, stack_positions
+from stable_plugin.training.structures import training_structures
 
 log = logging.getLogger(__name__)
 

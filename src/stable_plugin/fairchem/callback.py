@@ -1,0 +1,150 @@
+"""StABlE training inside fairchem's own training."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from stable_plugin.lightning.callback import StABlECallback as LightningCallback
+from stable_plugin.potentials.fairchem import FairchemPotential
+from stable_plugin.systems import System
+from stable_plugin.training import Session
+
+# After stable_plugin.potentials.fairchem, whose error says what to install when fairchem is missing.
+from torchtnt.framework.callback import Callback  # isort: skip
+from torchtnt.framework.state import State  # isort: skip
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "stable.pt"
+"""Name of our state in a folder of fairchem's checkpoint."""
+
+
+class StABlECallback(Callback):
+    """One entry of ``runner.callbacks`` that makes a native fairchem training StABlE training.
+
+    fairchem's unit goes on doing what it does: batches, losses, clipping, optimizer, averaging, schedule, checkpoints.
+    The observable's gradient joins before the optimizer's step, and the sum is clipped as the unit clips its own.
+
+    When training is done, the averaged weights, which inference uses, are set to those that passed the simulation.
+
+    Args:
+        task_name: Name of the data set whose energies are simulated with; may be left out if the unit has only one.
+        conservative: See :class:`~stable_plugin.potentials.fairchem.FairchemPotential`.
+        charge: Total charge of structures that do not say.
+        spin: Spin multiplicity of structures that do not say.
+        arguments: As for :class:`stable_plugin.StABlECallback`.
+    """
+
+    def __init__(
+        self,
+        task_name: str | None = None,
+        conservative: bool = False,
+        charge: int | None = None,
+        spin: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        inner = LightningCallback(**arguments)
+        self.start_epoch, self.session = inner.start_epoch, inner.session
+        self.task_name, self.conservative, self.charge, self.spin = task_name, conservative, charge, spin
+        self._unit: Any = None
+
+    def on_train_start(self, state: State, unit: Any) -> None:
+        """Find potential, structures and reference, and hook into the optimizer."""
+        _refuse_second(unit, self.session)
+        self._unit = unit
+        assert state.train_state is not None
+        self._resume(unit)
+        folder = Path(unit.job_config.metadata.results_dir)
+        self.session.begin(_Simulated(unit, self), state.train_state.dataloader, folder, show_progress=True)
+        unit.optimizer.register_step_pre_hook(self._before_step)
+        unit.optimizer.register_step_post_hook(self._after_step)
+        _save_with(unit, self.session)
+
+    def on_train_step_start(self, state: State, unit: Any) -> None:
+        """Simulate until it is time to learn, or training is done."""
+        if self._active(unit):
+            self.session.simulate()
+            self._tell(state, unit)
+
+    def on_train_step_end(self, state: State, unit: Any) -> None:
+        """Log, and end training when the session is done."""
+        if self._active(unit):
+            self._tell(state, unit)
+
+    def _active(self, unit: Any) -> bool:
+        return bool(unit.train_progress.num_epochs_completed >= self.start_epoch)
+
+    def _before_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._active(self._unit):
+            return
+        numbers = self.session.before_step(optimizer)
+        if numbers is None:
+            return
+        if self._unit.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._unit.model.parameters(), max_norm=self._unit.clip_grad_norm)
+        self._log(numbers)
+
+    def _after_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.session.after_step([optimizer])
+
+    def _tell(self, state: State, unit: Any) -> None:
+        for numbers in self.session.new_rounds():
+            self._log(numbers)
+        if self.session.done and not state.should_stop:
+            if unit.ema_model is not None:
+                unit.ema_model.module.load_state_dict(unit.model.state_dict())
+            state.stop()
+
+    def _log(self, numbers: dict[str, float]) -> None:
+        if self._unit.logger is not None:
+            self._unit.logger.log(numbers, step=self._unit.train_progress.num_steps_completed, commit=False)
+
+    def _resume(self, unit: Any) -> None:
+        if unit.lazy_state_location is None:
+            return
+        path = Path(unit.lazy_state_location) / STATE_FILE
+        if path.is_file():
+            self.session.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+class _Simulated(nn.Module):
+    """The unit's model, with what says how to simulate with it."""
+
+    def __init__(self, unit: Any, callback: StABlECallback) -> None:
+        super().__init__()
+        self.network = getattr(unit.model, "module", unit.model)
+        self._tasks, self._callback = unit.tasks, callback
+
+    def stable_potential(self, system: System) -> FairchemPotential:
+        callback = self._callback
+        system = system.with_electrons(callback.charge, callback.spin)
+        return FairchemPotential(self.network, system, self._tasks, callback.task_name, callback.conservative)
+
+
+def _refuse_second(unit: Any, session: Session) -> None:
+    if getattr(unit, "stable_session", session) is not session:
+        raise ValueError(
+            "runner.callbacks has more than one StABlECallback, which would both move the same weights: keep one, with "
+            "all observables in it."
+        )
+    unit.stable_session = session
+
+
+def _save_with(unit: Any, session: Session) -> None:
+    """Have each of the unit's checkpoints hold the session's state too."""
+    save_unit = unit.save_state
+
+    def save_state(checkpoint_location: str) -> None:
+        save_unit(checkpoint_location)
+        path = Path(checkpoint_location) / STATE_FILE
+        partial = path.with_name(path.name + ".partial")
+        torch.save(session.state_dict(), partial)
+        os.replace(partial, path)
+
+    unit.save_state = save_state

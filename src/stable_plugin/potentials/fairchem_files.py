@@ -1,0 +1,258 @@
+"""fairchem's inference checkpoints: what ``FAIRChemCalculator`` and ``load_predict_unit`` open."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from ase import Atoms
+from torch import nn
+
+from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.potentials.base import default_dtype
+from stable_plugin.potentials.fairchem import FairchemPotential, charge_and_spin, energy_task
+from stable_plugin.systems import System
+
+# After stable_plugin.potentials.fairchem, whose error says what to install when fairchem is missing.
+from fairchem.core.calculate.pretrained_mlip import (  # isort: skip
+    available_models,
+    pretrained_checkpoint_path_from_name,
+)
+from fairchem.core.units.mlip_unit.api.inference import MLIPInferenceCheckpoint  # isort: skip
+from fairchem.core.units.mlip_unit.mlip_unit import Task  # isort: skip
+from fairchem.core.units.mlip_unit.utils import load_inference_model  # isort: skip
+
+CORE = "fairchem.core"
+
+
+class FairchemModel(nn.Module):
+    """A fairchem model with what its checkpoint says of it.
+
+    Args:
+        network: A ``HydraModel``.
+        model_config: The configuration that fairchem builds it from.
+        tasks_config: The configurations of its tasks.
+        task_name: Name of the data set whose energies are meant; may be left out if the model knows only one.
+        conservative: See :class:`~stable_plugin.potentials.fairchem.FairchemPotential`.
+        charge: Total charge of structures that do not say.
+        spin: Spin multiplicity of structures that do not say.
+
+    Raises:
+        ValueError: If the model lacks the task.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        model_config: Mapping[str, Any],
+        tasks_config: Sequence[Any],
+        task_name: str | None = None,
+        conservative: bool = False,
+        charge: int | None = None,
+        spin: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.model_config, self.tasks_config = model_config, list(tasks_config)
+        self.tasks: list[Task] = [hydra.utils.instantiate(config) for config in self.tasks_config]
+        self.dataset = task_name or energy_task(self.tasks).datasets[0]
+        energy_task(self.tasks, self.dataset)
+        self.conservative, self.charge, self.spin = conservative, charge, spin
+
+    @classmethod
+    def from_configs(
+        cls, model_config: Mapping[str, Any], tasks_config: Sequence[Any], seed: int = 0, **arguments: Any
+    ) -> FairchemModel:
+        """A model with random weights.
+
+        Args:
+            model_config: As for the class.
+            tasks_config: As for the class.
+            seed: Seeds the weights.
+            arguments: Further arguments of the class.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = hydra.utils.instantiate(copy.deepcopy(model_config))
+        return cls(network, model_config, tasks_config, **arguments)
+
+    def forward(self, data: Any) -> Any:
+        """The network's own output."""
+        return self.network(data)
+
+    def stable_potential(self, system: System) -> FairchemPotential:
+        """The potential that simulates."""
+        system = system.with_electrons(self.charge, self.spin)
+        return FairchemPotential(self.network, system, self.tasks, self.dataset, self.conservative)
+
+    def with_electrons(self, frame: Atoms) -> Atoms:
+        """A copy of a structure that states charge and spin.
+
+        Raises:
+            ValueError: If neither the structure nor the model does, and the data set needs them.
+        """
+        copied = frame.copy()
+        charge = frame.info.get("charge", self.charge)
+        copied.info["charge"], copied.info["spin"] = charge_and_spin(
+            charge, frame.info.get("spin", self.spin), self.dataset
+        )
+        return copied
+
+
+def load_fairchem(
+    source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **arguments: Any
+) -> FairchemModel:
+    """Load a fairchem inference checkpoint with its averaged weights, those that calculators use.
+
+    Such a file is a pickle: loading one runs code that it contains. Load files you trust.
+
+    Args:
+        source: Path of a checkpoint, or the name of a pretrained model such as ``uma-s-1p1``, fetched by fairchem.
+        device: Where to.
+        dtype: Precision; fairchem's models are trained in single.
+        arguments: Further arguments of :class:`FairchemModel`.
+
+    Raises:
+        FileNotFoundError: If it is neither a file nor a name that fairchem knows or can fetch.
+        ValueError: If the file is not a fairchem inference checkpoint.
+    """
+    path = _located(source)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # unpickling runs the file's own code: anything can come out of it
+        raise ValueError(
+            f"{path} cannot be read as a fairchem checkpoint ({type(error).__name__}: {error}): give the inference_ckpt.pt "
+            "that fairchem training leaves behind."
+        ) from error
+    if not isinstance(checkpoint, MLIPInferenceCheckpoint):
+        raise ValueError(
+            f"{path} holds a {type(checkpoint).__name__}, not a fairchem inference checkpoint: give the inference_ckpt.pt "
+            "that fairchem training leaves behind."
+        )
+    # Buffers and scales that no checkpoint holds are made in the default dtype.
+    with default_dtype(dtype):
+        averaged, checkpoint = load_inference_model(str(path), use_ema=True, preloaded_checkpoint=checkpoint)
+        model = FairchemModel(averaged.module, checkpoint.model_config, checkpoint.tasks_config, **arguments)
+    return model.to(device, dtype)
+
+
+def save_fairchem(model: FairchemModel, path: str | Path) -> None:
+    """Write an inference checkpoint that fairchem opens like any other.
+
+    The file appears whole or not at all.
+
+    Raises:
+        FileExistsError: If there is a file already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten: choose another path or remove it.")
+    weights = {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
+    averaged = {"n_averaged": torch.tensor(1), **{f"module.{name}": tensor for name, tensor in weights.items()}}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        torch.save(MLIPInferenceCheckpoint(model.model_config, weights, averaged, model.tasks_config), partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def new_fairchem(
+    backbone: Mapping[str, Any],
+    heads: Mapping[str, Any],
+    frames: Sequence[Atoms],
+    *,
+    task_name: str,
+    energy_weight: float,
+    forces_weight: float,
+    seed: int = 0,
+    **arguments: Any,
+) -> FairchemModel:
+    """An untrained model, with element references and a scale from labelled frames.
+
+    Args:
+        backbone: Configuration of the backbone, ``model`` being its name in fairchem.
+        heads: Configurations of the heads, ``module`` being the name in fairchem.
+        frames: Labelled structures.
+        task_name: Name of the data set that the frames stand for.
+        energy_weight: Of the energy's loss, per atom.
+        forces_weight: Of the forces' loss.
+        seed: Seeds the weights.
+        arguments: Further arguments of :class:`FairchemModel`.
+    """
+    config = {
+        "_target_": f"{CORE}.models.base.HydraModel",
+        "backbone": dict(backbone),
+        "heads": {name: dict(head) for name, head in heads.items()},
+        "pass_through_head_outputs": True,
+    }
+    tasks = _tasks(frames, task_name, energy_weight, forces_weight)
+    return FairchemModel.from_configs(config, tasks, seed, task_name=task_name, **arguments)
+
+
+def _located(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if str(source) not in available_models:
+        raise FileNotFoundError(
+            f"checkpoint={str(source)!r} is neither a file nor a model that fairchem can fetch: give the path of an "
+            f"inference checkpoint, or one of {', '.join(available_models)}."
+        )
+    try:
+        return Path(pretrained_checkpoint_path_from_name(str(source)))
+    except Exception as error:  # whatever a download can fail with
+        raise FileNotFoundError(
+            f"fairchem could not fetch checkpoint={str(source)!r} ({type(error).__name__}: {error}). Check the network and "
+            "your access to the model, or give the path of a downloaded file."
+        ) from error
+
+
+def _tasks(frames: Sequence[Atoms], dataset: str, energy_weight: float, forces_weight: float) -> list[dict[str, Any]]:
+    """Energy and forces, referenced to elements by least squares and scaled by the spread of the forces."""
+    n_elements = 1 + max(int(frame.numbers.max()) for frame in frames)
+    counts = np.array([np.bincount(frame.numbers, minlength=n_elements) for frame in frames], dtype=float)
+    energies = np.array([frame.info[ENERGY_KEY] for frame in frames])
+    references = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    scale = float(np.sqrt(np.mean(np.concatenate([frame.arrays[FORCES_KEY] for frame in frames]) ** 2)))
+    return [
+        {
+            **_task("energy", "system", [1], dataset, scale, "PerAtomMAELoss", "mean", energy_weight),
+            "element_references": {
+                "_target_": f"{CORE}.modules.normalization.element_references.ElementReferences",
+                "element_references": {"_target_": "torch.DoubleTensor", "_args_": [references.tolist()]},
+            },
+        },
+        _task("forces", "atom", [3], dataset, scale, "L2NormLoss", "mean", forces_weight),
+    ]
+
+
+def _task(
+    name: str, level: str, dim: list[int], dataset: str, scale: float, loss: str, reduction: str, weight: float
+) -> dict[str, Any]:
+    return {
+        "_target_": f"{CORE}.units.mlip_unit.mlip_unit.Task",
+        "name": name,
+        "level": level,
+        "property": name,
+        "out_spec": {"_target_": f"{CORE}.units.mlip_unit.mlip_unit.OutputSpec", "dim": dim, "dtype": "float32"},
+        "normalizer": {
+            "_target_": f"{CORE}.modules.normalization.normalizer.Normalizer",
+            "mean": 0.0,
+            "rmsd": scale,
+        },
+        "datasets": [dataset],
+        "loss_fn": {
+            "_target_": f"{CORE}.modules.loss.DDPMTLoss",
+            "loss_fn": {"_target_": f"{CORE}.modules.loss.{loss}"},
+            "reduction": reduction,
+            "coefficient": weight,
+        },
+        "metrics": ["mae"],
+    }

@@ -1,0 +1,7 @@
+"""What StABlE training is beside any trainer: settings, the two gradients made one, progress, state."""
+
+from stable_plugin.training.gradients import Weight
+from stable_plugin.training.session import Session
+from stable_plugin.training.settings import LoopSettings
+
+__all__ = ["LoopSettings", "Session", "Weight"]

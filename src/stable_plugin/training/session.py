@@ -1,0 +1,189 @@
+"""One StABlE phase beside somebody else's training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ase.io
+from torch import Tensor, nn, optim
+
+from stable_plugin import checks
+from stable_plugin.estimator import Estimate
+from stable_plugin.loop import Round, StABlELoop, UnusablePotentialError
+from stable_plugin.training.gradients import BorrowedLearningRate, ObservableWeight, Weight, add_gradients, norm
+from stable_plugin.training.progress import ProgressLine
+from stable_plugin.training.settings import LoopSettings
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """What the callbacks of all trainers do: they only say when, and where the numbers go.
+
+    The trainer owns the optimizer. :meth:`before_step` adds the observable's gradient to what the trainer's own loss
+    left in the parameters, :meth:`after_step` undoes what was borrowed for the step.
+
+    Args:
+        settings: What the loop is made from.
+        learning_rate: Of the steps that the observable takes part in; the optimizer's own if None.
+        observable_weight: Factor of the observable's gradient, or ``auto``.
+        gradient_ratio: Length of the observable's gradient relative to the other, for ``auto``.
+    """
+
+    def __init__(
+        self, settings: LoopSettings, learning_rate: float | None, observable_weight: Weight, gradient_ratio: float
+    ) -> None:
+        if learning_rate is not None:
+            checks.number("learning_rate", learning_rate, above=0)
+        self.settings = settings
+        self.learning_rate = learning_rate
+        self.weight = ObservableWeight(observable_weight, gradient_ratio)
+        self._loop: StABlELoop | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._rate = BorrowedLearningRate()
+        self._told_rounds = 0
+        self._folder = Path()
+        self._show_progress = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a loop yet."""
+        return self._loop is not None
+
+    @property
+    def loop(self) -> StABlELoop:
+        """The loop, once :meth:`begin` has made it."""
+        if self._loop is None:
+            raise RuntimeError("StABlE training has not begun: the loop is made when training starts.")
+        return self._loop
+
+    @property
+    def done(self) -> bool:
+        """Whether the replicas were stable for the time asked for, or the windows are used up."""
+        return self._loop is not None and self._loop.phases.name == "done"
+
+    def begin(self, module: nn.Module, dataloader: Any, folder: str | Path, show_progress: bool) -> None:
+        """Find potential, structures and reference, and take up the state that was loaded, if any.
+
+        Args:
+            module: Holds the potential.
+            dataloader: Training data.
+            folder: Where the worst frame goes if the potential turns out unusable.
+            show_progress: Whether to show a progress line while simulating.
+        """
+        self._loop = self.settings.build(module, dataloader)
+        if self._resumed is not None:
+            self._loop.load_state_dict(self._resumed)
+            self._resumed = None
+        self._told_rounds = len(self._loop.rounds)
+        self._folder, self._show_progress = Path(folder), show_progress
+
+    def simulate(self) -> None:
+        """Run the simulation phase, if training is in one."""
+        with self._watched() as loop:
+            loop.simulation_phase()
+
+    def gradient(self) -> Estimate | None:
+        """The observable's gradient for the next optimizer step; None when training is done."""
+        with self._watched() as loop:
+            return loop.gradient()
+
+    def before_step(self, optimizer: optim.Optimizer) -> dict[str, float] | None:
+        """Make the optimizer's next step follow both gradients.
+
+        Returns:
+            Numbers to log, or None when training is done: the parameters then have no gradient, so that the weights
+            that passed the simulation are the weights the user gets.
+
+        Raises:
+            ValueError: If the optimizer does not hold the parameters that are simulated with.
+        """
+        parameters = self.loop.potential.trainable_parameters()
+        _refuse_foreign(optimizer, parameters)
+        estimate = self.gradient()
+        if estimate is None:
+            optimizer.zero_grad(set_to_none=True)
+            return None
+        latest = self.loop.rounds[-1]
+        own = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        factor = self.weight(estimate.gradients, own, new_window=latest.steps == 1)
+        add_gradients(parameters, estimate.gradients, factor)
+        latest.learning_rate = self._rate.set(optimizer, self.learning_rate, self.loop.phases.lr_factor)
+        return {
+            "stable/unstable_share": latest.unstable_share,
+            "stable/observable_loss": estimate.loss,
+            "stable/ess": estimate.effective_share,
+            "stable/simulated_ps": self.loop.simulated_ps,
+            "stable/observable_weight": factor,
+            "stable/observable_gradient_norm": norm(estimate.gradients),
+        }
+
+    def after_step(self, optimizers: Iterable[optim.Optimizer]) -> None:
+        """Give the learning rate back to its scheduler."""
+        for optimizer in optimizers:
+            self._rate.give_back(optimizer)
+
+    def new_rounds(self) -> list[dict[str, float]]:
+        """Numbers to log of the windows simulated since the last call."""
+        rounds = self.loop.rounds[self._told_rounds :]
+        self._told_rounds = len(self.loop.rounds)
+        for entry in rounds:
+            log.info(
+                "window %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
+                entry.round,
+                entry.phase,
+                100.0 * entry.unstable_share,
+                entry.observable_loss,
+                entry.simulated_ps,
+                entry.wall_s,
+            )
+        return [_numbers(entry) for entry in rounds]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Phase, replicas, random streams and rounds."""
+        return {} if self._loop is None else {"loop": self._loop.state_dict(), "weight": self.weight.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` gave, once the loop exists."""
+        if state_dict:
+            self._resumed = state_dict["loop"]
+            self.weight.load_state_dict(state_dict["weight"])
+
+    @contextmanager
+    def _watched(self) -> Iterator[StABlELoop]:
+        """The loop with a progress line, and with the worst frame saved if the potential turns out unusable."""
+        line = ProgressLine(self.loop, self._show_progress)
+        self.loop.on_progress = line.show
+        try:
+            yield self.loop
+        except UnusablePotentialError as error:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / "worst_frame.extxyz"
+            ase.io.write(path, error.frame)
+            error.args = (f"{error} The worst frame is in {path}.",)
+            raise
+        finally:
+            line.close()
+
+
+def _numbers(entry: Round) -> dict[str, float]:
+    assert entry.observable_loss is not None
+    return {
+        f"stable/{entry.phase}/unstable_share": entry.unstable_share,
+        f"stable/{entry.phase}/observable_loss": entry.observable_loss,
+        "stable/round": entry.round,
+        "stable/simulated_ps": entry.simulated_ps,
+    }
+
+
+def _refuse_foreign(optimizer: optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in parameters):
+        raise ValueError(
+            f"{type(optimizer).__name__} holds none of the {len(parameters)} parameters of the potential that is "
+            "simulated with, so its steps cannot repair it: give the optimizer the model's parameters."
+        )
