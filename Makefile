@@ -55,10 +55,12 @@ docs: .venv/.extra-docs  ## build the documentation into docs/_build
 bench: $(ENV)  ## time this package against its peers
 	$(BIN)/python -m benchmarks
 
-data: .venv/.extra-data  ## remake recipes/data (20 minutes)
+data: .venv/.extra-data  ## remake recipes/data (an hour)
 	mkdir -p runs
-	$(BIN)/python recipes/data/make_aspirin.py simulate --out runs/aspirin_gfn2_500K.npz
-	$(BIN)/python recipes/data/make_aspirin.py slice --trajectory runs/aspirin_gfn2_500K.npz
+	for molecule in aspirin peptide; do \
+	  $(BIN)/python recipes/data/make_molecule.py $$molecule simulate --out runs/$${molecule}_gfn2_500K.npz && \
+	  $(BIN)/python recipes/data/make_molecule.py $$molecule slice --trajectory runs/$${molecule}_gfn2_500K.npz || exit 1; \
+	done
 
 clean:  ## remove what builds and checks leave behind, but not .venv and runs/
 	rm -rf build dist docs/_build src/*.egg-info

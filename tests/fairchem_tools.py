@@ -20,12 +20,12 @@ PER_DATASET = ("uma", "allscaip")
 def escn(**changes):
     return {
         "model": f"{MODELS}.uma.escn_md.eSCNMDBackbone",
-        "sphere_channels": 8,
-        "hidden_channels": 8,
-        "edge_channels": 8,
-        "num_distance_basis": 8,
-        "lmax": 2,
-        "mmax": 2,
+        "sphere_channels": 16,
+        "hidden_channels": 16,
+        "edge_channels": 16,
+        "num_distance_basis": 16,
+        "lmax": 1,
+        "mmax": 1,
         "num_layers": 2,
         "cutoff": 4.5,
         "max_neighbors": 300,

@@ -94,7 +94,7 @@ def test_an_optimizer_step_follows_the_sum_of_both_gradients(tmp_path, frames):
     trainer(tmp_path, callback, max_epochs=1).fit(module, ExtxyzDataModule(frames, batch_size=10))
     own, joint = callback.seen
     # The learning rate is next to zero: the same window gives the same estimate again.
-    callback.loop._memory.newest.steps = 0
+    callback.loop._sample.steps = 0
     estimate = callback.loop.gradient()
     for before, after, gradient in zip(own, joint, estimate.gradients, strict=True):
         torch.testing.assert_close(after, before + 7.0 * gradient, rtol=1e-4, atol=1e-6)

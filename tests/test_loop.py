@@ -180,6 +180,19 @@ def test_gradients_are_those_of_the_estimator_on_the_sample(reference):
     assert len(windows) == 1
 
 
+def frames_of(loop):
+    return {tuple(frame.flatten().tolist()) for frame in loop._structures}
+
+
+def begin_afresh(loop, state, flags):
+    """Whether the flagged replicas rest in start frames with velocities of their own."""
+    frames = frames_of(loop)
+    return all(
+        (tuple(positions.flatten().tolist()) in frames) == flag
+        for positions, flag in zip(state.positions, flags.tolist(), strict=True)
+    )
+
+
 def test_learning_windows_start_where_the_failed_one_did_under_the_weights_of_now(reference):
     potential = triatomic(SOFT)
     loop = make_loop(potential, reference, steps_per_window=1)
@@ -190,15 +203,19 @@ def test_learning_windows_start_where_the_failed_one_did_under_the_weights_of_no
         energies.append(loop.simulator.refresh(loop._learning_start).energies)
         optimizer_step(loop, optimizer)
     assert [entry.phase for entry in loop.rounds] == ["simulate", "learn", "learn"]
-    for number, window in enumerate(windows):
-        assert torch.equal(window.start.positions, windows[0].start.positions)
-        assert torch.equal(window.start.velocities, windows[0].start.velocities)
-        assert torch.equal(window.start.energies, energies[number])
-    assert not torch.equal(windows[1].start.energies, windows[0].start.energies)
+    for before, after, now in zip(windows, windows[1:], energies[1:], strict=False):
+        stable = ~before.unstable
+        assert torch.equal(after.start.positions[stable], before.start.positions[stable])
+        assert torch.equal(after.start.velocities[stable], before.start.velocities[stable])
+        assert torch.equal(after.start.energies, now)
+        # What failed begins afresh: a replica that cannot be saved would fail in every window.
+        assert before.unstable.any()
+        assert not torch.equal(after.start.velocities[before.unstable], before.start.velocities[before.unstable])
+        assert begin_afresh(loop, after.start, torch.ones_like(before.unstable))
     assert not torch.equal(windows[1].end.positions, windows[2].end.positions), "the noise is new"
 
 
-def test_stable_replicas_go_on_and_unstable_ones_are_rewound(reference):
+def test_stable_replicas_go_on_and_unstable_ones_begin_afresh(reference):
     loop = make_loop(triatomic(2.5), reference, schedule=Schedule(trigger=1.0, floor=0.99, stable_ps=0.4))
     windows = spied(loop)
     loop.simulation_phase()
@@ -207,9 +224,10 @@ def test_stable_replicas_go_on_and_unstable_ones_are_rewound(reference):
     flagged = [window.unstable for window in windows]
     assert any(0 < flags.sum() < 24 for flags in flagged[:-1])
     for before, after, flags in zip(windows, windows[1:], flagged, strict=False):
-        for mine, start, end in zip(after.start.tensors(), before.start.tensors(), before.end.tensors(), strict=True):
-            assert torch.equal(mine[flags], start[flags])
+        for mine, end in zip(after.start.tensors(), before.end.tensors(), strict=True):
             assert torch.equal(mine[~flags], end[~flags])
+        assert begin_afresh(loop, after.start, flags)
+        assert torch.equal(after.start.forces, loop.simulator.refresh(after.start).forces)
     # The share is that since the phase began, not that of one window.
     ever = torch.stack(flagged).cummax(dim=0).values.double().mean(dim=1)
     assert [entry.unstable_share for entry in loop.rounds] == pytest.approx(ever.tolist())

@@ -1,4 +1,4 @@
-"""The README's Python, as written there, on small settings."""
+"""The Python of README and documentation, as written there, on small settings."""
 
 import inspect
 import re
@@ -11,6 +11,7 @@ import stable_plugin
 from stable_plugin import Schedule, StABlECallback
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/fairchem.md")
 SMALL = {
     "n_replicas": 2,
     "window_ps": 0.01,
@@ -21,7 +22,7 @@ SMALL = {
 
 
 def snippets():
-    text = (ROOT / "README.md").read_text()
+    text = "".join((ROOT / page).read_text() for page in PAGES)
     found = re.findall(r"(<!-- no test: [^>]*-->\n)?```python\n(.*?)```", text, flags=re.DOTALL)
     return [code for skipped, code in found if not skipped]
 
@@ -39,17 +40,17 @@ def shrunk(monkeypatch, owner, **changes):
 
 
 @pytest.mark.parametrize("code", snippets(), ids=lambda code: code.strip().splitlines()[-1][:30])
-def test_a_snippet_of_the_readme_runs_as_written(code, tmp_path, monkeypatch):
+def test_a_snippet_runs_as_written(code, tmp_path, monkeypatch):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
     shrunk(monkeypatch, StABlECallback, **SMALL)
     shrunk(monkeypatch, pytorch_lightning.Trainer, max_epochs=2, enable_progress_bar=False, accelerator="cpu")
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "documentation", "exec"), names)
     if "trainer" in names:
         (callback,) = (one for one in names["trainer"].callbacks if isinstance(one, stable_plugin.StABlECallback))
         assert callback.rounds
 
 
 def test_the_readme_has_snippets():
-    assert len(snippets()) >= 3
+    assert len(snippets()) >= 4

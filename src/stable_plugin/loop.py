@@ -14,11 +14,17 @@ from torch import Tensor
 
 from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
-from stable_plugin.estimator import BoltzmannEstimator, Estimate, Loss, mean_squared_error
+from stable_plugin.estimator import (
+    BoltzmannEstimator,
+    Estimate,
+    Loss,
+    effective_share,
+    mean_squared_error,
+    reweighting,
+)
 from stable_plugin.observables.base import Observable
 from stable_plugin.phases import Phases, Schedule
 from stable_plugin.potentials.base import Potential
-from stable_plugin.samples import SampleMemory
 from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.simulator import Simulator, Window
 from stable_plugin.simulation.state import State
@@ -79,6 +85,16 @@ class Progress:
     ess: float | None
 
 
+@dataclass
+class _Sample:
+    """Frames of one learning window, and how far they have been used."""
+
+    positions: Tensor
+    values: list[Tensor]
+    energies: Tensor
+    steps: int = 0
+
+
 class StABlELoop:
     """Simulates with a potential in training and estimates how the observables pull at its parameters.
 
@@ -97,9 +113,6 @@ class StABlELoop:
         schedule: When to learn and when to stop.
         loss: Of an observable's mean and its target.
         steps_per_window: Optimizer steps on one window at most.
-        remembered_windows: Windows whose frames are learned from at once, reweighted to the present parameters: the
-            newest, and those before it. A failure that was learned away and comes back is seen before a new window
-            runs into it.
         min_effective_share: A window is used up when its effective share falls below this.
         rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
         check_every_fs: Time between two looks of the detector.
@@ -122,7 +135,6 @@ class StABlELoop:
         schedule: Schedule | None = None,
         loss: Loss = mean_squared_error,
         steps_per_window: int = 6,
-        remembered_windows: int = 4,
         min_effective_share: float = 0.3,
         rewind_share: float = 0.1,
         check_every_fs: float = 5.0,
@@ -131,7 +143,6 @@ class StABlELoop:
     ) -> None:
         checks.count("n_replicas", n_replicas)
         checks.count("steps_per_window", steps_per_window)
-        checks.count("remembered_windows", remembered_windows)
         checks.number("min_effective_share", min_effective_share, above=0, most=1)
         checks.number("rewind_share", rewind_share, least=0, most=1)
         checks.count("chunk", chunk)
@@ -170,15 +181,16 @@ class StABlELoop:
 
         self._noise = torch.Generator(potential.device).manual_seed(seed)
         self._choices = torch.Generator().manual_seed(seed + 1)
+        self._structures = structures
         taken = torch.arange(n_replicas) % len(structures)
-        self._state = self.simulator.prepare(structures[taken], self._noise)
+        # The potential is not asked before the first window: training may have long to go until then.
+        self._state = self.simulator.place(structures[taken], self._noise)
         # An interrupted window is simulated again: what is saved is the stream as the last whole window left it.
         self._noise_at_rest = self._noise.get_state()
         self._learning_start = self._state
         self._history: deque[State] = deque(maxlen=10)
         self._unstable = torch.zeros(n_replicas, dtype=torch.bool, device=potential.device)
-        self._memory = SampleMemory(self.estimator, remembered_windows)
-        self._sample_ready = False
+        self._sample: _Sample | None = None
 
     @property
     def md_steps(self) -> int:
@@ -201,8 +213,8 @@ class StABlELoop:
             self._note("simulate", share, window)
             if self.phases.after_simulation_window(share, window.duration_ps) == "learn":
                 # The window that failed was simulated under the present weights: it is the first one to learn from.
-                self._learning_start = window.start
-                self._remember(window)
+                self._learning_start = self._afresh(window.unstable, window.start)
+                self._sample = self._sampled(window)
             self._go_on_from(window)
 
     def gradient(self) -> Estimate | None:
@@ -211,16 +223,16 @@ class StABlELoop:
         Returns:
             The estimate, or None when training is done.
         """
-        share = self._share_left()
-        if share is None:
-            if not self._simulate_sample():
+        estimate = self._reuse_sample()
+        if estimate is None:
+            sample = self._new_sample()
+            if sample is None:
                 return None
-            share = self._memory.reweight()
-        targets = [observable.target for observable in self.observables if observable.target is not None]
-        estimate = self._memory.estimate(targets, self.loss)
-        self._memory.newest.steps += 1
+            estimate = self._estimate(sample, None)
+        assert self._sample is not None
+        self._sample.steps += 1
         latest = self.rounds[-1]
-        latest.steps, latest.ess = self._memory.newest.steps, share
+        latest.steps, latest.ess = self._sample.steps, estimate.effective_share
         return estimate
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,8 +244,7 @@ class StABlELoop:
             "learning_start": self._learning_start.tensors(),
             "history": [state.tensors() for state in self._history],
             "unstable": self._unstable,
-            "memory": self._memory.state_dict(),
-            "sample_ready": self._sample_ready,
+            "sample": None if self._sample is None else dict(vars(self._sample)),
             "noise": self._noise_at_rest,
             "choices": self._choices.get_state(),
         }
@@ -257,37 +268,56 @@ class StABlELoop:
         self._learning_start = _state(state["learning_start"], device)
         self._history = deque((_state(tensors, device) for tensors in state["history"]), maxlen=self._history.maxlen)
         self._unstable = state["unstable"].to(device)
-        self._memory.load_state_dict(state["memory"])
-        self._sample_ready = state["sample_ready"]
+        sample = state["sample"]
+        self._sample = (
+            None
+            if sample is None
+            else _Sample(
+                sample["positions"].to(device),
+                [value.to(device) for value in sample["values"]],
+                sample["energies"].to(device),
+                sample["steps"],
+            )
+        )
         self._noise.set_state(state["noise"].cpu())
         self._noise_at_rest = self._noise.get_state()
         self._choices.set_state(state["choices"].cpu())
 
-    def _share_left(self) -> float | None:
-        """Effective share of the newest frames, or None when it is time for new ones."""
-        if not self._sample_ready or self.phases.name != "learn" or self._memory.newest.steps >= self.steps_per_window:
+    def _reuse_sample(self) -> Estimate | None:
+        """The reweighted estimate from the frames at hand, while they last."""
+        sample = self._sample
+        if sample is None or self.phases.name != "learn" or sample.steps >= self.steps_per_window:
             return None
-        share = self._memory.reweight()
-        return share if share >= self.min_effective_share else None  # so that NaN counts as used up
+        energies = self.estimator.energies(sample.positions)
+        weights = reweighting(energies, sample.energies, self.estimator.temperature_K)
+        if not effective_share(weights) >= self.min_effective_share:  # so that NaN counts as used up
+            return None
+        return self._estimate(sample, weights)
 
-    def _simulate_sample(self) -> bool:
-        """Simulate a new learning window, through as many simulation phases as it takes; False when done."""
-        self._sample_ready = False
+    def _new_sample(self) -> _Sample | None:
+        """Frames of a new learning window, through as many simulation phases as it takes; None when done."""
+        self._sample = None
         while True:
             self.simulation_phase()
-            if self.phases.name == "done" or self._sample_ready:
-                return self._sample_ready
+            if self.phases.name == "done" or self._sample is not None:
+                return self._sample
             window = self._simulate("learn", self.simulator.refresh(self._learning_start))
             self._note("learn", window.unstable_share, window)
+            self._learning_start = self._afresh(window.unstable, window.start)
             if self.phases.after_learning_window(window.unstable_share) == "learn":
-                self._remember(window)
-                return True
+                break
             self._go_on_from(window)
+        self._sample = self._sampled(window)
+        return self._sample
 
-    def _remember(self, window: Window) -> None:
+    def _sampled(self, window: Window) -> _Sample:
         positions = window.frames()
-        self._memory.add(positions, [observable.per_frame(positions) for observable in self.observables])
-        self._sample_ready = True
+        values = [observable.per_frame(positions) for observable in self.observables]
+        return _Sample(positions, values, self.estimator.energies(positions))
+
+    def _estimate(self, sample: _Sample, weights: Tensor | None) -> Estimate:
+        targets = [observable.target for observable in self.observables if observable.target is not None]
+        return self.estimator.estimate(sample.positions, sample.values, targets, self.loss, weights)
 
     def _simulate(self, phase: str, start: State) -> Window:
         began = time.perf_counter()
@@ -360,9 +390,19 @@ class StABlELoop:
         self._state = state
 
     def _go_on_from(self, window: Window) -> None:
-        """Stable replicas go on from the end of the window, unstable ones from its start."""
+        """Stable replicas go on from the end of the window, unstable ones begin afresh."""
         self._history.append(window.start)
-        self._state = window.start.select(window.unstable, window.end)
+        self._state = self._afresh(window.unstable, window.end)
+
+    def _afresh(self, replicas: Tensor, state: State) -> State:
+        """The state with some replicas in start frames drawn anew.
+
+        Where a replica failed, it may have come from what it cannot be saved from: a bond on its way to break.
+        """
+        drawn = torch.randint(len(self._structures), (state.n_replicas,), generator=self._choices)
+        fresh = self.simulator.prepare(self._structures[drawn], self._noise)
+        self._noise_at_rest = self._noise.get_state()
+        return fresh.select(replicas, state)
 
 
 def _state(tensors: Sequence[Tensor], device: torch.device) -> State:

@@ -53,6 +53,8 @@ class StABlECallback(Callback):
         self.start_epoch, self.session = inner.start_epoch, inner.session
         self.task_name, self.conservative, self.charge, self.spin = task_name, conservative, charge, spin
         self._unit: Any = None
+        self._in_train_step = False
+        self._finished = False
 
     def on_train_start(self, state: State, unit: Any) -> None:
         """Find potential, structures and reference, and hook into the optimizer."""
@@ -65,6 +67,7 @@ class StABlECallback(Callback):
         unit.optimizer.register_step_pre_hook(self._before_step)
         unit.optimizer.register_step_post_hook(self._after_step)
         _save_with(unit, self.session)
+        self._mark_train_step(unit)
 
     def on_train_step_start(self, state: State, unit: Any) -> None:
         """Simulate until it is time to learn, or training is done."""
@@ -81,7 +84,8 @@ class StABlECallback(Callback):
         return bool(unit.train_progress.num_epochs_completed >= self.start_epoch)
 
     def _before_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._active(self._unit):
+        # Saving a checkpoint calls step() too, on an optimizer that has no state yet.
+        if not (self._in_train_step and self._active(self._unit)):
             return
         numbers = self.session.before_step(optimizer)
         if numbers is None:
@@ -93,13 +97,28 @@ class StABlECallback(Callback):
     def _after_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.session.after_step([optimizer])
 
+    def _mark_train_step(self, unit: Any) -> None:
+        train_step = unit.train_step
+
+        def marked(state: State, data: Any) -> Any:
+            self._in_train_step = True
+            try:
+                return train_step(state, data)
+            finally:
+                self._in_train_step = False
+
+        unit.train_step = marked
+
     def _tell(self, state: State, unit: Any) -> None:
         for numbers in self.session.new_rounds():
             self._log(numbers)
-        if self.session.done and not state.should_stop:
+        if self.session.done and not self._finished:
+            self._finished = True
             if unit.ema_model is not None:
                 unit.ema_model.module.load_state_dict(unit.model.state_dict())
-            state.stop()
+            # Not state.stop(), which would cut the last evaluation short: fairchem divides by what it has seen.
+            assert state.train_state is not None
+            state.train_state._max_steps = unit.train_progress.num_steps_completed
 
     def _log(self, numbers: dict[str, float]) -> None:
         if self._unit.logger is not None:

@@ -57,7 +57,6 @@ class StABlECallback(Callback):
             that of the user's loss.
         gradient_ratio: See ``observable_weight``.
         steps_per_window: Optimizer steps on one window at most, by reweighting its frames.
-        remembered_windows: Windows whose frames are learned from at once, reweighted to the present weights.
         min_effective_share: A window is used up when reweighting leaves a smaller share of it effective.
         rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
         start_epoch: Epochs of ordinary training that come first.
@@ -89,7 +88,6 @@ class StABlECallback(Callback):
         observable_weight: Weight = "auto",
         gradient_ratio: float = 15.0,
         steps_per_window: int = 6,
-        remembered_windows: int = 4,
         min_effective_share: float = 0.3,
         rewind_share: float = 0.1,
         start_epoch: int = 0,
@@ -113,7 +111,6 @@ class StABlECallback(Callback):
                 schedule=schedule,
                 loss=loss,
                 steps_per_window=steps_per_window,
-                remembered_windows=remembered_windows,
                 min_effective_share=min_effective_share,
                 rewind_share=rewind_share,
                 chunk=chunk,

@@ -115,11 +115,13 @@ class Simulator:
         skin = checks.number("skin_A", skin_A, least=0)
         self.neighbors = SkinList(potential.cutoff, skin, potential.system.n_atoms, potential.device)
         self.repeated_blocks = 0
-        if potential.device.type == "cpu":
-            keep_freed_memory()
 
     def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
-        """A state to start from.
+        """A state to start from; the arguments are those of :meth:`place`."""
+        return self.refresh(self.place(positions, generator, velocities))
+
+    def place(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
+        """Positions and velocities, with forces and energies still zero: the potential is not asked.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
@@ -130,10 +132,13 @@ class Simulator:
         positions = positions.to(self.potential.device, self.potential.dtype)
         if velocities is None:
             velocities = self.integrator.initial_velocities(positions.shape, system.masses, generator)
-        with self.potential.frozen():
-            energies, forces = self.potential.energies_and_forces(positions, self.potential.edges(positions))
-        velocities = velocities.to(positions)
-        return State(positions, velocities, forces, energies, self.integrator.initial_chain(positions))
+        return State(
+            positions,
+            velocities.to(positions),
+            torch.zeros_like(positions),
+            torch.zeros(len(positions), dtype=torch.float64, device=positions.device),
+            self.integrator.initial_chain(positions),
+        )
 
     def check_record_every(self, record_every: int) -> None:
         """Refuse to record frames that the detector does not look at.
@@ -178,6 +183,8 @@ class Simulator:
             stop_unstable: Stop a replica as soon as it is unstable, as if it were beyond the discard limit.
         """
         checks.count("n_steps", n_steps)
+        if self.potential.device.type == "cpu":
+            keep_freed_memory()
         self.check_record_every(record_every)
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active

@@ -1,8 +1,9 @@
-"""Remake the aspirin data: a GFN2-xTB trajectory, and the small files cut from it.
+"""Remake the data of a molecule: a GFN2-xTB trajectory, and the small files cut from it.
 
-To remake it as it is shipped (the first takes about 20 minutes and needs tblite):
-    python make_aspirin.py simulate --out aspirin.npz
-    python make_aspirin.py slice --trajectory aspirin.npz
+To remake it as it is shipped (the first takes about 20 minutes for aspirin, 35 for the peptide, and needs tblite):
+    python make_molecule.py aspirin simulate --out aspirin.npz
+    python make_molecule.py aspirin slice --trajectory aspirin.npz
+and likewise for peptide.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ STEPS_PER_FRAME = 10
 GAP = 0.05
 # With fewer there is no room for validation frames between the training frames.
 MIN_FRAMES = 200
+# 40 and 20 ps, one frame every 5 fs.
+FRAMES = {"aspirin": 8000, "peptide": 4000}
 
 
 def baoab(
@@ -64,13 +67,13 @@ def baoab(
         yield positions, velocities, forces
 
 
-def simulate(out: Path, n_frames: int, equilibration_ps: float, seed: int) -> None:
-    """Run the reference trajectory from ``aspirin_start.xyz`` and save it as a compressed numpy file."""
+def simulate(molecule: str, out: Path, n_frames: int, equilibration_ps: float, seed: int) -> None:
+    """Run the reference trajectory from ``MOLECULE_start.xyz`` and save it as a compressed numpy file."""
     # Threads only slow down so small a molecule. OpenMP reads this when tblite is loaded, so it comes first.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from tblite.ase import TBLite
 
-    atoms: Atoms = read(HERE / "aspirin_start.xyz")
+    atoms: Atoms = read(HERE / f"{molecule}_start.xyz")
     atoms.calc = TBLite(method="GFN2-xTB", verbosity=0)
     masses = atoms.get_masses()[:, None]
 
@@ -116,7 +119,9 @@ def write_extxyz(path: Path, trajectory: dict[str, np.ndarray], index: np.ndarra
     decimals = (6, 6, 6) + (5, 5, 5) * len(extra)
     with path.open("w") as file:
         for i in index:
-            info = {"temperature_K": float(trajectory["T"]), "time_fs": i * float(trajectory["dt_fs"])}
+            # Charge and spin multiplicity: some models want to be told that these are neutral closed shells.
+            info = {"charge": 0, "spin": 1, "temperature_K": float(trajectory["T"])}
+            info["time_fs"] = i * float(trajectory["dt_fs"])
             if "REF_forces" in extra:
                 info["REF_energy"] = f"{trajectory['REF_energy'][i]:.6f}"
             comment = " ".join(f"{key}={value}" for key, value in info.items())
@@ -128,7 +133,7 @@ def write_extxyz(path: Path, trajectory: dict[str, np.ndarray], index: np.ndarra
     print(f"{path.name}: {len(index)} frames, {path.stat().st_size / 1e3:.0f} kB")
 
 
-def cut(trajectory_file: Path, out: Path) -> None:
+def cut(molecule: str, trajectory_file: Path, out: Path) -> None:
     """Cut the extxyz files from a trajectory: first half to learn from, second half to evaluate on."""
     with np.load(trajectory_file) as file:
         trajectory = {key: file[key] for key in ("z", "dt_fs", "T")}
@@ -146,21 +151,22 @@ def cut(trajectory_file: Path, out: Path) -> None:
     valid = between[evenly(0, len(between), 20)]
 
     out.mkdir(parents=True, exist_ok=True)
-    write_extxyz(out / "aspirin_train.extxyz", trajectory, train, "REF_forces")
-    write_extxyz(out / "aspirin_valid.extxyz", trajectory, valid, "REF_forces")
-    write_extxyz(out / "aspirin_target.extxyz", trajectory, evenly(0, learn, 200))
+    write_extxyz(out / f"{molecule}_train.extxyz", trajectory, train, "REF_forces")
+    write_extxyz(out / f"{molecule}_valid.extxyz", trajectory, valid, "REF_forces")
+    write_extxyz(out / f"{molecule}_target.extxyz", trajectory, evenly(0, learn, 200))
     heldout, reference = evenly(half, n_frames, 64), evenly(half, n_frames, 400)
-    write_extxyz(out / "aspirin_heldout.extxyz", trajectory, heldout, "REF_forces", "momenta")
-    write_extxyz(out / "aspirin_reference.extxyz", trajectory, reference)
+    write_extxyz(out / f"{molecule}_heldout.extxyz", trajectory, heldout, "REF_forces", "momenta")
+    write_extxyz(out / f"{molecule}_reference.extxyz", trajectory, reference)
 
 
 def main() -> None:
     """Command line: ``simulate`` or ``slice``."""
-    parser = argparse.ArgumentParser(description="Remake the aspirin data.")
+    parser = argparse.ArgumentParser(description="Remake the data of a molecule.")
+    parser.add_argument("molecule", choices=sorted(FRAMES))
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("simulate", help="run the GFN2-xTB trajectory")
     run.add_argument("--out", type=Path, required=True, help="the npz file to write")
-    run.add_argument("--frames", type=int, default=8000, help="one every 5 fs (default: %(default)s)")
+    run.add_argument("--frames", type=int, help="one every 5 fs (default: 40 ps of aspirin, 20 of the peptide)")
     run.add_argument("--equilibration-ps", type=float, default=5.0, help="(default: %(default)s)")
     run.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     slices = commands.add_parser("slice", help="cut the extxyz files from a trajectory")
@@ -168,9 +174,9 @@ def main() -> None:
     slices.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: %(default)s)")
     args = parser.parse_args()
     if args.command == "simulate":
-        simulate(args.out, args.frames, args.equilibration_ps, args.seed)
+        simulate(args.molecule, args.out, args.frames or FRAMES[args.molecule], args.equilibration_ps, args.seed)
     else:
-        cut(args.trajectory, args.out)
+        cut(args.molecule, args.trajectory, args.out)
 
 
 if __name__ == "__main__":
