@@ -12,10 +12,10 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq
 ENV := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check docs bench data clean
+.PHONY: help env demo test test-mace-only test-fairchem-only check docs bench data clean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 env: $(ENV)  ## build .venv: torch, fairchem, MACE, this package
 
@@ -42,6 +42,20 @@ demo: $(ENV)  ## repair a MACE model of aspirin, on a CPU
 
 test: $(ENV)  ## run the tests
 	$(BIN)/python -m pytest -q
+
+# Each family without the other, as a user of only one has it: an environment of its own, beside .venv.
+.venv-%/.installed: Makefile setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	@echo "installing torch and the $* extra"
+	@.venv-$*/bin/python -m pip install --disable-pip-version-check -qq "$(TORCH)"
+	@.venv-$*/bin/python -m pip install --disable-pip-version-check -qq -e '.[$*,dev]'
+	@touch $@
+
+test-mace-only: .venv-mace/.installed  ## run the tests without fairchem
+	.venv-mace/bin/python -m pytest -q
+
+test-fairchem-only: .venv-fairchem/.installed  ## run the tests without MACE
+	.venv-fairchem/bin/python -m pytest -q
 
 check: $(ENV)  ## lint, formatting, types, import contracts
 	$(BIN)/ruff check

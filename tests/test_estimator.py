@@ -6,7 +6,7 @@ import pytest
 import torch
 from ase.build import molecule
 from torch import nn
-from toys import TRIATOMIC, Oscillators, flat, tiny_mace, triatomic
+from toys import TRIATOMIC, Oscillators, as_potential, flat, tiny_mace, triatomic
 
 from stable_plugin import BondLengths, DistanceDistribution, System
 from stable_plugin.estimator import (
@@ -18,7 +18,6 @@ from stable_plugin.estimator import (
     uniform_weights,
 )
 from stable_plugin.potentials import ModulePotential
-from stable_plugin.potentials.mace import MACEPotential
 from stable_plugin.units import BOLTZMANN
 
 TEMPERATURE = 400.0
@@ -33,7 +32,7 @@ def the_mean_itself(mean, target):
 @pytest.fixture(scope="module")
 def mace_potential(aspirin_frames):
     system = System.from_atoms(aspirin_frames[0])
-    return MACEPotential(tiny_mace(system.numbers, channels=8), system)
+    return as_potential(tiny_mace(system.numbers, channels=8), system)
 
 
 @pytest.fixture
@@ -356,7 +355,7 @@ def test_a_single_precision_model_gets_gradients_of_its_own_kind_that_agree(aspi
     system = System.from_atoms(aspirin_frames[0])
     gradients = []
     for dtype in (torch.float64, torch.float32):
-        potential = MACEPotential(tiny_mace(system.numbers).to(dtype), system)
+        potential = as_potential(tiny_mace(system.numbers).to(dtype), system)
         positions = aspirin_positions[:10].to(dtype)
         values = bound(BondLengths(), potential, positions).per_frame(positions)
         target = torch.ones(values.shape[1], dtype=torch.float64)

@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
-
-pytest.importorskip("fairchem.core")
-
 from fairchem_tools import network, write_aselmdb
+from pytorch_lightning import Trainer
 
 from stable_plugin import Schedule, StABlECallback
 from stable_plugin.frames import read_labelled

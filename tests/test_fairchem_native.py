@@ -4,9 +4,6 @@ import shutil
 
 import pytest
 import torch
-
-pytest.importorskip("fairchem.core")
-
 from fairchem_tools import native_config, run_fairchem, write_aselmdb
 
 STABLE = {

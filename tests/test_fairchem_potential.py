@@ -4,19 +4,16 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from fairchem.core import FAIRChemCalculator
+from fairchem.core.units.mlip_unit import InferenceSettings, load_predict_unit
+from fairchem_tools import native_config, network, run_fairchem, tasks, write_aselmdb
 
 from stable_plugin import System
-from stable_plugin.estimator import BoltzmannEstimator
+from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
+from stable_plugin.potentials import find_potential, load_potential
+from stable_plugin.potentials.fairchem import FairchemPotential, energy_task
+from stable_plugin.potentials.fairchem_files import FairchemModel, load_fairchem, save_fairchem
 from stable_plugin.systems import stack_positions
-
-fairchem = pytest.importorskip("fairchem.core")
-
-from fairchem.core.units.mlip_unit import InferenceSettings, load_predict_unit  # noqa: E402
-from fairchem_tools import native_config, network, run_fairchem, tasks, write_aselmdb  # noqa: E402
-
-from stable_plugin.potentials import find_potential, load_potential  # noqa: E402
-from stable_plugin.potentials.fairchem import FairchemPotential, energy_task  # noqa: E402
-from stable_plugin.potentials.fairchem_files import FairchemModel, load_fairchem, save_fairchem  # noqa: E402
 
 KINDS = ("esen", "uma", "allscaip")
 
@@ -62,7 +59,7 @@ def crystals(n):
 
 def expected(path, frames, dataset, dtype):
     unit = load_predict_unit(path, InferenceSettings(base_precision_dtype=dtype), device="cpu")
-    calculator = fairchem.FAIRChemCalculator(unit, task_name=dataset)
+    calculator = FAIRChemCalculator(unit, task_name=dataset)
     energies, forces = [], []
     for frame in frames:
         atoms = frame.copy()
@@ -119,8 +116,6 @@ def test_the_gradient_for_the_weights_is_that_of_the_weighted_energies(checkpoin
     index = max(range(len(estimate.gradients)), key=lambda i: estimate.gradients[i].abs().max())
     parameter = potential.trainable_parameters()[index]
     where = estimate.gradients[index].abs().argmax()
-    from stable_plugin.estimator import surrogate_weights, uniform_weights
-
     mean = values.mean(dim=0)
     upstream = 2.0 * (mean - 0.9 * mean) / len(mean)
     weights = surrogate_weights(values, upstream, uniform_weights(4, values), 500.0)

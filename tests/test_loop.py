@@ -7,7 +7,7 @@ from math import nan
 import pytest
 import torch
 from ase import Atoms
-from toys import TRIATOMIC, Springs, flat, tiny_mace, triatomic
+from toys import TRIATOMIC, Springs, as_potential, flat, tiny_mace, triatomic
 
 from stable_plugin import (
     BondDeviation,
@@ -22,7 +22,6 @@ from stable_plugin.estimator import BoltzmannEstimator, reweighting
 from stable_plugin.loop import StABlELoop, UnusablePotentialError
 from stable_plugin.phases import Phases
 from stable_plugin.potentials import ModulePotential
-from stable_plugin.potentials.mace import MACEPotential
 from stable_plugin.simulation import Simulator
 
 TEMPERATURE = 300.0
@@ -392,7 +391,7 @@ def test_a_single_replica_learns_from_its_frames_over_time(reference):
 
 def test_the_loop_runs_on_a_mace_model(aspirin_frames, aspirin_positions):
     system = System.from_atoms(aspirin_frames[0])
-    potential = MACEPotential(tiny_mace(system.numbers), system)
+    potential = as_potential(tiny_mace(system.numbers), system)
     loop = make_loop(
         potential,
         aspirin_positions,

@@ -7,11 +7,10 @@ import pytest
 import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
-from toys import tiny_mace
+from toys import as_potential, tiny_mace
 
 from stable_plugin import System
 from stable_plugin.neighbors import CAPACITY_QUANTUM, Edges, SkinList, edges_within
-from stable_plugin.potentials.mace import MACEPotential
 
 CUTOFF = 3.0
 
@@ -152,7 +151,7 @@ def test_a_pair_that_was_listed_is_not_missed_wherever_it_goes():
 @pytest.fixture(scope="module")
 def mace_potential(aspirin_frames):
     system = System.from_atoms(aspirin_frames[0])
-    return MACEPotential(tiny_mace(system.numbers, channels=8), system)
+    return as_potential(tiny_mace(system.numbers, channels=8), system)
 
 
 def with_padding(edges, n_more, cutoff):

@@ -152,3 +152,38 @@ def test_a_mistake_in_the_recipe_is_named_and_nothing_is_trained(workplace, over
     assert message in done.stderr[-2500:]
     assert "full_key: runner." in done.stderr[-2500:]
     assert not list(workplace.glob("runs/mistake/*/before.model"))
+
+
+def test_the_peptide_recipe_in_miniature_hands_back_what_fairchem_opens(workplace):
+    from fairchem.core import FAIRChemCalculator
+    from fairchem.core.units.mlip_unit import load_predict_unit
+
+    done = fairchem(workplace, "recipes/peptide_esen.yaml", "size=quick", "job.run_dir=runs/peptide")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (workplace / "runs" / "peptide").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["before"]["replicas"] == report["after"]["replicas"] == 2
+    assert report["optimizer_steps"] > 0
+    atoms = read(ROOT / "recipes/data/peptide_valid.extxyz")
+    energies = []
+    for name in ("before", "after"):
+        unit = load_predict_unit(folder / f"{name}.pt", device="cpu")
+        atoms.calc = FAIRChemCalculator(unit, task_name="omol")
+        energies.append(atoms.get_potential_energy())
+    assert abs(energies[0] - energies[1]) > 1e-6
+
+    # What came out goes in again, as any other checkpoint.
+    done = fairchem(
+        workplace,
+        "recipes/evaluate.yaml",
+        f"model={folder / 'after.pt'}",
+        "frames=recipes/data/peptide_heldout.extxyz",
+        "reference=recipes/data/peptide_reference.extxyz",
+        "runner.evaluation.n_replicas=2",
+        "runner.evaluation.horizons_ps=[0.05]",
+        "job.run_dir=runs/peptide_alone",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (alone,) = (workplace / "runs" / "peptide_alone").iterdir()
+    error = json.loads((alone / "report.json").read_text())["evaluation"]["force_mae_mev_per_A"]
+    assert error == pytest.approx(report["after"]["force_mae_mev_per_A"], rel=1e-5)

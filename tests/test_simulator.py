@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from toys import TRIATOMIC, Oscillators, PairRepulsion, tiny_mace, triatomic
+from toys import TRIATOMIC, Oscillators, PairRepulsion, as_potential, tiny_mace, triatomic
 
 from stable_plugin import BondDeviation, Langevin, NonFinite, NoseHooverChain, System
 from stable_plugin.potentials import ModulePotential
-from stable_plugin.potentials.mace import MACEPotential
 from stable_plugin.simulation import Simulator
 from stable_plugin.simulation.simulator import NEVER
 from stable_plugin.units import FS
@@ -118,7 +117,7 @@ def aspirin_run(potential, positions, **settings):
 
 def test_the_length_of_a_block_does_not_change_the_trajectory_of_a_mace_model(aspirin_frames, aspirin_positions):
     system = System.from_atoms(aspirin_frames[0])
-    potential = MACEPotential(tiny_mace(system.numbers, atomic_inter_scale=20.0), system)
+    potential = as_potential(tiny_mace(system.numbers, atomic_inter_scale=20.0), system)
     expected, _ = aspirin_run(potential, aspirin_positions[:3], block_steps=1)
     assert (expected.positions[-1] - expected.positions[0]).abs().max() > 0.05
     for block_steps in (5, 24):
@@ -227,7 +226,7 @@ def test_a_replica_that_becomes_nan_is_flagged_at_its_step_and_rests_where_it_wa
 
 def test_a_replica_that_is_not_finite_to_begin_with_is_flagged_at_step_zero(aspirin_frames, aspirin_positions):
     system = System.from_atoms(aspirin_frames[0])
-    potential = MACEPotential(tiny_mace(system.numbers), system)
+    potential = as_potential(tiny_mace(system.numbers), system)
     healthy, _ = aspirin_run(potential, aspirin_positions[:3])
     positions = aspirin_positions[:3].clone()
     positions[1, 4] = torch.nan

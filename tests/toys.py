@@ -3,10 +3,9 @@
 from math import inf
 
 import numpy as np
+import pytest
 import torch
 from ase import Atoms
-from e3nn import o3
-from mace.modules import ScaleShiftMACE, interaction_classes
 from torch import nn
 
 from stable_plugin import System
@@ -83,8 +82,12 @@ def triatomic(stiffness, breaks_at=inf):
     return ModulePotential(Springs(system.bonds, stiffness, torch.ones(2), breaks_at), system)
 
 
-def tiny_mace(numbers, channels=4, seed=0, model=ScaleShiftMACE, **changes):
+def tiny_mace(numbers, channels=4, seed=0, model=None, **changes):
     """A real MACE model with random weights, in double precision; an argument changed to None is left out."""
+    pytest.importorskip("mace")
+    from e3nn import o3
+    from mace.modules import ScaleShiftMACE, interaction_classes
+
     elements = sorted({int(number) for number in numbers})
     interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]
     settings = {
@@ -109,7 +112,16 @@ def tiny_mace(numbers, channels=4, seed=0, model=ScaleShiftMACE, **changes):
     }
     with default_dtype(torch.float64), torch.random.fork_rng():
         torch.manual_seed(seed)
-        return model(**{name: value for name, value in {**settings, **changes}.items() if value is not None})
+        return (model or ScaleShiftMACE)(
+            **{name: value for name, value in {**settings, **changes}.items() if value is not None}
+        )
+
+
+def as_potential(model, system):
+    """A MACE model, applied to a system."""
+    from stable_plugin.potentials.mace import MACEPotential
+
+    return MACEPotential(model, system)
 
 
 def flat(tensors):

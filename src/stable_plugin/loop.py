@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from stable_plugin.potentials.base import Potential
 from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.simulator import Simulator, Window
 from stable_plugin.simulation.state import State
+
+log = logging.getLogger(__name__)
 
 MINIMUM_FRAMES = 2
 """A covariance needs two frames."""
@@ -304,8 +307,16 @@ class StABlELoop:
             window = self._simulate("learn", self.simulator.refresh(self._learning_start))
             self._note("learn", window.unstable_share, window)
             self._learning_start = self._afresh(window.unstable, window.start)
-            if self.phases.after_learning_window(window.unstable_share) == "learn":
+            phase = self.phases.after_learning_window(window.unstable_share)
+            if phase == "learn":
                 break
+            if window.unstable_share > self.phases.schedule.floor:
+                log.warning(
+                    "learning ended with %.0f %% of the replicas unstable: %s. Raise gradient_ratio or learning_rate, or "
+                    "give the schedule more windows or patience.",
+                    100.0 * window.unstable_share,
+                    "the windows are used up" if phase == "done" else "the learning rate is at its minimum",
+                )
             self._go_on_from(window)
         self._sample = self._sampled(window)
         return self._sample

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -199,9 +200,18 @@ class StABlERunner(RunFolder):
             "versions": _versions(),
         }
         curves = {**{name: stage.curves for name, stage in present.items()}, "axes": before.axes}
-        page = write_report(self.folder, report, curves)
+        page = self.folder / "report.html"
+        if not page.is_file():
+            self._remove_half_a_report()
+            page = write_report(self.folder, report, curves)
         print(f"\n{summary(report)}\nReport: {page}", flush=True)
         return page
+
+    def _remove_half_a_report(self) -> None:
+        """What a run that was cut off while it wrote its report left behind; the page is written last."""
+        for name in ("report.json", "curves.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "figures", ignore_errors=True)
 
 
 class EvaluateRunner(RunFolder):
