@@ -104,6 +104,26 @@ def test_fine_tuning_goes_on_from_a_checkpoint_with_its_own_tasks(tmp_path, data
     assert load_fairchem(tmp_path / "tuned.pt").dataset == "omol"
 
 
+def test_a_shift_of_the_energies_is_saved_and_moves_no_atom(tmp_path, data):
+    ours = module()
+    trainer(tmp_path).fit(ours, data)
+    system = _system(data.train_frames[0])
+    positions = torch.tensor(data.train_frames[0].positions)[None].float()
+
+    def judged(model):
+        potential = model.stable_potential(system)
+        with potential.frozen():
+            energies, forces = potential.energies_and_forces(positions, potential.edges(positions))
+        return energies.item() + potential.constant_energy, forces
+
+    before = judged(ours)
+    ours.shift_energies(0.5)
+    ours.save_potential(tmp_path / "shifted.pt")
+    for after in (judged(ours), judged(load_fairchem(tmp_path / "shifted.pt", charge=0, spin=1))):
+        assert after[0] == pytest.approx(before[0] + 0.5 * 21, abs=1e-3)
+        assert torch.equal(after[1], before[1])
+
+
 def test_structures_come_from_fairchems_databases_too(tmp_path, aspirin_frames):
     write_aselmdb(tmp_path / "train.aselmdb", aspirin_frames[:3])
     frames = read_labelled(str(tmp_path / "train.aselmdb"), "train", "energy", "forces")

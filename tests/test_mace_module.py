@@ -79,6 +79,22 @@ def test_validation_metrics_equal_those_of_the_plain_calculator_on_the_saved_mod
     assert metrics["valid/energy_mae"].item() == pytest.approx(np.abs(energy_errors).mean(), rel=1e-5)
 
 
+def test_a_shift_of_the_energies_is_saved_and_moves_no_atom(frames, tmp_path):
+    module = MACEModule(**SMALL)
+    fit(module, ExtxyzDataModule(frames, frames[:4], batch_size=4))
+    module.save_potential(tmp_path / "before.model")
+    module.shift_energies(0.5)
+    module.save_potential(tmp_path / "after.model")
+    atoms = frames[0].copy()
+    energies, forces = [], []
+    for name in ("before", "after"):
+        atoms.calc = MACECalculator(str(tmp_path / f"{name}.model"), device="cpu", default_dtype="float64")
+        energies.append(atoms.get_potential_energy())
+        forces.append(atoms.get_forces())
+    assert energies[1] - energies[0] == pytest.approx(0.5 * len(atoms), abs=1e-2)
+    np.testing.assert_array_equal(*forces)
+
+
 def test_lightnings_own_weight_averaging_works_on_it(frames):
     module = MACEModule(**SMALL)
     seen = []

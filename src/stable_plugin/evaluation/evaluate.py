@@ -10,6 +10,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor, nn
 
 from stable_plugin import checks
@@ -226,18 +227,10 @@ class Evaluator:
         """Mean absolute errors on the labelled frames: forces in meV/Å, energies in meV per atom."""
         if self.labelled is None:
             return {"force_mae_mev_per_A": None, "energy_mae_mev_per_atom": None}
-        energies = torch.tensor([frame.info[ENERGY_KEY] for frame in self.labelled], dtype=torch.float64)
-        forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in self.labelled]))
-        positions = stack_positions(self.labelled, self.system, "labelled").to(potential.device, potential.dtype)
-        predicted = []
-        with potential.frozen():
-            for part in positions.split(CHUNK):
-                predicted.append(potential.energies_and_forces(part, potential.edges(part)))
-        got_energies = torch.cat([pair[0].double().cpu() for pair in predicted]) + potential.constant_energy
-        got_forces = torch.cat([pair[1].double().cpu() for pair in predicted])
+        energy_errors, force_errors = errors(potential, self.labelled)
         return {
-            "force_mae_mev_per_A": 1000.0 * (got_forces - forces).abs().mean().item(),
-            "energy_mae_mev_per_atom": 1000.0 * (got_energies - energies).abs().mean().item() / self.system.n_atoms,
+            "force_mae_mev_per_A": 1000.0 * force_errors.abs().mean().item(),
+            "energy_mae_mev_per_atom": 1000.0 * energy_errors.abs().mean().item(),
         }
 
     def _write(self, run: _Run, system: System, folder: Path, n_trajectories: int) -> None:
@@ -255,6 +248,31 @@ class Evaluator:
                 if kind == "failed":
                     frames.append(_stamped(system, run.last[replica], run.failed_ps[replica].item()))
                 ase.io.write(folder / f"{kind}_replica{replica:02d}.extxyz", frames)
+
+
+def errors(potential: Potential, labelled: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
+    """Predicted minus labelled.
+
+    Args:
+        potential: Of the system that the frames are of.
+        labelled: Frames as :func:`stable_plugin.frames.read_labelled` gives them.
+
+    Returns:
+        Of the energies per atom, (n_frames,) in eV, and of the forces, (n_frames, n_atoms, 3) in eV/Å.
+    """
+    energies = torch.tensor([frame.info[ENERGY_KEY] for frame in labelled], dtype=torch.float64)
+    forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in labelled]))
+    positions = stack_positions(labelled, potential.system, "labelled").to(potential.device, potential.dtype)
+    with potential.frozen():
+        predicted = [potential.energies_and_forces(part, potential.edges(part)) for part in positions.split(CHUNK)]
+    total = torch.cat([pair[0].double().cpu() for pair in predicted]) + potential.constant_energy
+    pull = torch.cat([pair[1].double().cpu() for pair in predicted])
+    return (total - energies) / potential.system.n_atoms, pull - forces
+
+
+def mean_energy_error(potential: Potential, labelled: Sequence[Atoms]) -> float:
+    """Mean of the energies' errors in eV per atom; arguments as for :func:`errors`."""
+    return float(errors(potential, labelled)[0].mean())
 
 
 def _stamped(system: System, positions: Tensor, time_ps: float) -> Any:

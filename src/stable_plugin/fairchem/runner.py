@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from stable_plugin.evaluation import Evaluation, Evaluator, summary, write_report
+from stable_plugin.evaluation import Evaluation, Evaluator, mean_energy_error, summary, write_report
 from stable_plugin.lightning.callback import StABlECallback
+from stable_plugin.lightning.data import ExtxyzDataModule
 from stable_plugin.potentials import load_potential
 from stable_plugin.training.gradients import BorrowedLearningRate
 
@@ -73,7 +74,8 @@ class StABlERunner(RunFolder):
     """Supervised training, evaluation, StABlE training, evaluation, and a report of both.
 
     Args:
-        model: LightningModule to train, with ``load_potential``, ``save_potential`` and ``potential_suffix``.
+        model: LightningModule to train, with ``load_potential``, ``save_potential``, ``potential_suffix`` and
+            ``shift_energies``.
         data: Labelled frames.
         supervised: Gives the Trainer of the supervised phase, from further keyword arguments.
         stable: The StABlE phase.
@@ -87,7 +89,7 @@ class StABlERunner(RunFolder):
     def __init__(
         self,
         model: Any,
-        data: LightningDataModule,
+        data: ExtxyzDataModule,
         supervised: Callable[..., Trainer],
         stable: StABlECallback,
         stable_trainer: Callable[..., Trainer],
@@ -141,6 +143,7 @@ class StABlERunner(RunFolder):
     def _stabilise(self, module: LightningModule) -> None:
         began = time.perf_counter()
         self._fit(self.stable_trainer, "stable", module, [self.stable])
+        self._undo_drift(module)
         loop = self.stable.loop
         phase = {
             "rounds": [vars(entry) for entry in loop.rounds],
@@ -149,6 +152,14 @@ class StABlERunner(RunFolder):
             "optimizer_steps": sum(entry.steps for entry in loop.rounds),
         }
         _write_json(self.folder / "stable_phase.json", phase)
+
+    def _undo_drift(self, module: Any) -> None:
+        """Shift the energies back: the observables do not see a constant, and adaptive optimizers let it drift."""
+        potential = self.stable.loop.potential
+        symbols = list(potential.system.symbols)
+        frames = [frame for frame in self.data.train_frames if frame.get_chemical_symbols() == symbols]
+        if frames:
+            module.shift_energies(-mean_energy_error(potential, frames))
 
     def _controlled(self, phase: dict[str, Any]) -> Evaluation | None:
         module = self.model  # what it held is in its file

@@ -105,6 +105,11 @@ class FairchemModule(LightningModule):
         assert self.model is not None
         save_fairchem(self.model, path)
 
+    def shift_energies(self, per_atom_eV: float) -> None:
+        """Add a constant to the reference energy of every element: no force changes."""
+        assert self.model is not None
+        self.model.shift_energies(per_atom_eV)
+
     def stable_potential(self, system: System) -> FairchemPotential:
         """The potential that simulates."""
         assert self.model is not None

@@ -109,6 +109,10 @@ class MACEModule(LightningModule):
         """Write a ``.model`` file."""
         save_mace(self.model, path)
 
+    def shift_energies(self, per_atom_eV: float) -> None:
+        """Add a constant to the energy of every isolated atom: no force changes."""
+        self.model.atomic_energies_fn.atomic_energies += per_atom_eV
+
     @property
     def options(self) -> Any:
         """The constructor's arguments."""

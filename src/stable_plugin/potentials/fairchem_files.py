@@ -12,6 +12,7 @@ import hydra
 import numpy as np
 import torch
 from ase import Atoms
+from omegaconf import OmegaConf
 from torch import nn
 
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
@@ -85,6 +86,22 @@ class FairchemModel(nn.Module):
     def forward(self, data: Any) -> Any:
         """The network's own output."""
         return self.network(data)
+
+    def shift_energies(self, per_atom_eV: float) -> None:
+        """Add a constant to the reference energy of every element: no force changes.
+
+        Args:
+            per_atom_eV: In eV per atom.
+        """
+        task = energy_task(self.tasks, self.dataset)
+        if task.element_references is None:
+            raise ValueError(f"the energy task of {self.dataset!r} has no element references to shift.")
+        references = task.element_references.element_references
+        references += per_atom_eV
+        index = self.tasks.index(task)
+        config = _plain(self.tasks_config[index])
+        config["element_references"] = _element_references(references.tolist())
+        self.tasks_config[index] = config
 
     def stable_potential(self, system: System) -> FairchemPotential:
         """The potential that simulates."""
@@ -224,13 +241,23 @@ def _tasks(frames: Sequence[Atoms], dataset: str, energy_weight: float, forces_w
     return [
         {
             **_task("energy", "system", [1], dataset, scale, "PerAtomMAELoss", "mean", energy_weight),
-            "element_references": {
-                "_target_": f"{CORE}.modules.normalization.element_references.ElementReferences",
-                "element_references": {"_target_": "torch.DoubleTensor", "_args_": [references.tolist()]},
-            },
+            "element_references": _element_references(references.tolist()),
         },
         _task("forces", "atom", [3], dataset, scale, "L2NormLoss", "mean", forces_weight),
     ]
+
+
+def _element_references(energies: list[float]) -> dict[str, Any]:
+    return {
+        "_target_": f"{CORE}.modules.normalization.element_references.ElementReferences",
+        "element_references": {"_target_": "torch.DoubleTensor", "_args_": [energies]},
+    }
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A configuration without OmegaConf's types."""
+    plain: Any = OmegaConf.to_container(config) if OmegaConf.is_config(config) else copy.deepcopy(config)
+    return dict(plain)
 
 
 def _task(
