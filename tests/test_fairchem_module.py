@@ -14,7 +14,7 @@ from stable_plugin.potentials.fairchem_files import load_fairchem
 def module(**changes):
     config = network("esen")
     settings = {"backbone": config["backbone"], "heads": config["heads"], "task_name": "omol", "charge": 0, "spin": 1}
-    return FairchemModule(**{**settings, "lr": 0.01, **changes})
+    return FairchemModule(**{**settings, "lr": 0.003, **changes})
 
 
 def trainer(folder, *callbacks, **changes):
@@ -121,7 +121,7 @@ def test_a_shift_of_the_energies_is_saved_and_moves_no_atom(tmp_path, data):
     ours.save_potential(tmp_path / "shifted.pt")
     for after in (judged(ours), judged(load_fairchem(tmp_path / "shifted.pt", charge=0, spin=1))):
         assert after[0] == pytest.approx(before[0] + 0.5 * 21, abs=1e-3)
-        assert torch.equal(after[1], before[1])
+        assert torch.allclose(after[1], before[1], rtol=1e-4, atol=1e-6)
 
 
 def test_structures_come_from_fairchems_databases_too(tmp_path, aspirin_frames):
