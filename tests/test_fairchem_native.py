@@ -52,7 +52,7 @@ def test_a_native_run_becomes_stable_training_and_resumes_its_phase(folder):
     # From the middle, the same windows and the same weights again.
     first = min((run / "checkpoints").glob("step_*"), key=lambda path: int(path.name.split("_")[1]))
     middle = first.with_name("step_2")
-    again = run_fairchem(folder, config, f"job.runner_state_path={middle}")
+    again = run_fairchem(folder, config, f"+job.runner_state_path={middle}")
     resumed, _ = trained(again)
     repeated = torch.load(again / "checkpoints" / "final" / "stable.pt", weights_only=True)["loop"]["rounds"]
     for one, other in zip(rounds, repeated, strict=True):
