@@ -45,14 +45,14 @@ def molecules(frames, n):
 
 
 def crystals(n):
-    """A triclinic cell too small for its cutoff, with atoms that have left it."""
+    """A triclinic cell too small for the cutoff."""
     rng = np.random.default_rng(1)
     frames = []
     for _ in range(n):
         atoms = bulk("NaCl", "rocksalt", a=5.6) * (2, 1, 1)
         atoms.set_cell(atoms.cell.array + np.array([[0.2, 0, 0], [0, 0, 0.1], [0, 0.3, 0]]), scale_atoms=True)
         atoms.positions += rng.normal(0, 0.4, (len(atoms), 3))
-        atoms.positions[:, 0] += 2.8
+        atoms.wrap()
         frames.append(atoms)
     return frames
 
@@ -96,6 +96,20 @@ def test_energies_and_forces_are_those_of_fairchems_calculator(
                 got.double().numpy() + potential.constant_energy, energies[:n_replicas], rtol=tolerance
             )
             assert np.abs(pull.numpy() - forces[:n_replicas]).max() < tolerance * np.abs(forces).max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_atoms_that_have_left_the_cell_are_where_their_images_are(checkpoints, kind):
+    frames = crystals(2)
+    potential, positions = adapter(checkpoints[kind], frames, "omat")
+    moved = positions.clone()
+    moved[:, 1] += 2.0 * potential.system.cell[0] - potential.system.cell[2]
+    with potential.frozen():
+        one = potential.energies_and_forces(positions, potential.edges(positions))
+        other = potential.energies_and_forces(moved, potential.edges(moved))
+    # Positions far from the origin have fewer digits in single precision.
+    assert torch.allclose(one[0], other[0], rtol=1e-4)
+    assert torch.allclose(one[1], other[1], atol=1e-3 * one[1].abs().max().item())
 
 
 @pytest.mark.parametrize("kind", KINDS)
