@@ -25,7 +25,7 @@ from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, unifo
 from stable_plugin.potentials import Potential
 from stable_plugin.simulation import Simulator
 
-REPEATS = 9
+REPEATS = 21
 STEPS = 40
 
 

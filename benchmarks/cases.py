@@ -8,7 +8,8 @@ from ase.io import read
 from mace import modules
 
 from stable_plugin import BondDeviation, System
-from stable_plugin.potentials.mace import MACEPotential, default_dtype
+from stable_plugin.potentials.base import default_dtype
+from stable_plugin.potentials.mace import MACEPotential
 
 from e3nn import o3  # isort: skip  (after mace, which configures it)
 
