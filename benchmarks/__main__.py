@@ -94,8 +94,14 @@ def explicit_gradient(potential: Potential, positions: torch.Tensor, values: tor
         energies = potential.atomic_energies(part, potential.edges(part)).sum(dim=1)
         for energy in energies:
             gradient = torch.autograd.grad(energy, parameters, retain_graph=True, allow_unused=True)
-            matrix.append(torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
-                                     for p, g in zip(parameters, gradient, strict=True)]))
+            matrix.append(
+                torch.cat(
+                    [
+                        torch.zeros_like(p).flatten() if g is None else g.flatten()
+                        for p, g in zip(parameters, gradient, strict=True)
+                    ]
+                )
+            )
     weights = uniform_weights(len(positions), positions)
     upstream = 2.0 * values.mean(dim=0)
     return surrogate_weights(values, upstream, weights, 500.0).float() @ torch.stack(matrix)

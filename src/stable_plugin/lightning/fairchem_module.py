@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError
 
 from stable_plugin import checks
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.lightning.family import FamilyModule
 from stable_plugin.potentials.fairchem import FairchemPotential
 from stable_plugin.potentials.fairchem_files import FairchemModel, load_fairchem, new_fairchem, save_fairchem
 from stable_plugin.systems import System
@@ -26,7 +26,7 @@ from fairchem.core.units.mlip_unit.mlip_unit import Task, compute_loss, mt_colla
 TRAINED = ("energy", "forces")
 
 
-class FairchemModule(LightningModule):
+class FairchemModule(FamilyModule):
     """Trains a fairchem model on energies and forces.
 
     A pretrained model is fine-tuned with the tasks, scales and element references of its checkpoint. A new one takes
@@ -54,6 +54,7 @@ class FairchemModule(LightningModule):
     """
 
     potential_suffix = ".pt"
+    given_by = "checkpoint"
 
     def __init__(
         self,
@@ -86,11 +87,6 @@ class FairchemModule(LightningModule):
         self.metrics = nn.ModuleDict({name: MeanAbsoluteError() for name in TRAINED})
 
     @property
-    def options(self) -> Any:
-        """The constructor's arguments."""
-        return self.hparams
-
-    @property
     def tasks(self) -> list[Task]:
         """Energy and forces of the data set that is trained on."""
         assert self.model is not None
@@ -116,21 +112,7 @@ class FairchemModule(LightningModule):
         potential: FairchemPotential = self.model.stable_potential(system)
         return potential
 
-    def configure_callbacks(self) -> list[Any]:
-        """Build the model: Lightning asks this first, and weight averaging copies the module before its ``setup``."""
-        self.setup("fit")
-        return []
-
-    def setup(self, stage: str) -> None:
-        """Build a new model with scales from the training frames, unless there is one."""
-        if self.model is not None:
-            return
-        frames = getattr(getattr(self.trainer, "datamodule", None), "train_frames", None)
-        if frames is None:
-            raise ValueError(
-                "FairchemModule needs the training frames to scale a new model: fit with a data module that has "
-                "train_frames, such as ExtxyzDataModule, or give checkpoint=."
-            )
+    def build(self, frames: Sequence[Atoms]) -> None:
         self.model = new_fairchem(
             self.options.backbone,
             self.options.heads,
@@ -183,18 +165,12 @@ class FairchemModule(LightningModule):
             self.log(f"valid/{task.property}_mae", metric, batch_size=batch.num_graphs)
         self.log("valid/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> torch.optim.Optimizer:
         assert self.model is not None
+        parameters = self.model.parameters()
         if self.optimizer is not None:
-            optimizer = self.optimizer(self.model.parameters())
-        else:
-            optimizer = torch.optim.AdamW(
-                self.model.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay
-            )
-        if self.scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self.scheduler(optimizer), "monitor": "valid/loss"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+            return self.optimizer(parameters)
+        return torch.optim.AdamW(parameters, lr=self.options.lr, weight_decay=self.options.weight_decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.model is not None

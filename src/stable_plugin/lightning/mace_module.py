@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from stable_plugin import checks
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.lightning.family import FamilyModule
 from stable_plugin.potentials.base import default_dtype
 from stable_plugin.potentials.mace import MACEPotential, load_mace, quiet_e3nn, save_mace
 from stable_plugin.systems import System
@@ -30,7 +30,7 @@ from mace.tools.scripts_utils import get_params_options  # isort: skip
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class MACEModule(LightningModule):
+class MACEModule(FamilyModule):
     """Trains a MACE model on energies and forces.
 
     A new model takes its elements, isolated-atom energies, scale and average neighbour count from the training frames,
@@ -100,6 +100,7 @@ class MACEModule(LightningModule):
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
 
     potential_suffix = ".model"
+    given_by = "model"
 
     def load_potential(self, path: str | Path) -> None:
         """Take the model of a ``.model`` file."""
@@ -114,32 +115,13 @@ class MACEModule(LightningModule):
         self.model.atomic_energies_fn.atomic_energies += per_atom_eV
 
     @property
-    def options(self) -> Any:
-        """The constructor's arguments."""
-        return self.hparams
-
-    @property
     def model_dtype(self) -> torch.dtype:
         """Precision of the model."""
         if self.model is None:
             return DTYPES[self.options.dtype]
         return next(self.model.parameters()).dtype
 
-    def configure_callbacks(self) -> list[Any]:
-        """Build the model: Lightning asks this first, and weight averaging copies the module before its ``setup``."""
-        self.setup("fit")
-        return []
-
-    def setup(self, stage: str) -> None:
-        """Build a new model from the training frames, unless there is one."""
-        if self.model is not None:
-            return
-        frames = getattr(getattr(self.trainer, "datamodule", None), "train_frames", None)
-        if frames is None:
-            raise ValueError(
-                "MACEModule needs the training frames to build a new model: fit with a data module that has "
-                "train_frames, such as ExtxyzDataModule, or give model=."
-            )
+    def build(self, frames: Sequence[Atoms]) -> None:
         self._statistics = self._measure(frames)
         self.model = self._build(self._statistics)
 
@@ -175,16 +157,10 @@ class MACEModule(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def configure_optimizers(self) -> Any:
-        assert self.model is not None
+    def make_optimizer(self) -> torch.optim.Optimizer:
         if self.optimizer is not None:
-            optimizer = self.optimizer(self.model.parameters())
-        else:
-            optimizer = torch.optim.Adam(**get_params_options(self._mace_options(), self.model))
-        if self.scheduler is None:
-            return optimizer
-        scheduler = {"scheduler": self.scheduler(optimizer), "monitor": "valid/loss"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+            return self.optimizer(self.model.parameters())
+        return torch.optim.Adam(**get_params_options(self._mace_options(), self.model))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mace_statistics"] = self._statistics

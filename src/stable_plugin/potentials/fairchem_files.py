@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
-from stable_plugin.potentials.base import default_dtype
+from stable_plugin.potentials.base import default_dtype, save_new
 from stable_plugin.potentials.fairchem import FairchemPotential, charge_and_spin, energy_task
 from stable_plugin.systems import System
 
@@ -167,17 +166,9 @@ def save_fairchem(model: FairchemModel, path: str | Path) -> None:
     Raises:
         FileExistsError: If there is a file already.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: choose another path or remove it.")
     weights = {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
     averaged = {"n_averaged": torch.tensor(1), **{f"module.{name}": tensor for name, tensor in weights.items()}}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        torch.save(MLIPInferenceCheckpoint(model.model_config, weights, averaged, model.tasks_config), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    save_new(MLIPInferenceCheckpoint(model.model_config, weights, averaged, model.tasks_config), path)
 
 
 def new_fairchem(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stable_plugin.neighbors import Edges
-from stable_plugin.potentials.base import Potential
+from stable_plugin.potentials.base import Potential, save_new
 from stable_plugin.systems import System
 
 try:
@@ -166,17 +166,11 @@ def save_mace(module: nn.Module, path: str | Path) -> None:
     Raises:
         FileExistsError: If there is a file already.
     """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten: choose another path or remove it.")
-    partial = path.with_name(path.name + ".partial")
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        torch.save(module, partial)
-        os.replace(partial, path)
+        save_new(module, path)
     finally:
-        partial.unlink(missing_ok=True)
         for part, mode in modes.items():
             part.training = mode
 
