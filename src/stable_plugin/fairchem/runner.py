@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -26,6 +25,7 @@ from stable_plugin.training.gradients import BorrowedLearningRate
 
 try:
     from fairchem.core.components.runner import Runner
+    from omegaconf import OmegaConf
 except ImportError as error:
     raise ImportError(
         "recipes run through the fairchem command line, but fairchem-core is not installed: "

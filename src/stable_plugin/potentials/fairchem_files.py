@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from ase import Atoms
-from omegaconf import OmegaConf
 from torch import nn
 
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
@@ -20,6 +18,8 @@ from stable_plugin.potentials.fairchem import FairchemPotential, charge_and_spin
 from stable_plugin.systems import System
 
 # After stable_plugin.potentials.fairchem, whose error says what to install when fairchem is missing.
+import hydra  # isort: skip
+from omegaconf import OmegaConf  # isort: skip
 from fairchem.core.calculate.pretrained_mlip import (  # isort: skip
     available_models,
     pretrained_checkpoint_path_from_name,
