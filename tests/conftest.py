@@ -33,6 +33,14 @@ def aspirin_positions(aspirin_frames):
     return torch.tensor(np.stack([frame.positions for frame in aspirin_frames]))
 
 
+@pytest.fixture(autouse=True)
+def deterministic():
+    """On several threads PyTorch adds up gradients in the order in which the threads come, unless told not to."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

@@ -137,6 +137,7 @@ def native_config(folder, kind, *, epochs=1, callbacks=(), checkpoint_every=1000
             "device_type": "CPU",
             "scheduler": {"mode": "LOCAL", "ranks_per_node": 1, "num_nodes": 1},
             "debug": True,
+            "deterministic": True,
             "run_dir": str(folder / "runs"),
             "seed": 0,
         },
