@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.neighborlist import natural_cutoffs, neighbor_list
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 # Covalent radii fit equilibrium bonds; a thermal frame stretches them, so leave room.
@@ -32,6 +34,8 @@ class System:
         pbc: Directions that repeat.
         charge: Total charge in units of e; None if the structure does not say.
         spin: Spin multiplicity; None if the structure does not say.
+        endless: Whether some chain of bonds joins an atom to its own image, as in a metal or an ionic crystal: then
+            there are no molecules to speak of.
     """
 
     numbers: Tensor
@@ -42,6 +46,7 @@ class System:
     pbc: tuple[bool, bool, bool] = (False, False, False)
     charge: int | None = None
     spin: int | None = None
+    endless: bool = False
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, bonds: Sequence[tuple[int, int]] | None = None) -> System:
@@ -66,7 +71,7 @@ class System:
             raise ValueError("structures contain non-finite positions: remove those frames.")
         if not (atoms.get_masses() > 0).all():
             raise ValueError("structures contain atoms without a mass: set them with atoms.set_masses().")
-        pairs = _covalent_bonds(atoms) if bonds is None else _checked_bonds(bonds, len(atoms))
+        pairs, endless = _covalent_bonds(atoms) if bonds is None else (_checked_bonds(bonds, len(atoms)), False)
         return cls(
             numbers=torch.tensor(atoms.numbers, dtype=torch.long),
             masses=torch.tensor(atoms.get_masses(), dtype=torch.float64),
@@ -76,6 +81,7 @@ class System:
             pbc=tuple(atoms.pbc.tolist()),
             charge=_whole_number(atoms, "charge"),
             spin=_whole_number(atoms, "spin"),
+            endless=endless,
         )
 
     @property
@@ -101,6 +107,14 @@ class System:
             for first, second in combinations(sorted(neighbours[centre]), 2)
         ]
         return torch.tensor(triples, dtype=torch.long, device=self.bonds.device).reshape(-1, 3)
+
+    @property
+    def molecules(self) -> Tensor:
+        """Which molecule each atom belongs to, (n_atoms,), counted from zero in the order of first atoms."""
+        first, second = self.bonds.cpu().numpy().T
+        joined = coo_array((np.ones(len(first)), (first, second)), shape=(self.n_atoms, self.n_atoms))
+        labels = connected_components(joined, directed=False)[1]
+        return torch.tensor(labels, dtype=torch.long, device=self.bonds.device)
 
     @property
     def bond_labels(self) -> list[str]:
@@ -217,9 +231,34 @@ def _whole_number(atoms: Atoms, name: str) -> int | None:
     return int(value)
 
 
-def _covalent_bonds(atoms: Atoms) -> list[tuple[int, int]]:
-    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE))
-    return sorted((int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j)
+def _covalent_bonds(atoms: Atoms) -> tuple[list[tuple[int, int]], bool]:
+    """Pairs within the sum of their covalent radii, and whether some chain of them never ends."""
+    cutoffs = natural_cutoffs(atoms, mult=BOND_TOLERANCE)
+    first, second, images = neighbor_list("ijS", atoms, cutoffs)
+    pairs = sorted({(int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j})
+    return pairs, _never_ends(len(atoms), first, second, images)
+
+
+def _never_ends(n_atoms: int, first: np.ndarray, second: np.ndarray, images: np.ndarray) -> bool:
+    """Whether walking along bonds leads from an atom to another image of it."""
+    links: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(n_atoms)]
+    for i, j, image in zip(first, second, images, strict=True):
+        links[i].append((j, image))
+    reached: dict[int, np.ndarray] = {}
+    for start in range(n_atoms):
+        if start in reached:
+            continue
+        reached[start], waiting = np.zeros(3, dtype=int), [start]
+        while waiting:
+            atom = waiting.pop()
+            for other, image in links[atom]:
+                place = reached[atom] + image
+                if other not in reached:
+                    reached[other] = place
+                    waiting.append(other)
+                elif (reached[other] != place).any():
+                    return True
+    return False
 
 
 def _checked_bonds(bonds: Sequence[tuple[int, int]], n_atoms: int) -> list[tuple[int, int]]:
