@@ -19,6 +19,10 @@ def all_move(positions):
     return torch.ones(len(positions), dtype=torch.bool)
 
 
+def isolated(positions):
+    return System.from_atoms(Atoms(f"C{positions.shape[1]}", positions=positions[0].numpy()), bonds=[])
+
+
 def listed(edges, positions, cutoff=CUTOFF):
     """The edges that are no padding, as (sender, receiver) over the whole batch."""
     real = (edges.shifts == 0).all(dim=1)
@@ -47,28 +51,28 @@ def test_edges_equal_those_of_ase_pair_for_pair(seed):
     n_replicas, n_atoms = random.integers(1, 6), random.integers(2, 26)
     positions = torch.tensor(random.normal(scale=random.uniform(0.5, 4.0), size=(n_replicas, n_atoms, 3)))
     cutoff = random.uniform(0.5, 6.0)
-    assert listed(edges_within(positions, cutoff), positions, cutoff) == ase_pairs(positions, cutoff)
+    assert listed(edges_within(positions, cutoff, isolated(positions)), positions, cutoff) == ase_pairs(positions, cutoff)
 
 
 def test_edges_of_aspirin_equal_those_of_ase(aspirin_positions):
     expected = ase_pairs(aspirin_positions[:6], 4.5)
     assert len(expected) > 6 * 200
-    assert listed(edges_within(aspirin_positions[:6], 4.5), aspirin_positions[:6], 4.5) == expected
+    assert listed(edges_within(aspirin_positions[:6], 4.5, isolated(aspirin_positions[:6])), aspirin_positions[:6], 4.5) == expected
 
 
 def test_atoms_far_apart_have_no_edge():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 9.0]]])
-    edges = edges_within(positions, CUTOFF)
+    edges = edges_within(positions, CUTOFF, isolated(positions))
     assert listed(edges, positions) == set()
     assert edges.index.shape == (2, CAPACITY_QUANTUM)
 
 
 def test_a_model_without_a_cutoff_gets_no_edges():
     positions = torch.rand(2, 5, 3)
-    edges = edges_within(positions, inf)
+    edges = edges_within(positions, inf, isolated(positions))
     assert edges.index.shape == (2, 0)
     assert edges.shifts.shape == (0, 3)
-    skin_list = SkinList(inf, 0.5, 5, positions.device)
+    skin_list = SkinList(inf, 0.5, isolated(positions))
     skin_list.build(positions, all_move(positions))
     assert not skin_list.missed(positions).any()
 
@@ -77,7 +81,7 @@ def test_edge_counts_come_in_few_sizes_and_hold_every_edge():
     random = np.random.default_rng(0)
     for n_replicas in (1, 3, 9, 12):
         positions = torch.tensor(random.normal(size=(n_replicas, 8, 3)))
-        edges = edges_within(positions, 20.0)
+        edges = edges_within(positions, 20.0, isolated(positions))
         n_edges = n_replicas * 8 * 7
         assert edges.index.shape[1] % CAPACITY_QUANTUM == 0
         assert n_edges <= edges.index.shape[1] < n_edges + CAPACITY_QUANTUM
@@ -86,13 +90,13 @@ def test_edge_counts_come_in_few_sizes_and_hold_every_edge():
 
 def test_a_skin_lists_pairs_beyond_the_cutoff():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.2], [0, 0, -3.8]]], dtype=torch.float64)
-    edges = SkinList(CUTOFF, 0.5, 3, positions.device).build(positions, all_move(positions))
+    edges = SkinList(CUTOFF, 0.5, isolated(positions)).build(positions, all_move(positions))
     assert listed(edges, positions) == {(0, 1), (1, 0)}
 
 
 def test_a_wild_replica_gets_every_pair_whatever_its_distance():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.2], [0, 0, -380.0]]], dtype=torch.float64)
-    skin_list = SkinList(CUTOFF, 0.0, 3, positions.device)
+    skin_list = SkinList(CUTOFF, 0.0, isolated(positions))
     edges = skin_list.build(positions, all_move(positions), wild=all_move(positions))
     assert listed(edges, positions) == {(i, j) for i in range(3) for j in range(3) if i != j}
     assert not skin_list.missed(torch.zeros_like(positions)).any()
@@ -100,7 +104,7 @@ def test_a_wild_replica_gets_every_pair_whatever_its_distance():
 
 def test_only_the_wild_replica_gets_every_pair():
     positions = torch.tensor([[0.0, 0, 0], [0, 0, 3.2], [0, 0, 9.0]], dtype=torch.float64).repeat(3, 1, 1)
-    skin_list = SkinList(CUTOFF, 0.5, 3, positions.device)
+    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
     wild = torch.tensor([False, True, True])
     edges = skin_list.build(positions, torch.tensor([True, True, False]), wild)
     everything = {(3 + i, 3 + j) for i in range(3) for j in range(3) if i != j}
@@ -111,7 +115,7 @@ def test_only_the_wild_replica_gets_every_pair():
 def test_replicas_that_rest_get_no_edges_and_are_never_missed():
     positions = torch.rand(3, 4, 3, dtype=torch.float64)
     active = torch.tensor([True, False, True])
-    skin_list = SkinList(CUTOFF, 0.5, 4, positions.device)
+    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
     edges = skin_list.build(positions, active)
     replicas = {sender // 4 for sender, _ in listed(edges, positions)}
     assert replicas == {0, 2}
@@ -120,10 +124,10 @@ def test_replicas_that_rest_get_no_edges_and_are_never_missed():
 
 def test_a_replica_that_is_not_finite_and_rests_disturbs_no_other():
     positions = torch.rand(3, 4, 3, dtype=torch.float64)
-    healthy = listed(edges_within(positions, CUTOFF), positions)
+    healthy = listed(edges_within(positions, CUTOFF, isolated(positions)), positions)
     broken = positions.clone()
     broken[1, 2] = torch.nan
-    skin_list = SkinList(CUTOFF, 0.5, 4, positions.device)
+    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
     edges = skin_list.build(broken, torch.tensor([True, False, True]))
     assert listed(edges, positions) == {pair for pair in healthy if pair[0] // 4 != 1}
     assert not skin_list.missed(broken).any()
@@ -131,7 +135,7 @@ def test_a_replica_that_is_not_finite_and_rests_disturbs_no_other():
 
 def test_a_pair_that_comes_in_from_outside_the_skin_is_missed():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 4.0]]], dtype=torch.float64)
-    skin_list = SkinList(CUTOFF, 0.5, 2, positions.device)
+    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
     assert listed(skin_list.build(positions, all_move(positions)), positions) == set()
     assert skin_list.missed(positions).tolist() == [False]
     positions[0, 1, 2] = CUTOFF + 0.01
@@ -142,7 +146,7 @@ def test_a_pair_that_comes_in_from_outside_the_skin_is_missed():
 
 def test_a_pair_that_was_listed_is_not_missed_wherever_it_goes():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.4]]], dtype=torch.float64)
-    skin_list = SkinList(CUTOFF, 0.5, 2, positions.device)
+    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
     skin_list.build(positions, all_move(positions))
     positions[0, 1, 2] = 1.0
     assert not skin_list.missed(positions).any()

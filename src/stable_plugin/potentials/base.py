@@ -46,7 +46,7 @@ class Potential(ABC):
 
     def edges(self, positions: Tensor) -> Edges:
         """The exact neighbour graph of any positions, (n_replicas, n_atoms, 3) in Å."""
-        return edges_within(positions, self.cutoff)
+        return edges_within(positions, self.cutoff, self.system)
 
     @abstractmethod
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:

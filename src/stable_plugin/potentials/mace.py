@@ -44,11 +44,6 @@ class MACEPotential(Potential):
 
     def __init__(self, module: Any, system: System, head: str | None = None) -> None:
         super().__init__(module, system)
-        if system.periodic:
-            raise ValueError(
-                f"structures are periodic (pbc={list(system.pbc)}), which MACE models are not simulated with yet: use an "
-                "isolated molecule and set atoms.pbc = False."
-            )
         known = module.atomic_numbers.tolist()
         unknown = sorted(
             {symbol for symbol, z in zip(system.symbols, system.numbers.tolist(), strict=True) if z not in known}

@@ -93,8 +93,10 @@ class Simulator:
         integrator: How.
         detector: Which replicas are broken.
         check_every_fs: Time between two looks of the detector.
-        block_steps: Steps between two host synchronisations; the neighbour list is rebuilt there.
-        skin_A: Extra reach of the neighbour list in Å. Too small a skin costs repeated blocks, never accuracy.
+        block_steps: Steps between two host synchronisations; the neighbour list is rebuilt there. Five if not given, or
+            two for a periodic system, whose many pairs cost more to list too far than to list often.
+        skin_A: Extra reach of the neighbour list in Å; 0.2 Å if not given, and what the temperature asks for in a
+            periodic system. Too small a skin costs repeated blocks, never accuracy.
     """
 
     def __init__(
@@ -104,16 +106,21 @@ class Simulator:
         detector: Detector,
         *,
         check_every_fs: float = 5.0,
-        block_steps: int = 5,
-        skin_A: float = 0.2,
+        block_steps: int | None = None,
+        skin_A: float | None = None,
     ) -> None:
         self.potential = potential
         self.integrator = integrator
         self.detector = detector
         self.check_every = checks.steps("check_every_fs", check_every_fs, integrator.timestep_fs)
+        periodic = potential.system.periodic
+        if block_steps is None:
+            block_steps = 2 if periodic else 5
         self.block_steps = checks.count("block_steps", block_steps)
+        if skin_A is None:
+            skin_A = self._thermal_reach() if periodic else 0.2
         skin = checks.number("skin_A", skin_A, least=0)
-        self.neighbors = SkinList(potential.cutoff, skin, potential.system.n_atoms, potential.device)
+        self.neighbors = SkinList(potential.cutoff, skin, potential.system)
         self.repeated_blocks = 0
 
     def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
@@ -139,6 +146,11 @@ class Simulator:
             torch.zeros(len(positions), dtype=torch.float64, device=positions.device),
             self.integrator.initial_chain(positions),
         )
+
+    def _thermal_reach(self) -> float:
+        """How far two of the lightest atoms hardly ever approach each other in a block: four standard deviations."""
+        speed = (2.0 * self.integrator.kT / self.potential.system.masses.min()).sqrt().item()
+        return 4.0 * speed * self.block_steps * self.integrator.timestep
 
     def check_record_every(self, record_every: int) -> None:
         """Refuse to record frames that the detector does not look at.
@@ -186,6 +198,7 @@ class Simulator:
         if self.potential.device.type == "cpu":
             keep_freed_memory()
         self.check_record_every(record_every)
+        self.neighbors.forget()
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
         unstable_step = torch.where(active & ~finite, 0, NEVER)
@@ -216,36 +229,44 @@ class Simulator:
     def _exact_block(
         self, state: State, progress: _Progress, block: range, plan: _Plan
     ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]]]:
-        """Run a block, and again with all pairs of those replicas in which the neighbour list lacked one.
+        """Run a block, and again if the neighbour list turns out to have lacked a pair in some replica.
 
-        Such a replica is breaking up: its atoms are faster than the skin allows for, and go on being so.
+        A molecule in which that happens is breaking up: its atoms are faster than the skin allows for, and go on being so,
+        and all its pairs are listed from then on. A periodic system has no end of pairs: the block is repeated with
+        a look for them at every step, and later blocks get a wider skin.
         """
         noise = plan.generator.get_state()
+        track = False
         while True:
-            edges = self.neighbors.build(state.positions, progress.moving, progress.wild)
+            edges = None if track else self.neighbors.build(state.positions, progress.moving, progress.wild)
             end, after, frames, missed = self._block(state, progress, edges, block, plan)
             if not missed.any().item():
                 return end, after, frames
             self.repeated_blocks += 1
             plan.generator.set_state(noise)
-            progress = replace(progress, wild=progress.wild | missed)
+            if self.potential.system.periodic:
+                track = True
+                self.neighbors.widen()
+            else:
+                progress = replace(progress, wild=progress.wild | missed)
 
     def _block(
         self,
         state: State,
         progress: _Progress,
-        edges: Edges,
+        edges: Edges | None,
         block: range,
         plan: _Plan,
     ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """Steps with fixed shapes and without a host synchronisation."""
+        """Steps with fixed shapes and without a host synchronisation; without ``edges`` they are found at every step."""
         masses = self.potential.system.masses
         unstable_step, moving = progress.unstable_step, progress.moving
         missed = torch.zeros_like(moving)
         frames = []
 
         def force(positions: Tensor) -> tuple[Tensor, Tensor]:
-            return self.potential.energies_and_forces(positions, edges)
+            present = self.neighbors.build_at(positions, progress.moving) if edges is None else edges
+            return self.potential.energies_and_forces(positions, present)
 
         for step in block:
             proposal = self.integrator.step(state, masses, force, plan.generator)
@@ -253,7 +274,8 @@ class Simulator:
             unstable_step = torch.where(moving & ~finite & (unstable_step == NEVER), step, unstable_step)
             moving = moving & finite
             state = proposal.select(moving, state)
-            missed = missed | self.neighbors.missed(state.positions)
+            if edges is not None:
+                missed = missed | self.neighbors.missed(state.positions)
             if step % self.check_every == 0:
                 broken, hopeless = self.detector.judge(state.positions, state.velocities)
                 unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
