@@ -51,13 +51,18 @@ def test_edges_equal_those_of_ase_pair_for_pair(seed):
     n_replicas, n_atoms = random.integers(1, 6), random.integers(2, 26)
     positions = torch.tensor(random.normal(scale=random.uniform(0.5, 4.0), size=(n_replicas, n_atoms, 3)))
     cutoff = random.uniform(0.5, 6.0)
-    assert listed(edges_within(positions, cutoff, isolated(positions)), positions, cutoff) == ase_pairs(positions, cutoff)
+    assert listed(edges_within(positions, cutoff, isolated(positions)), positions, cutoff) == ase_pairs(
+        positions, cutoff
+    )
 
 
 def test_edges_of_aspirin_equal_those_of_ase(aspirin_positions):
     expected = ase_pairs(aspirin_positions[:6], 4.5)
     assert len(expected) > 6 * 200
-    assert listed(edges_within(aspirin_positions[:6], 4.5, isolated(aspirin_positions[:6])), aspirin_positions[:6], 4.5) == expected
+    assert (
+        listed(edges_within(aspirin_positions[:6], 4.5, isolated(aspirin_positions[:6])), aspirin_positions[:6], 4.5)
+        == expected
+    )
 
 
 def test_atoms_far_apart_have_no_edge():

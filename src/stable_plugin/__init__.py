@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stable_plugin.detectors import AnyOf, BondDeviation, ClosestContact, Detector, NonFinite, RunawayTemperature
-from stable_plugin.observables import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution, Observable
+from stable_plugin.neighborhoods import AtomsWithin, Molecules, NearestMolecules
+from stable_plugin.observables import (
+    AngleDistribution,
+    BondAmplitudes,
+    BondLengths,
+    DistanceDistribution,
+    LocalBondAmplitudes,
+    LocalBondLengths,
+    Observable,
+)
 from stable_plugin.phases import Schedule
 from stable_plugin.simulation import Langevin, NoseHooverChain
 from stable_plugin.systems import System
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AngleDistribution",
     "AnyOf",
+    "AtomsWithin",
     "BondAmplitudes",
     "BondDeviation",
     "BondLengths",
@@ -23,6 +33,10 @@ __all__ = [
     "Detector",
     "DistanceDistribution",
     "Langevin",
+    "LocalBondAmplitudes",
+    "LocalBondLengths",
+    "Molecules",
+    "NearestMolecules",
     "NonFinite",
     "NoseHooverChain",
     "Observable",

@@ -7,8 +7,12 @@ For samples x_i of exp(-U/kT) and an observable g with mean ⟨g⟩,
 so the gradient of a loss L(⟨g⟩) is that of one weighted sum of energies, Σ_i w_i U(x_i), whose weights are constants.
 One backward pass over the frames, in chunks, replaces the energy gradient of every frame.
 
-Source: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984, eq. 4; reweighting to changed parameters
-as in Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021), eq. 3 to 5.
+In a large system one broken molecule drowns in the mean over all. The local estimator takes a neighbourhood's observable
+and the energy of its atoms as a sample of its own; its gradient is still that of one sum, of atomic energies with a
+weight each.
+
+Source: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984, eq. 4 and section 4.3; reweighting to
+changed parameters as in Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021), eq. 3 to 5.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stable_plugin.neighborhoods import Members
 from stable_plugin.potentials.base import Potential
 from stable_plugin.units import BOLTZMANN
 
@@ -40,6 +45,23 @@ class Estimate:
     loss: float
     mean: Tensor
     gradients: list[Tensor]
+    effective_share: float
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A loss on observables, as weights of atomic energies: ∇θ L = ∇θ Σ_ia w_ia U_a(x_i).
+
+    Attributes:
+        loss: The loss at the (reweighted) mean.
+        mean: The (reweighted) mean, (n_values,).
+        atomic: The weights, (n_frames, n_atoms).
+        effective_share: Effective sample size over the number of samples, in (0, 1].
+    """
+
+    loss: float
+    mean: Tensor
+    atomic: Tensor
     effective_share: float
 
 
@@ -68,22 +90,24 @@ def effective_share(weights: Tensor) -> float:
 def surrogate_weights(values: Tensor, upstream: Tensor, weights: Tensor, temperature_K: float) -> Tensor:
     """The w_i for which ∇θ L = ∇θ Σ_i w_i U(x_i).
 
-    w_i = -β ω_i v·(g_i - ⟨g⟩) / (1 - Σω²); with equal weights this is the unbiased -β v·(g_i - ⟨g⟩) / (n - 1).
+    w_i = -β Σ_k v_k ω_ik (g_ik - ⟨g_k⟩) / (1 - Σ_i ω_ik²); with equal weights this is the unbiased
+    -β v·(g_i - ⟨g⟩) / (n - 1).
 
     Args:
-        values: Observable of each frame, (n_frames, n_values).
+        values: Observable of each sample, (n_samples, n_values).
         upstream: v = ∂L/∂⟨g⟩, (n_values,).
-        weights: Statistical weights, (n_frames,), summing to one.
+        weights: Statistical weights, (n_samples,) or for each value its own, (n_samples, n_values); they sum to one.
         temperature_K: Temperature of the sample in K.
 
     Returns:
-        (n_frames,) in 1/eV times the units of the loss.
+        (n_samples,) in 1/eV times the units of the loss.
     """
-    projected = values.double() @ upstream.double()
-    centred = projected - (weights * projected).sum()
-    # All weight on one frame: its deviation is zero, and so is the gradient; not zero over zero.
-    unbiasing = (1.0 - weights.square().sum()).clamp_min(torch.finfo(weights.dtype).eps)
-    return -weights * centred / (unbiasing * BOLTZMANN * temperature_K)
+    values, upstream = values.double(), upstream.double()
+    weights = weights[:, None] if weights.dim() == 1 else weights
+    centred = values - (weights * values).sum(dim=0)
+    # All weight on one sample: its deviation is zero, and so is the gradient; not zero over zero.
+    unbiasing = (1.0 - weights.square().sum(dim=0)).clamp_min(torch.finfo(weights.dtype).eps)
+    return -((weights * centred / unbiasing) @ upstream) / (BOLTZMANN * temperature_K)
 
 
 def mean_squared_error(mean: Tensor, target: Tensor) -> Tensor:
@@ -106,14 +130,18 @@ class BoltzmannEstimator:
         self.chunk = chunk
 
     @torch.no_grad()
-    def energies(self, positions: Tensor) -> Tensor:
-        """Energies under the present parameters, (n_frames,) in eV, float64.
+    def atomic_energies(self, positions: Tensor) -> Tensor:
+        """Atomic energies under the present parameters, (n_frames, n_atoms) in eV, float64.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
         """
         with self.potential.frozen():
-            return torch.cat([self._chunk_energies(part) for part in positions.split(self.chunk)])
+            return torch.cat([self._atomic(part) for part in positions.split(self.chunk)])
+
+    def energies(self, positions: Tensor) -> Tensor:
+        """Energies of frames under the present parameters, (n_frames,) in eV, float64."""
+        return self.atomic_energies(positions).sum(dim=1)
 
     def estimate(
         self,
@@ -122,47 +150,72 @@ class BoltzmannEstimator:
         targets: Sequence[Tensor],
         loss: Loss = mean_squared_error,
         weights: Tensor | None = None,
+        members: Members | None = None,
     ) -> Estimate:
         """Loss and gradient of one or several observables; their losses are added.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
-            values: Per observable, its value in each frame, (n_frames, n_values).
+            values: Per observable, its value in each sample, (n_samples, n_values); NaN where a sample has none.
             targets: Per observable, (n_values,).
             loss: Of a mean and its target.
-            weights: Statistical weights of the frames, (n_frames,); equal if not given.
+            weights: Statistical weights of the samples, (n_samples,); equal if not given.
+            members: The atoms of each sample; whole frames if not given.
 
         Raises:
-            ValueError: If there are fewer than two frames.
+            ValueError: If there are fewer than two samples.
         """
-        if len(positions) < 2:
+        n_samples = len(positions) if members is None else len(members)
+        weights = uniform_weights(n_samples, positions) if weights is None else weights
+        return self.combined(positions, [self.pull(positions, values, targets, loss, weights, members)])
+
+    def pull(
+        self,
+        positions: Tensor,
+        values: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        loss: Loss,
+        weights: Tensor,
+        members: Members | None,
+    ) -> Pull:
+        """What observables ask of the atomic energies; the arguments are those of :meth:`estimate`."""
+        if len(weights) < 2:
             raise ValueError(
-                f"the estimator got {len(positions)} frame(s): a covariance needs two. Record more frames or replicas."
+                f"the estimator got {len(weights)} frame(s): a covariance needs two. Record more frames or replicas."
             )
-        weights = uniform_weights(len(positions), positions) if weights is None else weights
         total, surrogate, means = 0.0, torch.zeros_like(weights), []
         for value, target in zip(values, targets, strict=True):
-            mean = (weights[:, None] * value.double()).sum(dim=0).requires_grad_(True)
+            # Each value is averaged over the samples that have it.
+            absent = torch.isnan(value)
+            held = torch.where(absent, 0.0, weights[:, None])
+            held = held / held.sum(dim=0)
+            value = torch.where(absent, 0.0, value.double())
+            mean = (held * value).sum(dim=0).requires_grad_(True)
             with torch.enable_grad():
                 part = loss(mean, target.to(mean))
             (upstream,) = torch.autograd.grad(part, mean)
-            surrogate = surrogate + surrogate_weights(value, upstream, weights, self.temperature_K)
+            surrogate = surrogate + surrogate_weights(value, upstream, held, self.temperature_K)
             total += part.item()
             means.append(mean.detach())
+        atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.spread(surrogate)
+        return Pull(total, torch.cat(means), atomic, effective_share(weights))
+
+    def combined(self, positions: Tensor, pulls: Sequence[Pull]) -> Estimate:
+        """One estimate, by one backward pass, of all that pulls at the same frames (n_frames, n_atoms, 3)."""
         return Estimate(
-            loss=total,
-            mean=torch.cat(means),
-            gradients=self._backward(positions, surrogate),
-            effective_share=effective_share(weights),
+            loss=sum(pull.loss for pull in pulls),
+            mean=torch.cat([pull.mean for pull in pulls]),
+            gradients=self._backward(positions, torch.stack([pull.atomic for pull in pulls]).sum(dim=0)),
+            effective_share=min(pull.effective_share for pull in pulls),
         )
 
-    def _backward(self, positions: Tensor, surrogate: Tensor) -> list[Tensor]:
-        """∇θ Σ_i w_i U(x_i), one chunk of frames at a time."""
+    def _backward(self, positions: Tensor, weights: Tensor) -> list[Tensor]:
+        """∇θ Σ_ia w_ia U_a(x_i), one chunk of frames at a time, for weights of atomic energies (n_frames, n_atoms)."""
         parameters = self.potential.trainable_parameters()
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        for part, weight in zip(positions.split(self.chunk), surrogate.split(self.chunk), strict=True):
+        for part, weight in zip(positions.split(self.chunk), weights.split(self.chunk), strict=True):
             with torch.enable_grad(), self.potential.evaluating():
-                weighted = (weight * self._chunk_energies(part)).sum()
+                weighted = (weight * self._atomic(part)).sum()
             for gradient, new in zip(
                 gradients, torch.autograd.grad(weighted, parameters, allow_unused=True), strict=True
             ):
@@ -170,5 +223,5 @@ class BoltzmannEstimator:
                     gradient += new
         return gradients
 
-    def _chunk_energies(self, positions: Tensor) -> Tensor:
-        return self.potential.atomic_energies(positions, self.potential.edges(positions)).double().sum(dim=1)
+    def _atomic(self, positions: Tensor) -> Tensor:
+        return self.potential.atomic_energies(positions, self.potential.edges(positions)).double()

@@ -15,17 +15,12 @@ from torch import Tensor
 
 from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
-from stable_plugin.estimator import (
-    BoltzmannEstimator,
-    Estimate,
-    Loss,
-    effective_share,
-    mean_squared_error,
-    reweighting,
-)
+from stable_plugin.estimator import BoltzmannEstimator, Estimate, Loss, mean_squared_error
+from stable_plugin.neighborhoods import Neighborhoods
 from stable_plugin.observables.base import Observable
 from stable_plugin.phases import Phases, Schedule
 from stable_plugin.potentials.base import Potential
+from stable_plugin.samples import Sample, Sampler
 from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.simulator import Simulator, Window
 from stable_plugin.simulation.state import State
@@ -88,16 +83,6 @@ class Progress:
     ess: float | None
 
 
-@dataclass
-class _Sample:
-    """Frames of one learning window, and how far they have been used."""
-
-    positions: Tensor
-    values: list[Tensor]
-    energies: Tensor
-    steps: int = 0
-
-
 class StABlELoop:
     """Simulates with a potential in training and estimates how the observables pull at its parameters.
 
@@ -118,6 +103,8 @@ class StABlELoop:
         steps_per_window: Optimizer steps on one window at most.
         min_effective_share: A window is used up when its effective share falls below this.
         rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
+        local: See :class:`~stable_plugin.samples.Sampler`.
+        even_sampling: Likewise.
         check_every_fs: Time between two looks of the detector.
         chunk: Frames per model call of the estimator.
         seed: Seeds all random streams.
@@ -140,6 +127,8 @@ class StABlELoop:
         steps_per_window: int = 6,
         min_effective_share: float = 0.3,
         rewind_share: float = 0.1,
+        local: Neighborhoods | None = None,
+        even_sampling: Sequence[int] | None = None,
         check_every_fs: float = 5.0,
         chunk: int = 64,
         seed: int = 0,
@@ -173,9 +162,9 @@ class StABlELoop:
         self.observables = list(observables)
         self.simulator = Simulator(potential, integrator, detector, check_every_fs=check_every_fs)
         self.simulator.check_record_every(self.record_every)
-        self.estimator = BoltzmannEstimator(potential, integrator.temperature_K, chunk)
+        estimator = BoltzmannEstimator(potential, integrator.temperature_K, chunk)
+        self.sampler = Sampler(estimator, observables, loss=loss, local=local, even_sampling=even_sampling)
         self.phases = Phases(schedule or Schedule())
-        self.loss = loss
         self.steps_per_window = steps_per_window
         self.min_effective_share = min_effective_share
         self.rewind_share = rewind_share
@@ -193,7 +182,7 @@ class StABlELoop:
         self._learning_start = self._state
         self._history: deque[State] = deque(maxlen=10)
         self._unstable = torch.zeros(n_replicas, dtype=torch.bool, device=potential.device)
-        self._sample: _Sample | None = None
+        self._sample: Sample | None = None
 
     @property
     def md_steps(self) -> int:
@@ -231,7 +220,7 @@ class StABlELoop:
             sample = self._new_sample()
             if sample is None:
                 return None
-            estimate = self._estimate(sample, None)
+            estimate = self.sampler.estimate(sample)
         assert self._sample is not None
         self._sample.steps += 1
         latest = self.rounds[-1]
@@ -247,7 +236,7 @@ class StABlELoop:
             "learning_start": self._learning_start.tensors(),
             "history": [state.tensors() for state in self._history],
             "unstable": self._unstable,
-            "sample": None if self._sample is None else dict(vars(self._sample)),
+            "sample": None if self._sample is None else self._sample.state_dict(),
             "noise": self._noise_at_rest,
             "choices": self._choices.get_state(),
         }
@@ -271,17 +260,7 @@ class StABlELoop:
         self._learning_start = _state(state["learning_start"], device)
         self._history = deque((_state(tensors, device) for tensors in state["history"]), maxlen=self._history.maxlen)
         self._unstable = state["unstable"].to(device)
-        sample = state["sample"]
-        self._sample = (
-            None
-            if sample is None
-            else _Sample(
-                sample["positions"].to(device),
-                [value.to(device) for value in sample["values"]],
-                sample["energies"].to(device),
-                sample["steps"],
-            )
-        )
+        self._sample = None if state["sample"] is None else Sample.from_state(state["sample"], device)
         self._noise.set_state(state["noise"].cpu())
         self._noise_at_rest = self._noise.get_state()
         self._choices.set_state(state["choices"].cpu())
@@ -291,13 +270,9 @@ class StABlELoop:
         sample = self._sample
         if sample is None or self.phases.name != "learn" or sample.steps >= self.steps_per_window:
             return None
-        energies = self.estimator.energies(sample.positions)
-        weights = reweighting(energies, sample.energies, self.estimator.temperature_K)
-        if not effective_share(weights) >= self.min_effective_share:  # so that NaN counts as used up
-            return None
-        return self._estimate(sample, weights)
+        return self.sampler.reweighted(sample, self.min_effective_share)
 
-    def _new_sample(self) -> _Sample | None:
+    def _new_sample(self) -> Sample | None:
         """Frames of a new learning window, through as many simulation phases as it takes; None when done."""
         self._sample = None
         while True:
@@ -321,14 +296,8 @@ class StABlELoop:
         self._sample = self._sampled(window)
         return self._sample
 
-    def _sampled(self, window: Window) -> _Sample:
-        positions = window.frames()
-        values = [observable.per_frame(positions) for observable in self.observables]
-        return _Sample(positions, values, self.estimator.energies(positions))
-
-    def _estimate(self, sample: _Sample, weights: Tensor | None) -> Estimate:
-        targets = [observable.target for observable in self.observables if observable.target is not None]
-        return self.estimator.estimate(sample.positions, sample.values, targets, self.loss, weights)
+    def _sampled(self, window: Window) -> Sample:
+        return self.sampler.sample(window.frames(), self._state.n_replicas, self._choices)
 
     def _simulate(self, phase: str, start: State) -> Window:
         began = time.perf_counter()
@@ -360,21 +329,13 @@ class StABlELoop:
                 phase=phase,
                 simulated_ps=self.simulated_ps + window.duration_ps,
                 unstable_share=share,
-                observable_loss=self._observed_loss(window),
+                observable_loss=self.sampler.observed_loss(window.frames()),
                 ess=None,
                 steps=0,
                 learning_rate=None,
                 wall_s=self._wall_s,
             )
         )
-
-    def _observed_loss(self, window: Window) -> float:
-        total = 0.0
-        for observable in self.observables:
-            assert observable.target is not None
-            mean = observable.per_frame(window.frames()).double().mean(dim=0)
-            total += self.loss(mean, observable.target.to(mean)).item()
-        return total
 
     def _refuse_unusable(self, window: Window) -> None:
         n_frames = int(window.valid.sum())

@@ -91,7 +91,9 @@ def pairs_within(positions: Tensor, reach: float, system: System) -> Pairs:
         found = search.compute((frame - images @ cell).numpy(), cell.numpy(), list(system.pbc), quantities="ijS")
         first, second, crossed = (torch.from_numpy(part.astype("int64")) for part in found)
         shift = (crossed - images[second].long() + images[first].long()).double()
-        ends.append(torch.cat([first[:, None], second[:, None], torch.full_like(first, replica)[:, None], shift], dim=1))
+        ends.append(
+            torch.cat([first[:, None], second[:, None], torch.full_like(first, replica)[:, None], shift], dim=1)
+        )
     table = torch.cat(ends) if ends else torch.empty(0, 6, dtype=torch.float64)
     first, second, replica_index = table[:, :3].long().to(positions.device).unbind(dim=1)
     offset = replica_index * system.n_atoms

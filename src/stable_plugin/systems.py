@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from math import inf
 
 import numpy as np
 import torch
@@ -88,6 +89,14 @@ class System:
     def periodic(self) -> bool:
         """Whether the system repeats in any direction."""
         return any(self.pbc)
+
+    @property
+    def reach(self) -> float:
+        """Longest distance in Å up to which the nearest image is the only one: half the cell's smallest height."""
+        if not self.periodic:
+            return inf
+        heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(self.cell.double().cpu()), dim=0)
+        return 0.5 * float(heights[torch.tensor(self.pbc)].min())
 
     @property
     def n_atoms(self) -> int:

@@ -1,6 +1,16 @@
 """Observables, each a :class:`torchmetrics.Metric`."""
 
 from stable_plugin.observables.base import Observable
+from stable_plugin.observables.local import LocalBondAmplitudes, LocalBondLengths, LocalObservable
 from stable_plugin.observables.structure import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution
 
-__all__ = ["AngleDistribution", "BondAmplitudes", "BondLengths", "DistanceDistribution", "Observable"]
+__all__ = [
+    "AngleDistribution",
+    "BondAmplitudes",
+    "BondLengths",
+    "DistanceDistribution",
+    "LocalBondAmplitudes",
+    "LocalBondLengths",
+    "LocalObservable",
+    "Observable",
+]

@@ -80,15 +80,20 @@ class Observable(Metric):
         """Mean over all frames seen, (n_values,); torchmetrics gives a single value without its axis, ()."""
         return self.total / self.count
 
-    def mean_absolute_error(self) -> float:
-        """Mean over the values of the absolute difference between mean and target.
+    @property
+    def known_target(self) -> Tensor:
+        """The target, (n_values,).
 
         Raises:
-            RuntimeError: If no target is bound yet.
+            RuntimeError: If none is bound yet.
         """
         if self.target is None:
             raise RuntimeError(f"{type(self).__name__} has no target yet: call bind(system, reference) first.")
-        return (self.compute() - self.target.to(self.total.device)).abs().mean().item()
+        return self.target
+
+    def mean_absolute_error(self) -> float:
+        """Mean over the values of the absolute difference between mean and target."""
+        return (self.compute() - self.known_target.to(self.total.device)).abs().mean().item()
 
     def axis(self) -> dict[str, Any]:
         """How to draw the values: ``kind`` (bars or curve), ``x``, ``xlabel`` and ``ylabel``."""
