@@ -115,6 +115,11 @@ def write_extxyz(path: Path, trajectory: dict[str, np.ndarray], index: np.ndarra
     reader from moving the labels into a calculator, where training code does not look for them.
     """
     symbols = [chemical_symbols[number] for number in trajectory["z"]]
+    if "cell" in trajectory:
+        lattice = " ".join(f"{value:.4f}" for value in trajectory["cell"].flat)
+        periodic = f'pbc="T T T" Lattice="{lattice}"'
+    else:
+        periodic = 'pbc="F F F"'
     properties = "species:S:1:pos:R:3" + "".join(f":{name}:R:3" for name in extra)
     decimals = (6, 6, 6) + (5, 5, 5) * len(extra)
     with path.open("w") as file:
@@ -125,7 +130,7 @@ def write_extxyz(path: Path, trajectory: dict[str, np.ndarray], index: np.ndarra
             if "REF_forces" in extra:
                 info["REF_energy"] = f"{trajectory['REF_energy'][i]:.6f}"
             comment = " ".join(f"{key}={value}" for key, value in info.items())
-            file.write(f'{len(symbols)}\nProperties={properties} {comment} pbc="F F F"\n')
+            file.write(f"{len(symbols)}\nProperties={properties} {comment} {periodic}\n")
             columns = np.concatenate([trajectory[name][i] for name in ("positions", *extra)], axis=1)
             for symbol, row in zip(symbols, columns, strict=True):
                 numbers = [f"{x:.{d}f}" for x, d in zip(row, decimals, strict=True)]

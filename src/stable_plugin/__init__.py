@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stable_plugin.detectors import AnyOf, BondDeviation, ClosestContact, Detector, NonFinite, RunawayTemperature
+from stable_plugin.detectors import (
+    AnyOf,
+    BondDeviation,
+    ClosestContact,
+    Detector,
+    Displacement,
+    IntermolecularContact,
+    NeighborCount,
+    NonFinite,
+    ObservableDeviation,
+    RunawayTemperature,
+)
 from stable_plugin.neighborhoods import AtomsWithin, Molecules, NearestMolecules
 from stable_plugin.observables import (
     AngleDistribution,
@@ -14,6 +25,7 @@ from stable_plugin.observables import (
     LocalBondAmplitudes,
     LocalBondLengths,
     Observable,
+    RadialDistribution,
 )
 from stable_plugin.phases import Schedule
 from stable_plugin.simulation import Langevin, NoseHooverChain
@@ -31,15 +43,20 @@ __all__ = [
     "BondLengths",
     "ClosestContact",
     "Detector",
+    "Displacement",
     "DistanceDistribution",
+    "IntermolecularContact",
     "Langevin",
     "LocalBondAmplitudes",
     "LocalBondLengths",
     "Molecules",
     "NearestMolecules",
+    "NeighborCount",
     "NonFinite",
     "NoseHooverChain",
     "Observable",
+    "ObservableDeviation",
+    "RadialDistribution",
     "RunawayTemperature",
     "Schedule",
     "StABlECallback",

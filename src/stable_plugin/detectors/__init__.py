@@ -1,7 +1,19 @@
 """Instability detectors."""
 
 from stable_plugin.detectors.base import AnyOf, Detector
-from stable_plugin.detectors.geometry import BondDeviation, ClosestContact
+from stable_plugin.detectors.condensed import Displacement, NeighborCount, ObservableDeviation
+from stable_plugin.detectors.geometry import BondDeviation, ClosestContact, IntermolecularContact
 from stable_plugin.detectors.thermal import NonFinite, RunawayTemperature
 
-__all__ = ["AnyOf", "BondDeviation", "ClosestContact", "Detector", "NonFinite", "RunawayTemperature"]
+__all__ = [
+    "AnyOf",
+    "BondDeviation",
+    "ClosestContact",
+    "Detector",
+    "Displacement",
+    "IntermolecularContact",
+    "NeighborCount",
+    "NonFinite",
+    "ObservableDeviation",
+    "RunawayTemperature",
+]

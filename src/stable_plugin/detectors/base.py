@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,25 @@ class Detector(ABC):
         hopeless = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
         return ~(value <= self.threshold), hopeless
 
+    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+        """The atoms behind the value of each replica, n_replicas tuples; empty where no atom stands out.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
+        """
+        return [() for _ in positions]
+
+    def begin(self, n_replicas: int) -> None:  # noqa: B027  (most detectors have no memory)
+        """Forget what was seen: a new simulation begins. For detectors that look back in time."""
+
+    def memory(self) -> Any:
+        """What a detector that looks back in time has seen, to be put back by :meth:`recall`; None for the others."""
+        return None
+
+    def recall(self, memory: Any) -> None:  # noqa: B027  (most detectors have no memory)
+        """Go back to what :meth:`memory` gave: the steps since are simulated again."""
+
     def check_reference(self, frames: Tensor, name: str = "reference") -> None:
         """Refuse frames that this detector itself calls broken.
 
@@ -112,6 +132,26 @@ class AnyOf(Detector):
         verdicts = [detector.judge(positions, velocities) for detector in self.detectors]
         broken, hopeless = zip(*verdicts, strict=True)
         return torch.stack(broken).any(dim=0), torch.stack(hopeless).any(dim=0)
+
+    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+        """Of the first detector that calls the replica unstable."""
+        found: list[tuple[int, ...]] = [() for _ in positions]
+        for detector in reversed(self.detectors):
+            broken, _ = detector.judge(positions, velocities)
+            own = detector.culprits(positions, velocities)
+            found = [mine if flag else other for mine, other, flag in zip(own, found, broken.tolist(), strict=True)]
+        return found
+
+    def begin(self, n_replicas: int) -> None:
+        for detector in self.detectors:
+            detector.begin(n_replicas)
+
+    def memory(self) -> Any:
+        return [detector.memory() for detector in self.detectors]
+
+    def recall(self, memory: Any) -> None:
+        for detector, own in zip(self.detectors, memory, strict=True):
+            detector.recall(own)
 
     def check_reference(self, frames: Tensor, name: str = "reference") -> None:
         for detector in self.detectors:

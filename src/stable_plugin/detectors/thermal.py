@@ -34,6 +34,12 @@ class RunawayTemperature(Detector):
             raise RuntimeError("RunawayTemperature has no masses yet: call bind(system, reference) first.")
         return kinetic_temperature(velocities, self._masses.to(velocities))
 
+    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+        """The atom with the most kinetic energy."""
+        assert self._masses is not None
+        energies = self._masses.to(velocities) * velocities.square().sum(dim=-1)
+        return [(int(atom),) for atom in torch.nan_to_num(energies, nan=torch.inf).argmax(dim=-1)]
+
 
 class NonFinite(Detector):
     """One where a replica holds a number that is not finite, zero elsewhere.

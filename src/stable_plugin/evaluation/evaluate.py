@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from stable_plugin.systems import System, stack_positions
 
 SEGMENT_PS = 0.5
 """Time between two looks at whether any replica is left."""
+
+MOST_COMMON = 5
+"""Kinds of failures that a summary names."""
 
 CHUNK = 64
 """Frames per model call for the errors on labelled frames."""
@@ -141,10 +145,11 @@ class Evaluator:
         for observable in self.observables:
             observable.bind(potential.system, reference)
         run = self._simulate(potential)
+        broken = self._broken(run, potential.system)
         if trajectories is not None:
-            self._write(run, potential.system, trajectories, n_trajectories)
+            self._write(run, potential.system, trajectories, n_trajectories, broken)
         errors = self._errors(potential)
-        summaries = [self._summary(run, horizon, errors) for horizon in self.horizons_ps]
+        summaries = [self._summary(run, horizon, errors, broken) for horizon in self.horizons_ps]
         return Evaluation(summaries, self._curves(run, self.horizons_ps[0]), self._axes())
 
     def _simulate(self, potential: Potential) -> _Run:
@@ -161,7 +166,9 @@ class Evaluator:
         positions, valid, times = [], [], []
         for done in range(0, total, segment):
             n_steps = min(segment, total - done)
-            window = simulator.run(state, n_steps, record_every, generator, active=active, stop_unstable=True)
+            window = simulator.run(
+                state, n_steps, record_every, generator, active=active, stop_unstable=True, goes_on=done > 0
+            )
             flagged = (window.unstable_step != NEVER).cpu()
             failed_ps = torch.where(flagged, (done + window.unstable_step.cpu()) * step_ps, failed_ps)
             positions.append(window.positions.cpu())
@@ -172,7 +179,19 @@ class Evaluator:
                 break
         return _Run(torch.cat(positions), torch.cat(valid), torch.cat(times), failed_ps, state.positions.cpu())
 
-    def _summary(self, run: _Run, horizon: float, errors: dict[str, float | None]) -> dict[str, Any]:
+    def _broken(self, run: _Run, system: System) -> dict[int, str]:
+        """Which atoms broke, such as ``C1-H14``, by replica that failed; those where no atom stands out are left out."""
+        last = run.last.to(system.masses)
+        culprits = self.detector.culprits(last, torch.zeros_like(last))
+        return {
+            replica: "-".join(f"{system.symbols[atom]}{atom}" for atom in atoms)
+            for replica, atoms in enumerate(culprits)
+            if atoms and run.failed_ps[replica].isfinite()
+        }
+
+    def _summary(
+        self, run: _Run, horizon: float, errors: dict[str, float | None], broken: dict[int, str]
+    ) -> dict[str, Any]:
         failed = (run.failed_ps <= horizon).numpy()
         followed = np.minimum(run.failed_ps.numpy(), horizon)
         rate = failure_rate_per_ns(int(failed.sum()), float(followed.sum()))
@@ -184,6 +203,9 @@ class Evaluator:
             "detector": str(self.detector),
             "unstable": int(failed.sum()),
             "median_stable_ps": median_stable_ps(kaplan_meier(followed, failed)),
+            "broken_atoms": dict(
+                Counter(label for replica, label in broken.items() if failed[replica]).most_common(MOST_COMMON)
+            ),
             "failures_per_ns": rate.per_ns,
             "failures_per_ns_interval": [rate.low, rate.high],
             **errors,
@@ -233,7 +255,7 @@ class Evaluator:
             "energy_mae_mev_per_atom": 1000.0 * energy_errors.abs().mean().item(),
         }
 
-    def _write(self, run: _Run, system: System, folder: Path, n_trajectories: int) -> None:
+    def _write(self, run: _Run, system: System, folder: Path, n_trajectories: int, broken: dict[int, str]) -> None:
         """Write the trajectories that failed first, each up to the frame that failed, and the first stable ones."""
         folder.mkdir(parents=True, exist_ok=True)
         order = run.failed_ps.argsort(stable=True).tolist()
@@ -247,6 +269,7 @@ class Evaluator:
                 ]
                 if kind == "failed":
                     frames.append(_stamped(system, run.last[replica], run.failed_ps[replica].item()))
+                    frames[-1].info["broken_atoms"] = broken.get(replica, "")
                 ase.io.write(folder / f"{kind}_replica{replica:02d}.extxyz", frames)
 
 

@@ -19,7 +19,7 @@ from stable_plugin.loop import Round, StABlELoop
 from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
 from stable_plugin.simulation import Integrator
-from stable_plugin.training import LoopSettings, Session, Weight
+from stable_plugin.training import Local, LoopSettings, Session, Weight
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,11 @@ class StABlECallback(Callback):
             not given. A longer trajectory gives sharper targets.
         bonds: Pairs of bonded atoms; found in the first reference frame from covalent radii if not given.
         integrator: Thermostat, temperature and timestep; Langevin at 300 K with 0.5 fs if not given.
-        observables: What should be reproduced; lengths and amplitudes of the bonds if not given.
-        detector: When a replica is unstable; a bond 0.25 Å off its mean length if not given.
+        observables: What should be reproduced. If not given: lengths and amplitudes of the bonds, by molecule where there
+            are several; radial distributions of all pairs of elements in a crystal without molecules.
+        detector: When a replica is unstable. If not given: a bond 0.25 Å off its mean length, or two molecules closer than
+            two thirds of what they come in the reference; in a crystal without molecules, twice the temperature or atoms
+            closer than that.
         n_replicas: Replicas simulated at once.
         window_ps: Length of a window in ps.
         record_every_fs: Time between frames that the estimator sees, in fs.
@@ -59,6 +62,11 @@ class StABlECallback(Callback):
         steps_per_window: Optimizer steps on one window at most, by reweighting its frames.
         min_effective_share: A window is used up when reweighting leaves a smaller share of it effective.
         rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
+        local: What counts as a sample of its own for the local estimator, which sees one broken molecule among hundreds:
+            ``Molecules()``, ``NearestMolecules(n)``, ``AtomsWithin(radius_A)``, or None for whole frames. ``auto`` takes
+            molecules if there are several and an observable is local.
+        even_sampling: For the local estimator, bins of deviation to draw from evenly, and samples drawn per bin and
+            replica; all if not given.
         start_epoch: Epochs of ordinary training that come first.
         chunk: Frames per model call of the estimator; bounds its memory.
         seed: Seeds all random streams of the simulation.
@@ -90,6 +98,8 @@ class StABlECallback(Callback):
         steps_per_window: int = 6,
         min_effective_share: float = 0.3,
         rewind_share: float = 0.1,
+        local: Local = "auto",
+        even_sampling: Sequence[int] | None = None,
         start_epoch: int = 0,
         chunk: int = 64,
         seed: int = 0,
@@ -113,6 +123,8 @@ class StABlECallback(Callback):
                 steps_per_window=steps_per_window,
                 min_effective_share=min_effective_share,
                 rewind_share=rewind_share,
+                local=local,
+                even_sampling=even_sampling,
                 chunk=chunk,
                 seed=seed,
             ),

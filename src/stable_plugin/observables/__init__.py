@@ -2,6 +2,7 @@
 
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalBondAmplitudes, LocalBondLengths, LocalObservable
+from stable_plugin.observables.radial import RadialDistribution
 from stable_plugin.observables.structure import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "LocalBondLengths",
     "LocalObservable",
     "Observable",
+    "RadialDistribution",
 ]

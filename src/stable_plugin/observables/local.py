@@ -104,7 +104,7 @@ class LocalBondLengths(_BondKinds):
         >>> lengths.bind(System.from_atoms(pair), reference=positions)
         >>> lengths.update(positions)
         >>> dict(zip(lengths.kinds, [round(length, 3) for length in lengths.compute().tolist()]))
-        {'C-H': 1.093, 'H-O': 0.969}
+        {'C-H': 1.09, 'H-O': 0.969}
     """
 
     def _of_bonds(self, lengths: Tensor) -> Tensor:

@@ -182,6 +182,7 @@ class Simulator:
         on_block: Callable[[int], None] | None = None,
         active: Tensor | None = None,
         stop_unstable: bool = False,
+        goes_on: bool = False,
     ) -> Window:
         """Simulate a window.
 
@@ -193,12 +194,15 @@ class Simulator:
             on_block: Called with the steps done so far, after each block.
             active: Replicas that move, (n_replicas,); all of them if not given. The others rest and record nothing.
             stop_unstable: Stop a replica as soon as it is unstable, as if it were beyond the discard limit.
+            goes_on: Whether the window continues the one before, as far as detectors that look back are concerned.
         """
         checks.count("n_steps", n_steps)
         if self.potential.device.type == "cpu":
             keep_freed_memory()
         self.check_record_every(record_every)
         self.neighbors.forget()
+        if not goes_on:
+            self.detector.begin(start.n_replicas)
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
         unstable_step = torch.where(active & ~finite, 0, NEVER)
@@ -235,7 +239,7 @@ class Simulator:
         and all its pairs are listed from then on. A periodic system has no end of pairs: the block is repeated with
         a look for them at every step, and later blocks get a wider skin.
         """
-        noise = plan.generator.get_state()
+        noise, memory = plan.generator.get_state(), self.detector.memory()
         track = False
         while True:
             edges = None if track else self.neighbors.build(state.positions, progress.moving, progress.wild)
@@ -244,6 +248,7 @@ class Simulator:
                 return end, after, frames
             self.repeated_blocks += 1
             plan.generator.set_state(noise)
+            self.detector.recall(memory)
             if self.potential.system.periodic:
                 track = True
                 self.neighbors.widen()

@@ -1,7 +1,8 @@
 """What StABlE training is beside any trainer: settings, the two gradients made one, progress, state."""
 
+from stable_plugin.training.defaults import Local
 from stable_plugin.training.gradients import Weight
 from stable_plugin.training.session import Session
 from stable_plugin.training.settings import LoopSettings
 
-__all__ = ["LoopSettings", "Session", "Weight"]
+__all__ = ["Local", "LoopSettings", "Session", "Weight"]

@@ -9,14 +9,15 @@ from typing import Any
 from torch import nn
 
 from stable_plugin import checks
-from stable_plugin.detectors import BondDeviation, Detector
+from stable_plugin.detectors import Detector
 from stable_plugin.frames import Frames, read_frames
 from stable_plugin.loop import StABlELoop
-from stable_plugin.observables import BondAmplitudes, BondLengths, Observable
+from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
 from stable_plugin.potentials import find_potential
 from stable_plugin.simulation import Integrator, Langevin
 from stable_plugin.systems import System, stack_positions
+from stable_plugin.training.defaults import Local, chosen_local, default_detector, default_observables
 from stable_plugin.training.structures import training_structures
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class LoopSettings:
         integrator: Likewise.
         detector: Likewise.
         schedule: Likewise.
+        local: Likewise.
         loop_arguments: Further arguments of the loop.
     """
 
@@ -48,6 +50,7 @@ class LoopSettings:
         integrator: Integrator | None,
         detector: Detector | None,
         schedule: Schedule | None,
+        local: Local,
         **loop_arguments: Any,
     ) -> None:
         checks.count("n_replicas", loop_arguments["n_replicas"])
@@ -55,9 +58,9 @@ class LoopSettings:
         self.reference = None if reference is None else read_frames(reference, "reference")
         self.bonds = bonds
         self.observables = [observables] if isinstance(observables, Observable) else observables
+        self.detector, self.local = detector, local
         self.loop_arguments: dict[str, Any] = {
             "integrator": integrator or Langevin(),
-            "detector": detector or BondDeviation(),
             "schedule": schedule or Schedule(),
             **loop_arguments,
         }
@@ -76,25 +79,35 @@ class LoopSettings:
         structures = self.structures or training_structures(module, dataloader)
         reference = self.reference or structures
         system = System.from_atoms(reference[0], self.bonds)
-        observables = list(self.observables or [BondLengths(), BondAmplitudes()])
+        start, targets = (
+            stack_positions(frames, system, name)
+            for frames, name in ((structures, "structures"), (reference, "reference"))
+        )
+        integrator = self.loop_arguments["integrator"]
+        observables = list(self.observables or default_observables(system))
+        detector = self.detector or default_detector(system, targets, integrator.temperature_K)
+        local = chosen_local(self.local, system, observables)
         loop = StABlELoop(
             find_potential(module, system),
-            stack_positions(structures, system, "structures"),
-            stack_positions(reference, system, "reference"),
+            start,
+            targets,
             observables=observables,
+            detector=detector,
+            local=local,
             **self.loop_arguments,
         )
         log.info(
-            "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, %s, observables %s, "
-            "%s at %g K",
+            "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
+            "%s, samples are %s, %s at %g K",
             self.loop_arguments["n_replicas"],
             reference[0].get_chemical_formula(),
             len(system.bonds),
             len(structures),
             len(reference),
-            self.loop_arguments["detector"],
+            detector,
             ", ".join(observable.name for observable in observables),
-            type(self.loop_arguments["integrator"]).__name__,
-            self.loop_arguments["integrator"].temperature_K,
+            "whole frames" if local is None else local,
+            type(integrator).__name__,
+            integrator.temperature_K,
         )
         return loop
