@@ -108,8 +108,8 @@ def cut(trajectory_file: Path, out: Path) -> None:
     n_frames = len(trajectory["positions"])
     half = n_frames // 2
     learn = int((1 - GAP) * half)
-    train = evenly(0, learn, 20)
-    between = np.setdiff1d((train[:-1] + train[1:]) // 2, train)
+    train = evenly(0, learn, 4)
+    between = np.setdiff1d(evenly(0, learn, 40), train)
     heldout = evenly(half, n_frames, 16)
     out.mkdir(parents=True, exist_ok=True)
     write_extxyz(out / "water_train.extxyz", trajectory, train, "REF_forces")

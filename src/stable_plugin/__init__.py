@@ -24,6 +24,8 @@ from stable_plugin.observables import (
     DistanceDistribution,
     LocalBondAmplitudes,
     LocalBondLengths,
+    LocalContactAmplitudes,
+    LocalContacts,
     Observable,
     RadialDistribution,
 )
@@ -49,6 +51,8 @@ __all__ = [
     "Langevin",
     "LocalBondAmplitudes",
     "LocalBondLengths",
+    "LocalContactAmplitudes",
+    "LocalContacts",
     "Molecules",
     "NearestMolecules",
     "NeighborCount",

@@ -16,6 +16,8 @@ from stable_plugin.observables import (
     BondLengths,
     LocalBondAmplitudes,
     LocalBondLengths,
+    LocalContactAmplitudes,
+    LocalContacts,
     LocalObservable,
     Observable,
     RadialDistribution,
@@ -34,9 +36,9 @@ def several_molecules(system: System) -> bool:
 
 
 def default_observables(system: System) -> list[Observable]:
-    """Bonds, by molecule where there are several; radial distributions in a crystal without molecules."""
+    """Bonds; bonds and contacts by molecule where there are several; radial distributions in other crystals."""
     if several_molecules(system):
-        return [LocalBondLengths(), LocalBondAmplitudes()]
+        return [LocalBondLengths(), LocalBondAmplitudes(), LocalContacts(), LocalContactAmplitudes()]
     if system.endless and all(system.pbc):
         return [RadialDistribution(pair) for pair in combinations_with_replacement(sorted(set(system.symbols)), 2)]
     return [BondLengths(), BondAmplitudes()]
