@@ -21,13 +21,17 @@ from stable_plugin.observables import (
     AngleDistribution,
     BondAmplitudes,
     BondLengths,
+    DiffusionCoefficient,
     DistanceDistribution,
     LocalBondAmplitudes,
     LocalBondLengths,
     LocalContactAmplitudes,
     LocalContacts,
+    MeanSquaredDisplacement,
     Observable,
+    PowerSpectrum,
     RadialDistribution,
+    VelocityAutocorrelation,
 )
 from stable_plugin.phases import Schedule
 from stable_plugin.simulation import Langevin, NoseHooverChain
@@ -45,6 +49,7 @@ __all__ = [
     "BondLengths",
     "ClosestContact",
     "Detector",
+    "DiffusionCoefficient",
     "Displacement",
     "DistanceDistribution",
     "IntermolecularContact",
@@ -53,6 +58,7 @@ __all__ = [
     "LocalBondLengths",
     "LocalContactAmplitudes",
     "LocalContacts",
+    "MeanSquaredDisplacement",
     "Molecules",
     "NearestMolecules",
     "NeighborCount",
@@ -60,12 +66,14 @@ __all__ = [
     "NoseHooverChain",
     "Observable",
     "ObservableDeviation",
+    "PowerSpectrum",
     "RadialDistribution",
     "RunawayTemperature",
     "Schedule",
     "StABlECallback",
     "StABlEMixin",
     "System",
+    "VelocityAutocorrelation",
 ]
 
 

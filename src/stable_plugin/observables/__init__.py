@@ -2,20 +2,34 @@
 
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.contacts import LocalContactAmplitudes, LocalContacts
+from stable_plugin.observables.dynamics import (
+    DiffusionCoefficient,
+    MeanSquaredDisplacement,
+    PowerSpectrum,
+    VelocityAutocorrelation,
+)
 from stable_plugin.observables.local import LocalBondAmplitudes, LocalBondLengths, LocalObservable
 from stable_plugin.observables.radial import RadialDistribution
+from stable_plugin.observables.series import TimeCorrelation
 from stable_plugin.observables.structure import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution
+from stable_plugin.observables.trajectory import trajectory_of
 
 __all__ = [
     "AngleDistribution",
     "BondAmplitudes",
     "BondLengths",
+    "DiffusionCoefficient",
     "DistanceDistribution",
     "LocalBondAmplitudes",
     "LocalBondLengths",
     "LocalContactAmplitudes",
     "LocalContacts",
     "LocalObservable",
+    "MeanSquaredDisplacement",
     "Observable",
+    "PowerSpectrum",
     "RadialDistribution",
+    "TimeCorrelation",
+    "VelocityAutocorrelation",
+    "trajectory_of",
 ]

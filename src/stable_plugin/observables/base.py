@@ -39,8 +39,7 @@ class Observable(Metric):
     @property
     def name(self) -> str:
         """Name in logs and reports."""
-        words = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__)
-        return words.lstrip("_")
+        return snake_case(type(self).__name__)
 
     def bind(self, system: System, reference: Tensor) -> None:
         """Take what is needed from the system, and the target from reference frames.
@@ -99,6 +98,11 @@ class Observable(Metric):
         """How to draw the values: ``kind`` (bars or curve), ``x``, ``xlabel`` and ``ylabel``."""
         n_values = 0 if self.target is None else len(self.target)
         return {"kind": "bars", "x": list(range(n_values)), "xlabel": "value", "ylabel": self.name}
+
+
+def snake_case(name: str) -> str:
+    """``BondLengths`` as ``bond_lengths``."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
 def smeared_histogram(values: Tensor, centres: Tensor, width: float) -> Tensor:
