@@ -18,7 +18,14 @@ from stable_plugin import checks
 from stable_plugin.detectors import BondDeviation, Detector
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labelled
-from stable_plugin.observables import AngleDistribution, BondLengths, DistanceDistribution, Observable
+from stable_plugin.observables import (
+    AngleDistribution,
+    BondLengths,
+    DistanceDistribution,
+    Observable,
+    TimeCorrelation,
+    trajectory_of,
+)
 from stable_plugin.potentials import Potential, find_potential
 from stable_plugin.simulation import Integrator, Langevin, Simulator
 from stable_plugin.simulation.simulator import NEVER
@@ -58,6 +65,7 @@ class _Run:
     """Recorded frames (n_frames, n_replicas, ...) with their times, and when each replica failed (inf if never)."""
 
     positions: Tensor
+    velocities: Tensor
     valid: Tensor
     times_ps: Tensor
     failed_ps: Tensor
@@ -76,6 +84,8 @@ class Evaluator:
         labelled: Frames with energies and forces for the errors; none are reported if not given.
         detector: When a replica has failed; a bond 0.5 Å off its mean length if not given.
         observables: What to compare; bond lengths, h(r) and bond angles if not given.
+        dynamics: What to compare of the motion; the reference is then one trajectory, contiguous in time, with frames
+            ``record_every_fs`` apart.
         integrator: Thermostat, temperature and timestep; Langevin at 300 K with 0.5 fs if not given.
         n_replicas: Replicas, spread evenly over the start frames.
         horizons_ps: Times that failures are counted up to; the first one is the headline.
@@ -98,6 +108,7 @@ class Evaluator:
         *,
         detector: Detector | None = None,
         observables: Sequence[Observable] | None = None,
+        dynamics: Sequence[TimeCorrelation] = (),
         integrator: Integrator | None = None,
         n_replicas: int = 32,
         horizons_ps: Sequence[float] = (1.0,),
@@ -118,6 +129,14 @@ class Evaluator:
             stack_positions(self.labelled, self.system, "labelled")
         self.detector = detector or BondDeviation(threshold=0.5)
         self.observables = list(observables or [BondLengths(), DistanceDistribution(), AngleDistribution()])
+        self.dynamics = list(dynamics)
+        self._trajectory = trajectory_of(reference_frames) if dynamics else None
+        for series in self.dynamics:
+            if series.interval_fs != record_every_fs:
+                raise ValueError(
+                    f"interval_fs={series.interval_fs:g} of {series.name} is not record_every_fs={record_every_fs:g}: "
+                    "frames are compared as they are recorded, so make them equal."
+                )
         self.integrator = integrator or Langevin()
         self.n_replicas = checks.count("n_replicas", n_replicas)
         if not horizons_ps:
@@ -144,6 +163,9 @@ class Evaluator:
         self.detector.bind(potential.system, reference)
         for observable in self.observables:
             observable.bind(potential.system, reference)
+        for series in self.dynamics:
+            assert self._trajectory is not None
+            series.bind(self.system, *self._trajectory)
         run = self._simulate(potential)
         broken = self._broken(run, potential.system)
         if trajectories is not None:
@@ -163,7 +185,7 @@ class Evaluator:
         step_ps = self.integrator.timestep_fs / 1000.0
         active = torch.ones(self.n_replicas, dtype=torch.bool, device=potential.device)
         failed_ps = torch.full((self.n_replicas,), torch.inf, dtype=torch.float64)
-        positions, valid, times = [], [], []
+        positions, velocities, valid, times = [], [], [], []
         for done in range(0, total, segment):
             n_steps = min(segment, total - done)
             window = simulator.run(
@@ -172,12 +194,16 @@ class Evaluator:
             flagged = (window.unstable_step != NEVER).cpu()
             failed_ps = torch.where(flagged, (done + window.unstable_step.cpu()) * step_ps, failed_ps)
             positions.append(window.positions.cpu())
+            velocities.append(window.velocities.cpu())
             valid.append(window.valid.cpu())
             times.append((done + record_every * torch.arange(1, len(window.positions) + 1)) * step_ps)
             state, active = window.end, active & ~window.stopped
             if not active.any():
                 break
-        return _Run(torch.cat(positions), torch.cat(valid), torch.cat(times), failed_ps, state.positions.cpu())
+        return _Run(
+            torch.cat(positions), torch.cat(velocities), torch.cat(valid), torch.cat(times), failed_ps,
+            state.positions.cpu(),
+        )  # fmt: skip
 
     def _broken(self, run: _Run, system: System) -> dict[int, str]:
         """Which atoms broke, such as ``C1-H14``, by replica that failed; those where no atom stands out are left out."""
@@ -209,11 +235,15 @@ class Evaluator:
             "failures_per_ns": rate.per_ns,
             "failures_per_ns_interval": [rate.low, rate.high],
             **errors,
-            "observables": {
-                observable.name: observable.mean_absolute_error() if observable.count > 0 else None
-                for observable in self.observables
-            },
+            "observables": self._deviations(),
         }
+
+    def _deviations(self) -> dict[str, float | None]:
+        """Mean absolute error of everything compared, None where too little was seen."""
+        found = {each.name: each.mean_absolute_error() if each.count > 0 else None for each in self.observables}
+        for series in self.dynamics:
+            found[series.name] = series.mean_absolute_error() if series.complete else None
+        return found
 
     def _curves(self, run: _Run, horizon: float) -> dict[str, Any]:
         longest = max(self.horizons_ps)
@@ -227,6 +257,13 @@ class Evaluator:
                     "mean": observable.compute().reshape(-1).tolist(),
                     "target": observable.target.tolist(),
                 }
+        for series in self.dynamics:
+            if series.complete:
+                observables[series.name] = {
+                    "mean": series.compute().reshape(-1).tolist(),
+                    "target": series.known_target.reshape(-1).tolist(),
+                    "standard_error": series.standard_error().reshape(-1).tolist(),
+                }
         return {
             "survival": {
                 name: np.asarray(getattr(survival, name)).tolist() for name in ("time_ps", "probability", "low", "high")
@@ -235,7 +272,8 @@ class Evaluator:
         }
 
     def _axes(self) -> dict[str, Any]:
-        return {observable.name: observable.axis() for observable in self.observables}
+        compared: list[Observable | TimeCorrelation] = [*self.observables, *self.dynamics]
+        return {each.name: each.axis() for each in compared}
 
     def _update_observables(self, run: _Run, horizon: float) -> None:
         within = run.valid & (run.times_ps <= horizon * (1 + 1e-9))[:, None]
@@ -244,6 +282,11 @@ class Evaluator:
             observable.reset()
             for part in frames.split(CHUNK):
                 observable.update(part)
+        n_frames = int(within.any(dim=1).sum())
+        for series in self.dynamics:
+            series.reset()
+            if n_frames > 0:
+                series.update(run.positions[:n_frames], run.velocities[:n_frames], within[:n_frames])
 
     def _errors(self, potential: Potential) -> dict[str, float | None]:
         """Mean absolute errors on the labelled frames: forces in meV/Å, energies in meV per atom."""
