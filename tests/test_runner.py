@@ -187,3 +187,26 @@ def test_the_peptide_recipe_in_miniature_hands_back_what_fairchem_opens(workplac
     (alone,) = (workplace / "runs" / "peptide_alone").iterdir()
     error = json.loads((alone / "report.json").read_text())["evaluation"]["force_mae_mev_per_A"]
     assert error == pytest.approx(report["after"]["force_mae_mev_per_A"], rel=1e-5)
+
+
+def test_the_water_recipe_in_miniature_compares_structure_and_motion(workplace):
+    dynamics = "runner.evaluation.dynamics"
+    short = [f"{dynamics}.{index}.max_lag_ps=0.02" for index in range(4)]
+    done = fairchem(
+        workplace, "recipes/water_mace.yaml", "size=quick", *short, f"{dynamics}.3.fit_from_ps=0.0",
+        "runner.evaluation.detector={_target_: stable_plugin.NonFinite}", "job.run_dir=runs/water",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (workplace / "runs" / "water").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["optimizer_steps"] > 0
+    names = {
+        "radial_distribution_O_O", "radial_distribution_O_H", "radial_distribution_H_H", "angle_distribution",
+        "local_bond_lengths", "local_contacts", "velocity_autocorrelation", "power_spectrum_O",
+        "mean_squared_displacement_O", "diffusion_coefficient_O",
+    }  # fmt: skip
+    for stage in ("before", "after"):
+        assert set(report[stage]["observables"]) == names
+        assert all(error is not None for error in report[stage]["observables"].values())
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") >= len(names)
