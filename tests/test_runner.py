@@ -194,7 +194,9 @@ def test_the_water_recipe_in_miniature_compares_structure_and_motion(workplace):
     short = [f"{dynamics}.{index}.max_lag_ps=0.02" for index in range(4)]
     done = fairchem(
         workplace, "recipes/water_mace.yaml", "size=quick", *short, f"{dynamics}.3.fit_from_ps=0.0",
-        "runner.evaluation.detector={_target_: stable_plugin.NonFinite}", "job.run_dir=runs/water",
+        "runner.evaluation.detector.detectors.0.threshold=50", "+runner.evaluation.detector.detectors.0.discard=50",
+        "runner.evaluation.detector.detectors.1.distance=0.01",
+        "+runner.evaluation.detector.detectors.1.discard_distance=0.01", "job.run_dir=runs/water",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (workplace / "runs" / "water").iterdir()

@@ -192,11 +192,13 @@ class Evaluator:
                 state, n_steps, record_every, generator, active=active, stop_unstable=True, goes_on=done > 0
             )
             flagged = (window.unstable_step != NEVER).cpu()
-            failed_ps = torch.where(flagged, (done + window.unstable_step.cpu()) * step_ps, failed_ps)
+            failed_ps = torch.where(flagged, (done + window.unstable_step.cpu().double()) * step_ps, failed_ps)
             positions.append(window.positions.cpu())
             velocities.append(window.velocities.cpu())
             valid.append(window.valid.cpu())
-            times.append((done + record_every * torch.arange(1, len(window.positions) + 1)) * step_ps)
+            times.append(
+                (done + record_every * torch.arange(1.0, len(window.positions) + 1, dtype=torch.float64)) * step_ps
+            )
             state, active = window.end, active & ~window.stopped
             if not active.any():
                 break
