@@ -69,12 +69,14 @@ docs: .venv/.extra-docs  ## build the documentation into docs/_build
 bench: $(ENV)  ## time this package against its peers
 	$(BIN)/python -m benchmarks
 
-data: .venv/.extra-data  ## remake recipes/data (an hour)
+data: .venv/.extra-data  ## remake recipes/data (an hour and a half)
 	mkdir -p runs
 	for molecule in aspirin peptide; do \
 	  $(BIN)/python recipes/data/make_molecule.py $$molecule simulate --out runs/$${molecule}_gfn2_500K.npz && \
 	  $(BIN)/python recipes/data/make_molecule.py $$molecule slice --trajectory runs/$${molecule}_gfn2_500K.npz || exit 1; \
 	done
+	$(BIN)/python recipes/data/make_water.py simulate --out runs/water_spcfw_300K.npz
+	$(BIN)/python recipes/data/make_water.py slice --trajectory runs/water_spcfw_300K.npz
 
 clean:  ## remove what builds and checks leave behind, but not .venv and runs/
 	rm -rf build dist docs/_build src/*.egg-info
