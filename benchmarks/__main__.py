@@ -11,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -19,56 +19,102 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import aspirin
+from benchmarks.cases import Case, aspirin, peptide, water
 from stable_plugin import Langevin
 from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
 from stable_plugin.potentials import Potential
-from stable_plugin.simulation import Simulator
+from stable_plugin.simulation import Simulator, State
 
 REPEATS = 21
 STEPS = 40
 
 
 def main() -> None:
-    rows = [*simulator_step(32), *estimator_gradient(160)]
-    width = max(len(row["case"]) for row in rows)
-    for row in rows:
+    small, large = water(1), water(1, repeat=2)
+    rows = [
+        *simulator_step(aspirin(32)),
+        *simulator_step(peptide(8), repeats=7),
+        *simulator_step(water(4), repeats=7),
+        *neighbour_share(small),
+        *neighbour_share(large, repeats=3),
+        *growth(small, large),
+        *estimator_gradient(160),
+    ]
+    width = max(len(each["case"]) for each in rows)
+    for each in rows:
+        low, high = each["spread"]
         print(
-            f"{row['group']:10} {row['case']:{width}} {row['name']:34} {row['value']:10.3f} {row['unit']:5} "
-            f"({row['spread'][0]:.3f} to {row['spread'][1]:.3f})"
+            f"{each['group']:10} {each['case']:{width}} {each['name']:34} {each['value']:10.3f} {each['unit']:5} "
+            f"({low:.3f} to {high:.3f})"
         )
     print(f"written to {write(rows)}")
 
 
-def simulator_step(n_replicas: int) -> list[dict[str, Any]]:
+def simulator_step(case: Case, repeats: int = REPEATS) -> list[dict[str, Any]]:
     """A step of the simulator against the model's energy-and-force call on the same batch with the graph given."""
-    potential, positions, detector = aspirin(n_replicas)
-    simulator = Simulator(potential, Langevin(500.0, 0.5, 1.0), detector)
-    generator = torch.Generator().manual_seed(0)
-    latest = simulator.prepare(positions, generator)
-
-    def simulate() -> None:
-        nonlocal latest
-        latest = simulator.run(latest, STEPS, STEPS, generator).end
+    simulate, latest = simulation(case)
 
     def call_model() -> None:
-        edges = potential.edges(latest.positions)
-        with potential.frozen():
+        positions = latest().positions
+        edges = case.potential.edges(positions)
+        with case.potential.simulating():
             for _ in range(STEPS):
-                potential.energies_and_forces(latest.positions, edges)
+                case.potential.energies_and_forces(positions, edges)
 
-    return paired(
-        "simulator",
-        f"{n_replicas} aspirins, ms per step",
-        {"simulator": simulate, "bare model call": call_model},
-        1000.0 / STEPS,
-        "ms",
-    )
+    tasks = {"simulator": simulate, "bare model call": call_model}
+    return paired("simulator", f"{case.name}, per step", tasks, 1000.0 / STEPS, "ms", repeats)
+
+
+def neighbour_share(case: Case, repeats: int = 7) -> list[dict[str, Any]]:
+    """Time that a simulation spends on its neighbour lists."""
+    spent = 0.0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal spent
+            began = time.perf_counter()
+            result = function(*arguments)
+            spent += time.perf_counter() - began
+            return result
+
+        return call
+
+    simulate, _ = simulation(case, timed)
+    shares = []
+    for _ in range(repeats + 1):
+        spent, began = 0.0, time.perf_counter()
+        simulate()
+        shares.append(spent / (time.perf_counter() - began))
+    return [row("neighbours", case.name, "share of a step", shares[1:], "")]
+
+
+def growth(small: Case, large: Case) -> list[dict[str, Any]]:
+    """What a step costs in a larger cell."""
+    tasks = {"large cell": simulation(large)[0], "small cell": simulation(small)[0]}
+    return paired("growth", f"{large.name} and {small.name}, per step", tasks, 1000.0 / STEPS, "ms", repeats=3)
+
+
+def simulation(
+    case: Case, timed: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+) -> tuple[Callable[[], None], Callable[[], State]]:
+    """A function that goes on with a simulation, and one that says where it is; neighbour lists are ``timed``."""
+    simulator = Simulator(case.potential, Langevin(case.temperature_K, case.timestep_fs, 1.0), case.detector)
+    simulator.neighbors.build = timed(simulator.neighbors.build)  # type: ignore[method-assign]
+    simulator.neighbors.missed = timed(simulator.neighbors.missed)  # type: ignore[method-assign]
+    generator = torch.Generator().manual_seed(0)
+    state = simulator.prepare(case.positions, generator)
+
+    def simulate() -> None:
+        nonlocal state
+        state = simulator.run(state, STEPS, STEPS, generator).end
+
+    return simulate, lambda: state
 
 
 def estimator_gradient(n_frames: int) -> list[dict[str, Any]]:
     """One weighted backward pass against the gradient of every frame, as published."""
-    potential, positions, _ = aspirin(n_frames)
+    case = aspirin(n_frames)
+    potential, positions = case.potential, case.positions
     estimator = BoltzmannEstimator(potential, 500.0, chunk=40)
     values = torch.linalg.vector_norm(positions[:, 0] - positions[:, 1], dim=-1)[:, None].double()
     target = [torch.zeros(1, dtype=torch.float64)]
@@ -122,17 +168,19 @@ def paired(
     (first, ours), (second, theirs) = times.items()
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     named = {first: (ours, unit), second: (theirs, unit), f"{first} / {second}": (ratios, "")}
-    return [
-        {
-            "group": group,
-            "case": case,
-            "name": name,
-            "value": statistics.median(measured),
-            "unit": measured_unit,
-            "spread": [min(measured), max(measured)],
-        }
-        for name, (measured, measured_unit) in named.items()
-    ]
+    return [row(group, case, name, measured, measured_unit) for name, (measured, measured_unit) in named.items()]
+
+
+def row(group: str, case: str, name: str, measured: Sequence[float], unit: str) -> dict[str, Any]:
+    """One line of the table: median and spread."""
+    return {
+        "group": group,
+        "case": case,
+        "name": name,
+        "value": statistics.median(measured),
+        "unit": unit,
+        "spread": [min(measured), max(measured)],
+    }
 
 
 def write(rows: list[dict[str, Any]]) -> Path:
@@ -142,7 +190,9 @@ def write(rows: list[dict[str, Any]]) -> Path:
     path = folder / f"{date.today().isoformat()}-cpu.json"
     content = {
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {name: version(name) for name in ("torch", "mace-torch", "e3nn", "stable-plugin")},
+        "versions": {
+            name: version(name) for name in ("torch", "mace-torch", "fairchem-core", "e3nn", "vesin", "stable-plugin")
+        },
         "commit": commit.stdout.strip(),
         "repeats": REPEATS,
         "rows": rows,

@@ -1,13 +1,20 @@
-"""What is measured: a small MACE model of aspirin, as in the aspirin recipe."""
+"""What is measured: small models with random weights, on the systems of the recipes."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.io import read
 from mace import modules
 
-from stable_plugin import BondDeviation, System
+from stable_plugin import BondDeviation, Detector, System
+from stable_plugin.frames import read_labelled
+from stable_plugin.potentials import Potential
 from stable_plugin.potentials.base import default_dtype
 from stable_plugin.potentials.mace import MACEPotential
 
@@ -16,35 +23,107 @@ from e3nn import o3  # isort: skip  (after mace, which configures it)
 DATA = Path(__file__).parents[1] / "recipes" / "data"
 
 
-def aspirin(n_replicas: int) -> tuple[MACEPotential, torch.Tensor, BondDeviation]:
-    """A potential with random weights, thermal positions (n_replicas, 21, 3) in Å, and a detector bound to them."""
+@dataclass(frozen=True)
+class Case:
+    """A potential with random weights, thermal positions (n_replicas, n_atoms, 3) in Å, and a detector."""
+
+    name: str
+    potential: Potential
+    positions: torch.Tensor
+    detector: Detector
+    temperature_K: float
+    timestep_fs: float
+
+
+def aspirin(n_replicas: int) -> Case:
+    """MACE, as in the aspirin recipe."""
     frames = read(DATA / "aspirin_train.extxyz", ":")
-    system = System.from_atoms(frames[0])
+    return _case(f"{n_replicas} aspirins, MACE", frames, _mace(frames[0], r_max=4.5), n_replicas, 500.0, 0.5)
+
+
+def peptide(n_replicas: int) -> Case:
+    """eSEN, as in the peptide recipe."""
+    from stable_plugin.potentials.fairchem_files import new_fairchem
+
+    models = "fairchem.core.models.uma.escn_md"
+    backbone = {
+        "model": f"{models}.eSCNMDBackbone",
+        "sphere_channels": 12,
+        "hidden_channels": 12,
+        "edge_channels": 16,
+        "num_distance_basis": 16,
+        "lmax": 1,
+        "mmax": 1,
+        "num_layers": 1,
+        "cutoff": 4.5,
+        "max_neighbors": 300,
+        "otf_graph": True,
+        "always_use_pbc": False,
+        "direct_forces": False,
+        "regress_forces": True,
+        "chg_spin_emb_type": "rand_emb",
+        "dataset_mapping": {"omol": "omol"},
+    }
+    frames = read(DATA / "peptide_train.extxyz", ":")
+    torch.manual_seed(0)
+    heads = {"efs": {"module": f"{models}.MLP_EFS_Head"}}
+    labelled = read_labelled(DATA / "peptide_train.extxyz", "frames")
+    model = new_fairchem(backbone, heads, labelled, task_name="omol", energy_weight=1.0, forces_weight=10.0)
+    potential = model.stable_potential(System.from_atoms(frames[0]))
+    return _bound(f"{n_replicas} tetrapeptides, eSEN", potential, frames, n_replicas, 500.0, 0.5)
+
+
+def water(n_replicas: int, repeat: int = 1) -> Case:
+    """MACE of liquid water, as in the water recipe; ``repeat`` times as long a cell."""
+    frames = [frame.repeat(repeat) for frame in read(DATA / "water_train.extxyz", ":")]
+    name = f"{n_replicas} × {len(frames[0])} atoms of water, MACE"
+    return _case(name, frames, _mace(frames[0], r_max=3.5), n_replicas, 300.0, 1.0)
+
+
+def _case(
+    name: str,
+    frames: Sequence[Atoms],
+    model: torch.nn.Module,
+    n_replicas: int,
+    temperature_K: float,
+    timestep_fs: float,
+) -> Case:
+    potential = MACEPotential(model, System.from_atoms(frames[0]))
+    return _bound(name, potential, frames, n_replicas, temperature_K, timestep_fs)
+
+
+def _bound(
+    name: str, potential: Potential, frames: Sequence[Atoms], n_replicas: int, temperature_K: float, timestep_fs: float
+) -> Case:
+    positions = torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float32)
+    detector = BondDeviation(threshold=5.0, discard=50.0)
+    detector.bind(potential.system, positions)
+    chosen = positions[torch.arange(n_replicas) % len(positions)]
+    return Case(name, potential, chosen, detector, temperature_K, timestep_fs)
+
+
+def _mace(frame: Atoms, r_max: float) -> torch.nn.Module:
+    elements = sorted(set(frame.numbers.tolist()))
     interaction = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     with default_dtype(torch.float32):
         torch.manual_seed(0)
-        model = modules.ScaleShiftMACE(
-            r_max=4.5,
+        return modules.ScaleShiftMACE(
+            r_max=r_max,
             num_bessel=8,
             num_polynomial_cutoff=5,
             max_ell=1,
             interaction_cls=interaction,
             interaction_cls_first=interaction,
             num_interactions=2,
-            num_elements=3,
+            num_elements=len(elements),
             hidden_irreps=o3.Irreps("8x0e"),
             MLP_irreps=o3.Irreps("16x0e"),
-            atomic_energies=np.zeros(3),
+            atomic_energies=np.zeros(len(elements)),
             avg_num_neighbors=12.4,
-            atomic_numbers=[1, 6, 8],
+            atomic_numbers=elements,
             correlation=1,
             gate=torch.nn.functional.silu,
             # Small, so that the molecules stay whole: a random potential should not tear them apart.
             atomic_inter_scale=0.01,
             atomic_inter_shift=0.0,
         )
-    potential = MACEPotential(model, system)
-    positions = torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float32)
-    detector = BondDeviation(threshold=5.0, discard=50.0)
-    detector.bind(potential.system, positions)
-    return potential, positions[torch.arange(n_replicas) % len(positions)], detector
