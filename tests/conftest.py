@@ -10,7 +10,10 @@ from ase.io import read
 
 # Where only one family is installed, what is about the other is left out.
 NEEDS = {
-    "mace": ["test_callback.py", "test_mace_module.py", "test_mace_potential.py", "test_readme.py", "test_runner.py"],
+    "mace": [
+        "test_callback.py", "test_mace_module.py", "test_mace_periodic.py", "test_mace_potential.py", "test_readme.py",
+        "test_runner.py",
+    ],
     "fairchem": [
         "test_fairchem_module.py", "test_fairchem_native.py", "test_fairchem_potential.py", "test_readme.py",
         "test_runner.py",

@@ -89,6 +89,7 @@ def test_later_horizons_count_at_least_as_many_failures_and_the_same_seed_the_sa
 
 
 def test_errors_on_labelled_frames_equal_those_of_the_plain_mace_calculator(tmp_path):
+    pytest.importorskip("mace")
     from mace.calculators import MACECalculator
 
     from stable_plugin.potentials.mace import save_mace

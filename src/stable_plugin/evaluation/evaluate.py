@@ -40,6 +40,9 @@ MOST_COMMON = 5
 CHUNK = 64
 """Frames per model call for the errors on labelled frames."""
 
+BLOCK_PS = 1.0
+"""Stretches of a replica this long count as independent of each other in the errors of observables."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -237,35 +240,30 @@ class Evaluator:
             "failures_per_ns": rate.per_ns,
             "failures_per_ns_interval": [rate.low, rate.high],
             **errors,
-            "observables": self._deviations(),
+            "observables": {each.name: each.mean_absolute_error() if seen else None for each, seen in self._seen()},
+            "observables_standard_error": {
+                each.name: each.standard_error().mean().item() if seen else None for each, seen in self._seen()
+            },
         }
 
-    def _deviations(self) -> dict[str, float | None]:
-        """Mean absolute error of everything compared, None where too little was seen."""
-        found = {each.name: each.mean_absolute_error() if each.count > 0 else None for each in self.observables}
-        for series in self.dynamics:
-            found[series.name] = series.mean_absolute_error() if series.complete else None
-        return found
+    def _seen(self) -> list[tuple[Observable | TimeCorrelation, bool]]:
+        """Everything that is compared, and whether enough was simulated for it."""
+        by_frame = [(observable, bool(observable.count > 0)) for observable in self.observables]
+        return [*by_frame, *((series, series.complete) for series in self.dynamics)]
 
     def _curves(self, run: _Run, horizon: float) -> dict[str, Any]:
         longest = max(self.horizons_ps)
         survival = kaplan_meier(np.minimum(run.failed_ps.numpy(), longest), (run.failed_ps <= longest).numpy())
         self._update_observables(run, horizon)
-        observables = {}
-        for observable in self.observables:
-            assert observable.target is not None
-            if observable.count > 0:
-                observables[observable.name] = {
-                    "mean": observable.compute().reshape(-1).tolist(),
-                    "target": observable.target.tolist(),
-                }
-        for series in self.dynamics:
-            if series.complete:
-                observables[series.name] = {
-                    "mean": series.compute().reshape(-1).tolist(),
-                    "target": series.known_target.reshape(-1).tolist(),
-                    "standard_error": series.standard_error().reshape(-1).tolist(),
-                }
+        observables = {
+            each.name: {
+                "mean": each.compute().reshape(-1).tolist(),
+                "target": each.known_target.reshape(-1).tolist(),
+                "standard_error": each.standard_error().reshape(-1).tolist(),
+            }
+            for each, seen in self._seen()
+            if seen
+        }
         return {
             "survival": {
                 name: np.asarray(getattr(survival, name)).tolist() for name in ("time_ps", "probability", "low", "high")
@@ -274,16 +272,16 @@ class Evaluator:
         }
 
     def _axes(self) -> dict[str, Any]:
-        compared: list[Observable | TimeCorrelation] = [*self.observables, *self.dynamics]
-        return {each.name: each.axis() for each in compared}
+        return {each.name: each.axis() for each, _ in self._seen()}
 
     def _update_observables(self, run: _Run, horizon: float) -> None:
         within = run.valid & (run.times_ps <= horizon * (1 + 1e-9))[:, None]
-        frames = run.positions[within]
+        stretch = (run.times_ps / BLOCK_PS - 1e-9).long()
         for observable in self.observables:
             observable.reset()
-            for part in frames.split(CHUNK):
-                observable.update(part)
+            for number in stretch.unique():
+                for replica in range(self.n_replicas):
+                    observable.update(run.positions[within[:, replica] & (stretch == number), replica])
         n_frames = int(within.any(dim=1).sum())
         for series in self.dynamics:
             series.reset()

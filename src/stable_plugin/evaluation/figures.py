@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,9 @@ def _observable(
 ) -> Drawing:
     data = {key: stage["observables"][name] for key, stage in shown.items() if name in (stage.get("observables") or {})}
     means = {key: _floats(values["mean"]) for key, values in data.items()}
+    errors = {
+        key: _floats(values.get("standard_error") or [math.nan] * len(means[key])) for key, values in data.items()
+    }
     target = _floats(next(iter(data.values()))["target"])
     x = list(axis.get("x") or range(len(target)))
     for key, mean in means.items():
@@ -132,17 +136,18 @@ def _observable(
     xlabel, ylabel = short(str(axis.get("xlabel", "value"))), short(str(axis.get("ylabel", name)))
     deviation_label = "difference" + (f" / {short(wording.unit(axis))}" if wording.unit(axis) else "")
     if axis.get("kind") == "curve":
-        figure = _curve_figure(_floats(x), target, means, labels, (xlabel, ylabel, deviation_label))
+        figure = _curve_figure(_floats(x), target, means, errors, labels, (xlabel, ylabel, deviation_label))
         caption = (
             "Grey: reference. Above, the mean over simulated frames with each model, up to the failure of a replica; below, "
             "the difference from the reference: a rise beside a dip is a peak that has moved, a dip between two rises a "
-            "peak that has broadened."
+            "peak that has broadened. Shaded: twice the standard error to either side."
         )
     else:
-        figure = _bar_figure([short(str(label), 16) for label in x], target, means, labels, (xlabel, deviation_label))
+        names = [short(str(label), 16) for label in x]
+        figure = _bar_figure(names, target, means, errors, labels, (xlabel, deviation_label))
         caption = (
             f"Mean over simulated frames with each model, up to the failure of a replica, minus the reference, for each "
-            f"{xlabel}. Zero is the reference."
+            f"{xlabel}. Zero is the reference. Thin lines: twice the standard error to either side."
         )
     return Drawing(slug, figure, wording.observable(name), caption)
 
@@ -151,6 +156,7 @@ def _curve_figure(
     x: NDArray[np.float64],
     target: NDArray[np.float64],
     means: Mapping[str, NDArray[np.float64]],
+    errors: Mapping[str, NDArray[np.float64]],
     labels: Mapping[str, str],
     axis_labels: tuple[str, str, str],
 ) -> Figure:
@@ -163,6 +169,8 @@ def _curve_figure(
         style: dict[str, Any] = {"color": look.colour.light, "linestyle": look.dashes, "linewidth": 1.2}
         upper.plot(x, mean, label=labels[key], **style)
         lower.plot(x, mean - target, **style)
+        low, high = mean - target - 2.0 * errors[key], mean - target + 2.0 * errors[key]
+        lower.fill_between(x, low, high, color=look.colour.light, alpha=0.16, linewidth=0)
     upper.set(xlim=_occupied(x, [target, *means.values()]), ylabel=axis_labels[1])
     upper.set_ylim(bottom=0.0 if all(np.nanmin(v, initial=0.0) >= 0.0 for v in (target, *means.values())) else None)
     lower.set(xlabel=axis_labels[0], ylabel=axis_labels[2])
@@ -175,6 +183,7 @@ def _bar_figure(
     names: Sequence[str],
     target: NDArray[np.float64],
     means: Mapping[str, NDArray[np.float64]],
+    errors: Mapping[str, NDArray[np.float64]],
     labels: Mapping[str, str],
     axis_labels: tuple[str, str],
 ) -> Figure:
@@ -186,6 +195,9 @@ def _bar_figure(
         look = STAGES[key]
         shifted = position + 0.24 * (place - (len(means) - 1) / 2.0)
         axes.vlines(shifted, 0.0, mean - target, color=look.colour.light, linewidth=1.6, alpha=0.55)
+        axes.errorbar(
+            shifted, mean - target, 2.0 * errors[key], fmt="none", ecolor=look.colour.light, elinewidth=0.7, capsize=1.5
+        )
         axes.plot(
             shifted,
             mean - target,

@@ -150,12 +150,17 @@ def _numbers(report: Mapping[str, Any], axes: Mapping[str, Any]) -> str:
             ),
             row("Median stable time", part, wording.median),
             row("Failure rate", part, wording.rate),
+            *(
+                [row("Atoms that broke", part, wording.broken)]
+                if any(e.get("broken_atoms") for e in part.values())
+                else []
+            ),
         ]
 
     def observable(part: Mapping[str, Evaluation], name: str) -> str:
         unit = wording.unit(axes.get(name) or {})
         label = f"{wording.observable(name)}, MAE" + (f" / {unit}" if unit else "")
-        return row(label, part, lambda e: wording.number((e.get("observables") or {}).get(name)))
+        return row(label, part, lambda e: wording.deviation(e, name))
 
     def error(label: str, key: str) -> str:
         return row(label, told, lambda e: wording.number(e.get(key)))
@@ -244,7 +249,8 @@ def _definitions(report: Mapping[str, Any]) -> str:
         "components, and for energies per atom.",
         "MAE of an observable": "Distance between mean and reference, averaged over bonds or bins. The mean "
         "is over the frames of all replicas, of each up to its failure: a model whose replicas fail early is judged by "
-        "fewer frames, and not by what follows a failure.",
+        "fewer frames, and not by what follows a failure. ±: standard error of the mean, averaged likewise, from the "
+        "spread between replicas and between stretches of one picosecond.",
     }
     if "before" in told:
         items["Fewer, more, no clear difference"] = (

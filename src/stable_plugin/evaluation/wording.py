@@ -118,7 +118,7 @@ def findings(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
             f"({number(old)} → {number(new)} {unit(axes.get(name) or {})}".rstrip()
             + ")"
             for name, old, new in _errors(before, after)
-            if abs(new - old) > _SAME * old and (new < old) is closer
+            if abs(new - old) > max(_SAME * old, 2.0 * _uncertainty(before, after, name)) and (new < old) is closer
         ]
         if moved:
             lines.append(f"In simulations, {words} the reference (mean absolute error): {', '.join(moved)}.")
@@ -144,6 +144,19 @@ def rate(evaluation: Evaluation) -> str:
     if evaluation["unstable"] == 0:
         return f"0 failures seen, at most {number(high)} per ns (95 %)"
     return f"{number(evaluation['failures_per_ns'])} per ns (95 %: {number(low)} to {number(high)})"
+
+
+def broken(evaluation: Evaluation) -> str:
+    """The atoms that failures were about, those of most failures first."""
+    counts = evaluation.get("broken_atoms") or {}
+    return ", ".join(label if count == 1 else f"{label} ({count} times)" for label, count in counts.items()) or "–"
+
+
+def deviation(evaluation: Evaluation, name: str) -> str:
+    """Mean absolute error of an observable, with its standard error where that is known."""
+    error = _standard_error(evaluation, name)
+    text = number((evaluation.get("observables") or {}).get(name))
+    return text if error is None else f"{text} ± {number(error, 2)}"
 
 
 def observable(name: str) -> str:
@@ -257,3 +270,12 @@ def _against_control(control: Evaluation, after: Evaluation, helped: bool) -> st
 def _errors(before: Evaluation, after: Evaluation) -> list[tuple[str, float, float]]:
     old, new = before.get("observables") or {}, after.get("observables") or {}
     return [(name, old[name], new[name]) for name in old if old[name] is not None and new.get(name) is not None]
+
+
+def _uncertainty(before: Evaluation, after: Evaluation, name: str) -> float:
+    """Standard error of the change of an observable's error, 0 where it is not known."""
+    return math.hypot(*(_standard_error(each, name) or 0.0 for each in (before, after)))
+
+
+def _standard_error(evaluation: Evaluation, name: str) -> float | None:
+    return (evaluation.get("observables_standard_error") or {}).get(name)

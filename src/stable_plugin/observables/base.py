@@ -28,6 +28,8 @@ class Observable(Metric):
     higher_is_better = None
     total: Tensor
     count: Tensor
+    squares: Tensor
+    blocks: Tensor
 
     def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -35,6 +37,9 @@ class Observable(Metric):
         self.target: Tensor | None = None
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        # Of the blocks' means, each weighed by its frames; and how many blocks.
+        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("blocks", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     @property
     def name(self) -> str:
@@ -71,13 +76,30 @@ class Observable(Metric):
         """
 
     def update(self, positions: Tensor) -> None:
-        """Add frames, (n_frames, n_atoms, 3) in Å."""
-        self.total = self.total + self.per_frame(positions).double().sum(dim=0)
+        """Add a block of frames, (n_frames, n_atoms, 3) in Å.
+
+        Frames of one block may depend on each other, blocks should not, for :meth:`standard_error` to be right: give a
+        stretch of one replica at a time, longer than its memory.
+        """
+        if len(positions) == 0:
+            return
+        total = self.per_frame(positions).double().sum(dim=0)
+        self.total = self.total + total
         self.count = self.count + len(positions)
+        self.squares = self.squares + total.square() / len(positions)
+        self.blocks = self.blocks + 1
 
     def compute(self) -> Tensor:
         """Mean over all frames seen, (n_values,); torchmetrics gives a single value without its axis, ()."""
         return self.total / self.count
+
+    def standard_error(self) -> Tensor:
+        """Standard error of :meth:`compute` from the spread of the blocks' means; NaN with fewer than two blocks.
+
+        Source: block averaging, Flyvbjerg and Petersen, J. Chem. Phys. 91, 461 (1989), with blocks of given length.
+        """
+        spread = (self.squares / self.count - (self.total / self.count).square()).clamp_min(0.0)
+        return (spread / (self.blocks - 1)).sqrt() if self.blocks > 1 else torch.full_like(spread, torch.nan)
 
     @property
     def known_target(self) -> Tensor:
@@ -116,16 +138,33 @@ def smeared_histogram(values: Tensor, centres: Tensor, width: float) -> Tensor:
     Returns:
         (n_frames, n_bins); each sample adds to each bin the share of its Gaussian that lies in it, one in all.
     """
+    rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
+    return smeared_counts(values.flatten(), rows.flatten(), len(values), centres, width)
+
+
+def smeared_counts(values: Tensor, rows: Tensor, n_rows: int, centres: Tensor, width: float) -> Tensor:
+    """Gaussian-smeared counts of rows of any number of samples.
+
+    Args:
+        values: (n_samples,).
+        rows: Row that each sample counts in, (n_samples,).
+        n_rows: Number of rows.
+        centres: Evenly spaced bin centres, (n_bins,).
+        width: Standard deviation of the Gaussian, in the units of ``values``.
+
+    Returns:
+        (n_rows, n_bins), as of :func:`smeared_histogram`.
+    """
     spacing = centres[1] - centres[0]
     n_bins = len(centres)
     # Five standard deviations hold all but 6e-7 of the Gaussian, and few bins of the many.
     reach = int(torch.ceil(torch.as_tensor(5.0 * width) / spacing)) + 1
     nearest = ((values - centres[0]) / spacing).round()
-    bins = nearest[..., None] + torch.arange(-reach, reach + 1, device=values.device)
-    edges = torch.cat([bins - 0.5, bins[..., -1:] + 0.5], dim=-1)
-    distance = centres[0] + edges * spacing - values[..., None]
-    weight = 0.5 * torch.erf(distance / (width * 2.0**0.5)).diff(dim=-1)
+    bins = nearest[:, None] + torch.arange(-reach, reach + 1, device=values.device)
+    edges = torch.cat([bins - 0.5, bins[:, -1:] + 0.5], dim=1)
+    distance = centres[0] + edges * spacing - values[:, None]
+    weight = 0.5 * torch.erf(distance / (width * 2.0**0.5)).diff(dim=1)
     inside = (bins >= 0) & (bins < n_bins)
-    weight = torch.where(inside, weight, torch.zeros_like(weight))
-    counts = torch.zeros(len(values), n_bins, dtype=values.dtype, device=values.device)
-    return counts.scatter_add_(1, bins.clamp(0, n_bins - 1).long().flatten(1), weight.flatten(1))
+    place = rows[:, None] * n_bins + bins.clamp(0, n_bins - 1).long()
+    counts = values.new_zeros(n_rows * n_bins)
+    return counts.index_add(0, place[inside], weight[inside]).reshape(n_rows, n_bins)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stable_plugin import checks
-from stable_plugin.observables.base import Observable, smeared_histogram
+from stable_plugin.observables.base import smeared_counts
+from stable_plugin.observables.local import LocalObservable
 from stable_plugin.systems import System
 
 LONGEST_A = 8.0
@@ -22,10 +23,11 @@ DISTANCES_AT_ONCE = 4_000_000
 """Distances held in memory at a time."""
 
 
-class RadialDistribution(Observable):
+class RadialDistribution(LocalObservable):
     """Radial distribution function g(r): pairs per shell over those of an ideal gas of the same density.
 
-    Exact up to half the smallest height of the cell.
+    Exact up to half the smallest height of the cell. With the local estimator each site has its own, of the pairs that
+    touch it.
 
     Args:
         pair: Two elements, such as ``("O", "H")``; all atoms if not given.
@@ -74,6 +76,7 @@ class RadialDistribution(Observable):
         self._curve = None if target_file is None else read_curve(target_file)
         self.centres = torch.empty(0, dtype=torch.float64)
         self._system: System | None = None
+        self._pairs = torch.empty(0, 2, dtype=torch.long)
 
     @property
     def name(self) -> str:
@@ -104,19 +107,35 @@ class RadialDistribution(Observable):
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
+        one_row = torch.zeros(len(self._chosen()), dtype=torch.long, device=positions.device)
+        return self._histograms(positions, [one_row], n_rows=1)[:, 0]
+
+    def per_site(self, positions: Tensor, owner: Tensor) -> Tensor:
+        n_sites = int(owner.max()) + 1
+        ends = owner.to(positions.device)[self._chosen().to(positions.device)].unbind(dim=1)
+        # Half of each pair is its either end's, so that the sites' mean is the frame's g(r).
+        return 0.5 * n_sites * self._histograms(positions, ends, n_sites)
+
+    def _histograms(self, positions: Tensor, ends: Sequence[Tensor], n_rows: int) -> Tensor:
+        """g(r) of the pairs of each row, (n_frames, n_rows, n_bins); ``ends`` say in which rows a pair counts."""
+        system, pairs, centres = self._system, self._chosen().to(positions.device), self.centres.to(positions)
+        assert system is not None
+        reach = self.centres[-1].item() + self.bin_width + 6.0 * self.smearing
+        frames = []
+        for frame in positions:
+            counts = frame.new_zeros(n_rows, len(centres))
+            for part in torch.arange(len(pairs), device=pairs.device).split(DISTANCES_AT_ONCE):
+                distances = system.distances(frame, pairs[part])
+                near = distances < reach
+                for rows in ends:
+                    counts += smeared_counts(distances[near], rows[part[near]], n_rows, centres, self.smearing)
+            frames.append(counts)
+        return torch.stack(frames) * self._per_pair.to(positions)
+
+    def _chosen(self) -> Tensor:
         if self._system is None:
             raise RuntimeError(f"{type(self).__name__} has no system yet: call bind(system, reference) first.")
-        centres = self.centres.to(positions)
-        reach = self.centres[-1].item() + self.bin_width + 6.0 * self.smearing
-        rows = []
-        for frame in positions:
-            counts = torch.zeros_like(centres)
-            for pairs in self._pairs.split(DISTANCES_AT_ONCE):
-                distances = self._system.distances(frame, pairs)
-                near = distances[distances < reach]
-                counts = counts + smeared_histogram(near[None], centres, self.smearing)[0]
-            rows.append(counts)
-        return torch.stack(rows) * self._per_pair.to(positions)
+        return self._pairs
 
     def axis(self) -> dict[str, Any]:
         pair = "" if self.pair is None else f" {self.pair[0]}-{self.pair[1]}"
