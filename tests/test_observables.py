@@ -95,6 +95,29 @@ def test_observables_work_in_a_collection_and_a_clone_is_independent():
     assert copy.count == 2
 
 
+def test_the_standard_error_is_that_of_the_means_of_blocks():
+    """Frames of one block are copies of each other: only the number of blocks counts."""
+    system = System.from_atoms(molecule("N2"))
+    lengths = torch.tensor([1.0, 1.3, 1.1, 1.2], dtype=torch.float64)
+    observable = BondLengths(target=[1.1])
+    observable.bind(system, torch.tensor(molecule("N2").positions)[None])
+    for length in lengths:
+        block = torch.zeros(5, 2, 3, dtype=torch.float64)
+        block[:, 1, 2] = length
+        observable.update(block)
+        observable.update(block[:0])
+    assert observable.compute().item() == pytest.approx(1.15)
+    assert observable.standard_error().item() == pytest.approx(lengths.std().item() / 2.0)
+
+
+def test_one_block_has_no_standard_error():
+    observable = BondLengths()
+    frames = torch.tensor(molecule("N2").positions)[None]
+    observable.bind(System.from_atoms(molecule("N2")), frames)
+    observable.update(frames)
+    assert observable.standard_error().isnan().all()
+
+
 def test_single_precision_frames_are_averaged_in_double():
     bonds = bound(BondLengths(), TRIANGLE)
     bonds.update(torch.tensor(TRIANGLE.positions, dtype=torch.float32)[None].repeat(1000, 1, 1))

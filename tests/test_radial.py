@@ -51,6 +51,24 @@ def test_an_ideal_gas_is_flat_at_one():
     assert g.mean().item() == pytest.approx(1.0, abs=0.01)
 
 
+def test_the_mean_over_sites_is_that_of_the_frame():
+    atoms, frames = gas()
+    observable = bound(RadialDistribution(("C", "O"), r_max=4.0), atoms, frames)
+    owner = torch.arange(60) // 3
+    by_site = observable.per_site(frames, owner)
+    assert by_site.shape == (3, 20, 80)
+    torch.testing.assert_close(by_site.mean(dim=1), observable.per_frame(frames))
+
+
+def test_a_site_sees_the_pairs_that_touch_it_alone():
+    atoms = Atoms("Ar4", positions=[[0, 0, 0], [0, 0, 2.0], [5, 5, 0], [5, 5, 3.0]], cell=[12.0] * 3, pbc=True)
+    frames = torch.tensor(atoms.positions)[None]
+    observable = bound(RadialDistribution(r_max=4.0, bin_width=0.5, smearing=0.01), atoms, frames)
+    near, far = observable.per_site(frames, torch.tensor([0, 0, 1, 1]))[0]
+    assert near[3:5].sum() > 0 and near[5:7].sum() == 0
+    assert far[5:7].sum() > 0 and far[3:5].sum() == 0
+
+
 def test_pairs_within_a_molecule_can_be_left_out():
     atoms = molecule("H2O")
     other = molecule("H2O")

@@ -255,6 +255,26 @@ def test_numbers_are_on_the_page(html: str) -> None:
     assert "… (21 values)" in text
 
 
+def test_errors_of_observables_and_atoms_that_broke_are_told(tmp_path: Path) -> None:
+    report, curves = fabricated()
+    report["before"]["broken_atoms"] = {"C1-H14": 3, "O2-H3": 1}
+    for stage, error in (("before", 0.0042), ("after", 0.0031)):
+        report[stage]["observables_standard_error"] = {"bond_lengths": error}
+        for shown in curves[stage]["observables"].values():
+            shown["standard_error"] = [0.01] * len(shown["mean"])
+    text = written(tmp_path / "told", report, curves).text
+    assert "± 0.0042" in text and "± 0.0031" in text
+    assert "C1-H14 (3 times), O2-H3" in text
+
+
+def test_a_change_within_its_error_is_not_told(tmp_path: Path) -> None:
+    report, curves = fabricated()
+    sentence = "closer to the reference (mean absolute error): bond lengths"
+    assert sentence in written(tmp_path / "sure", report, curves).text
+    report["after"]["observables_standard_error"] = {"bond_lengths": 10.0}
+    assert sentence not in written(tmp_path / "unsure", report, curves).text
+
+
 def test_improvement_is_worded_as_one(html: str) -> None:
     lead = Page(html).lead
     assert "Fewer replicas fail: 26 of 32 before, 2 of 32 after, within 1 ps." in lead
