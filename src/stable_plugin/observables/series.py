@@ -196,10 +196,10 @@ class TimeCorrelation(Metric):
         sums, counts = dim_zero_cat(self.sums), dim_zero_cat(self.counts)
         # The first stretch has few frames to look back to, and the last may be cut short.
         whole = (counts == self.n_lags - 1).all(dim=1)
+        if whole.sum() < 2:
+            return torch.full_like(self.compute(), torch.nan)
         results = self._from_correlation((sums / counts)[whole])
-        return (
-            results.std(dim=0) / len(results) ** 0.5 if len(results) > 1 else torch.full_like(self.compute(), torch.nan)
-        )
+        return results.std(dim=0) / len(results) ** 0.5
 
     def mean_absolute_error(self) -> float:
         """Mean over the values of the absolute difference to the target."""
