@@ -99,8 +99,8 @@ def simulation(
 ) -> tuple[Callable[[], None], Callable[[], State]]:
     """A function that goes on with a simulation, and one that says where it is; neighbour lists are ``timed``."""
     simulator = Simulator(case.potential, Langevin(case.temperature_K, case.timestep_fs, 1.0), case.detector)
-    simulator.neighbors.build = timed(simulator.neighbors.build)  # type: ignore[method-assign]
-    simulator.neighbors.missed = timed(simulator.neighbors.missed)  # type: ignore[method-assign]
+    for name in ("update", "edges", "missed"):
+        setattr(simulator.neighbors, name, timed(getattr(simulator.neighbors, name)))
     generator = torch.Generator().manual_seed(0)
     state = simulator.prepare(case.positions, generator)
 

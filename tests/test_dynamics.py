@@ -79,7 +79,9 @@ def test_the_result_does_not_depend_on_how_the_trajectory_is_cut(kind, sizes):
     assert torch.allclose(whole.standard_error(), parts.standard_error(), rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [VelocityAutocorrelation, MeanSquaredDisplacement, PowerSpectrum, DiffusionCoefficient])
+@pytest.mark.parametrize(
+    "kind", [VelocityAutocorrelation, MeanSquaredDisplacement, PowerSpectrum, DiffusionCoefficient]
+)
 def test_a_trajectory_as_short_as_the_longest_lag_has_a_value_without_an_error(kind):
     positions, velocities = walk(n_frames=11)
     series = bound(kind(1.0, 0.01), gas())

@@ -10,7 +10,7 @@ from ase.neighborlist import neighbor_list
 from toys import as_potential, tiny_mace
 
 from stable_plugin import System
-from stable_plugin.neighbors import CAPACITY_QUANTUM, Edges, SkinList, edges_within
+from stable_plugin.neighbors import CAPACITY_QUANTUM, Edges, NeighborList, edges_within
 
 CUTOFF = 3.0
 
@@ -69,7 +69,7 @@ def test_atoms_far_apart_have_no_edge():
     positions = torch.tensor([[[0.0, 0, 0], [0, 0, 9.0]]])
     edges = edges_within(positions, CUTOFF, isolated(positions))
     assert listed(edges, positions) == set()
-    assert edges.index.shape == (2, CAPACITY_QUANTUM)
+    assert edges.index.shape == (2, 2), "models expect an edge: padding"
 
 
 def test_a_model_without_a_cutoff_gets_no_edges():
@@ -77,84 +77,68 @@ def test_a_model_without_a_cutoff_gets_no_edges():
     edges = edges_within(positions, inf, isolated(positions))
     assert edges.index.shape == (2, 0)
     assert edges.shifts.shape == (0, 3)
-    skin_list = SkinList(inf, 0.5, isolated(positions))
-    skin_list.build(positions, all_move(positions))
-    assert not skin_list.missed(positions).any()
+    neighbors = NeighborList(inf, 0.5, isolated(positions))
+    neighbors.update(positions, all_move(positions))
+    assert neighbors.edges(positions, all_move(positions)).index.shape == (2, 0)
+    assert not neighbors.missed(positions).any()
 
 
-def test_edge_counts_come_in_few_sizes_and_hold_every_edge():
-    random = np.random.default_rng(0)
-    for n_replicas in (1, 3, 9, 12):
-        positions = torch.tensor(random.normal(size=(n_replicas, 8, 3)))
-        edges = edges_within(positions, 20.0, isolated(positions))
-        n_edges = n_replicas * 8 * 7
-        assert edges.index.shape[1] % CAPACITY_QUANTUM == 0
-        assert n_edges <= edges.index.shape[1] < n_edges + CAPACITY_QUANTUM
-        assert len(listed(edges, positions, 20.0)) == n_edges
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_edges_of_a_simulation_are_those_of_ase_at_every_step(fixed, seed):
+    random = np.random.default_rng(seed)
+    positions = torch.tensor(random.normal(scale=2.0, size=(random.integers(1, 5), random.integers(2, 20), 3)))
+    neighbors = NeighborList(CUTOFF, 0.0, isolated(positions), fixed=fixed)
+    neighbors.update(positions, all_move(positions))
+    for _ in range(5):
+        edges = neighbors.edges(positions, all_move(positions))
+        assert not neighbors.missed(positions).any()
+        assert listed(edges, positions) == ase_pairs(positions, CUTOFF)
+        positions = positions + torch.tensor(random.normal(scale=0.1, size=positions.shape))
 
 
-def test_a_skin_lists_pairs_beyond_the_cutoff():
-    positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.2], [0, 0, -3.8]]], dtype=torch.float64)
-    edges = SkinList(CUTOFF, 0.5, isolated(positions)).build(positions, all_move(positions))
-    assert listed(edges, positions) == {(0, 1), (1, 0)}
-
-
-def test_a_wild_replica_gets_every_pair_whatever_its_distance():
-    positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.2], [0, 0, -380.0]]], dtype=torch.float64)
-    skin_list = SkinList(CUTOFF, 0.0, isolated(positions))
-    edges = skin_list.build(positions, all_move(positions), wild=all_move(positions))
-    assert listed(edges, positions) == {(i, j) for i in range(3) for j in range(3) if i != j}
-    assert not skin_list.missed(torch.zeros_like(positions)).any()
-
-
-def test_only_the_wild_replica_gets_every_pair():
-    positions = torch.tensor([[0.0, 0, 0], [0, 0, 3.2], [0, 0, 9.0]], dtype=torch.float64).repeat(3, 1, 1)
-    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
-    wild = torch.tensor([False, True, True])
-    edges = skin_list.build(positions, torch.tensor([True, True, False]), wild)
-    everything = {(3 + i, 3 + j) for i in range(3) for j in range(3) if i != j}
-    assert listed(edges, positions) == {(0, 1), (1, 0)} | everything
-    assert skin_list.missed(torch.zeros_like(positions)).tolist() == [True, False, False]
-
-
-def test_replicas_that_rest_get_no_edges_and_are_never_missed():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_replicas_that_rest_get_no_edges_and_are_never_missed(fixed):
     positions = torch.rand(3, 4, 3, dtype=torch.float64)
     active = torch.tensor([True, False, True])
-    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
-    edges = skin_list.build(positions, active)
-    replicas = {sender // 4 for sender, _ in listed(edges, positions)}
-    assert replicas == {0, 2}
-    assert not skin_list.missed(positions).any()
+    neighbors = NeighborList(CUTOFF, 0.5, isolated(positions), fixed=fixed)
+    neighbors.update(positions, active)
+    edges = neighbors.edges(positions, active)
+    assert {sender // 4 for sender, _ in listed(edges, positions)} == {0, 2}
+    assert not neighbors.missed(positions).any()
 
 
-def test_a_replica_that_is_not_finite_and_rests_disturbs_no_other():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_replica_that_is_not_finite_and_rests_disturbs_no_other(fixed):
     positions = torch.rand(3, 4, 3, dtype=torch.float64)
     healthy = listed(edges_within(positions, CUTOFF, isolated(positions)), positions)
     broken = positions.clone()
     broken[1, 2] = torch.nan
-    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
-    edges = skin_list.build(broken, torch.tensor([True, False, True]))
-    assert listed(edges, positions) == {pair for pair in healthy if pair[0] // 4 != 1}
-    assert not skin_list.missed(broken).any()
+    active = torch.tensor([True, False, True])
+    neighbors = NeighborList(CUTOFF, 0.5, isolated(positions), fixed=fixed)
+    neighbors.update(broken, active)
+    assert listed(neighbors.edges(broken, active), positions) == {pair for pair in healthy if pair[0] // 4 != 1}
+    assert not neighbors.missed(broken).any()
 
 
-def test_a_pair_that_comes_in_from_outside_the_skin_is_missed():
-    positions = torch.tensor([[[0.0, 0, 0], [0, 0, 4.0]]], dtype=torch.float64)
-    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
-    assert listed(skin_list.build(positions, all_move(positions)), positions) == set()
-    assert skin_list.missed(positions).tolist() == [False]
-    positions[0, 1, 2] = CUTOFF + 0.01
-    assert not skin_list.missed(positions).any()
-    positions[0, 1, 2] = CUTOFF - 0.01
-    assert skin_list.missed(positions).tolist() == [True]
-
-
-def test_a_pair_that_was_listed_is_not_missed_wherever_it_goes():
-    positions = torch.tensor([[[0.0, 0, 0], [0, 0, 3.4]]], dtype=torch.float64)
-    skin_list = SkinList(CUTOFF, 0.5, isolated(positions))
-    skin_list.build(positions, all_move(positions))
-    positions[0, 1, 2] = 1.0
-    assert not skin_list.missed(positions).any()
+def test_fixed_edges_keep_their_number_and_say_when_it_is_too_small():
+    grid = torch.stack(torch.meshgrid(*[torch.arange(8.0)] * 3, indexing="ij"), dim=-1).reshape(1, -1, 3).double()
+    everyone = all_move(grid)
+    neighbors = NeighborList(CUTOFF, 0.0, isolated(grid), fixed=True)
+    loose, tight = 2.9 * grid, 1.4 * grid
+    neighbors.update(loose, everyone)
+    room, generation = neighbors.edges(loose, everyone).index.shape[1], neighbors.generation
+    assert room % CAPACITY_QUANTUM == 0
+    assert len(ase_pairs(loose, CUTOFF)) < room
+    assert neighbors.edges(tight, everyone).index.shape[1] == room
+    assert neighbors.missed(tight).all()
+    assert neighbors.grow()
+    neighbors.update(loose, everyone)
+    assert neighbors.generation > generation
+    edges = neighbors.edges(tight, everyone)
+    assert not neighbors.missed(tight).any()
+    assert listed(edges, tight) == ase_pairs(tight, CUTOFF)
+    assert not neighbors.grow()
 
 
 @pytest.fixture(scope="module")
@@ -172,19 +156,12 @@ def with_padding(edges, n_more, cutoff):
     )
 
 
-def without_padding(edges):
-    real = (edges.shifts == 0).all(dim=1)
-    return Edges(edges.index[:, real], edges.shifts[real])
-
-
 def test_padding_edges_contribute_exactly_nothing(mace_potential, aspirin_positions):
     positions = aspirin_positions[:3]
-    edges = mace_potential.edges(positions)
-    bare = without_padding(edges)
-    assert bare.index.shape[1] < edges.index.shape[1]
+    bare = mace_potential.edges(positions)
     atomic = mace_potential.atomic_energies(positions, bare)
     energies, forces = mace_potential.energies_and_forces(positions, bare)
-    for padded in (edges, with_padding(edges, 3000, mace_potential.cutoff)):
+    for padded in (with_padding(bare, n_more, mace_potential.cutoff) for n_more in (1, 3000)):
         padded_energies, padded_forces = mace_potential.energies_and_forces(positions, padded)
         assert (mace_potential.atomic_energies(positions, padded) - atomic).abs().max() < 1e-14
         assert (padded_energies - energies).abs().max() < 1e-13
@@ -194,7 +171,7 @@ def test_padding_edges_contribute_exactly_nothing(mace_potential, aspirin_positi
 def test_padding_edges_contribute_nothing_to_a_parameter_gradient(mace_potential, aspirin_positions):
     positions = aspirin_positions[:2]
     parameters = mace_potential.trainable_parameters()
-    bare = without_padding(mace_potential.edges(positions))
+    bare = mace_potential.edges(positions)
     gradients = [
         torch.autograd.grad(mace_potential.atomic_energies(positions, edges).sum(), parameters)
         for edges in (bare, with_padding(bare, 500, mace_potential.cutoff))

@@ -1,6 +1,7 @@
 """Neighbour graphs of periodic replicas against ASE's, pair for pair, image for image."""
 
 import numpy as np
+import pytest
 import torch
 from ase import Atoms
 from ase.neighborlist import neighbor_list
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_plugin import System
-from stable_plugin.neighbors import FARTHEST_A, SkinList, edges_within
+from stable_plugin.neighbors import FARTHEST_A, NeighborList, edges_within
 
 CUTOFF = 3.0
 NUDGE = 1e-6
@@ -75,18 +76,19 @@ def test_edges_equal_those_of_ase_image_for_image(crystal):
 
 
 @settings(max_examples=60, deadline=None)
-@given(crystals(), st.integers(0, 1000), st.floats(0.01, 0.6))
-def test_a_list_with_a_skin_is_exact_or_says_that_it_is_not(crystal, seed, stride):
-    """Whatever way the atoms go, and however long the list has been in use."""
+@given(crystals(), st.integers(0, 1000), st.floats(0.01, 0.6), st.booleans())
+def test_the_edges_of_a_simulation_are_exact_or_said_not_to_be(crystal, seed, stride, fixed):
+    """Whatever way the atoms go, and however long the pairs have been in use."""
     atoms, positions, cutoff = crystal
     random = np.random.default_rng(seed)
-    skin_list = SkinList(cutoff, 0.3, System.from_atoms(atoms, bonds=[]))
+    neighbors = NeighborList(cutoff, 0.8, System.from_atoms(atoms, bonds=[]), fixed=fixed)
     everyone = torch.ones(len(positions), dtype=torch.bool)
     for _ in range(4):
-        edges = skin_list.build(positions, everyone)
+        neighbors.grow()
+        neighbors.update(positions, everyone)
         for _ in range(3):
             positions = positions + torch.tensor(random.uniform(-stride, stride, size=positions.shape))
-            missed = skin_list.missed(positions)
+            edges, missed = neighbors.edges(positions, everyone), neighbors.missed(positions)
             found, expected = (
                 [edge for edge in all_edges if not missed[edge[0] // len(atoms)]]
                 for all_edges in (listed(edges, positions, cutoff), ase_edges(atoms, positions, cutoff))
@@ -100,23 +102,29 @@ def gas(n_atoms=60, side=9.0, seed=0):
     return System.from_atoms(atoms, bonds=[]), torch.tensor(atoms.positions)[None]
 
 
-def test_pairs_are_not_searched_for_again_while_atoms_stay_near():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_pairs_are_not_searched_for_again_while_atoms_stay_near(fixed):
     system, positions = gas()
-    skin_list = SkinList(CUTOFF, 0.2, system)
+    everyone = torch.ones(1, dtype=torch.bool)
+    neighbors = NeighborList(CUTOFF, 1.0, system, fixed=fixed)
     for step in range(20):
-        skin_list.build(positions + 0.01 * step, torch.ones(1, dtype=torch.bool))
-    assert skin_list.searches == 1
-    skin_list.build(positions + 5.0, torch.ones(1, dtype=torch.bool))
-    assert skin_list.searches == 2
+        neighbors.update(positions + 0.01 * step, everyone)
+    assert neighbors.searches == 1
+    neighbors.update(positions + 0.2, everyone, reserve=0.3)
+    assert neighbors.searches == 2, "no room left for how far the atoms will go"
+    neighbors.update(positions + 5.0, everyone)
+    assert neighbors.searches == 3
 
 
-def test_an_atom_that_leaps_is_missed_even_if_it_lands_far_from_all_listed_pairs():
+def test_an_atom_that_leaps_is_missed():
     system, positions = gas()
-    skin_list = SkinList(CUTOFF, 0.2, system)
-    skin_list.build(positions, torch.ones(1, dtype=torch.bool))
+    neighbors = NeighborList(CUTOFF, 1.0, system)
+    neighbors.update(positions, torch.ones(1, dtype=torch.bool))
     positions = positions.clone()
-    positions[0, 7] += torch.tensor([2.0, 0, 0])
-    assert skin_list.missed(positions).tolist() == [True]
+    positions[0, 7] += torch.tensor([0.49, 0, 0])
+    assert neighbors.missed(positions).tolist() == [False]
+    positions[0, 7] += torch.tensor([0.02, 0, 0])
+    assert neighbors.missed(positions).tolist() == [True]
 
 
 def test_a_replica_torn_apart_gets_no_edges_and_disturbs_no_other():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isinf
+from math import ceil, isinf
 
 import torch
 import vesin
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from stable_plugin.systems import System
 
-# Edge counts are rounded up to a multiple of this, so that few different shapes occur over a run.
 CAPACITY_QUANTUM = 256
+"""Fixed numbers of pairs are multiples of this, so that few different shapes occur over a run."""
 
-MARGIN_A = 1.0
-"""Reach of the pairs kept for a periodic system beyond cutoff and skin, in Å: the further, the more seldom it is found."""
+ROOM = 1.1
+"""Pairs that there is room for where their number is fixed, relative to those there are."""
 
 FARTHEST_A = 1e6
 """A replica that reaches further has been torn apart; it is listed without edges, and left to the detector."""
@@ -55,13 +55,48 @@ class Pairs:
     def squared_distances(self, positions: Tensor) -> Tensor:
         """(n_pairs,) in Å², for positions (n_replicas, n_atoms, 3)."""
         flat = positions.reshape(-1, 3)
-        vectors = flat[self.second] - flat[self.first]
+        vectors = flat.index_select(0, self.second) - flat.index_select(0, self.first)
         return (vectors if self.shifts is None else vectors + self.shifts).square().sum(dim=-1)
 
     def where(self, mask: Tensor) -> Pairs:
         """The pairs for which ``mask`` (n_pairs,) is true."""
-        shifts = None if self.shifts is None else self.shifts[mask]
-        return Pairs(self.first[mask], self.second[mask], self.replica[mask], shifts)
+        chosen = mask.nonzero().squeeze(1)
+        shifts = None if self.shifts is None else self.shifts[chosen]
+        return Pairs(self.first[chosen], self.second[chosen], self.replica[chosen], shifts)
+
+    def first_where(self, mask: Tensor, n_pairs: int, cutoff: float) -> Pairs:
+        """The first ``n_pairs`` for which ``mask`` (n_pairs at hand,) is true, padded, without a host synchronisation."""
+        # The others are all written to one place more, which is then cut off.
+        place = torch.where(mask, mask.cumsum(0) - 1, n_pairs).clamp_max(n_pairs)
+        assert self.shifts is not None
+        room = Pairs.unlisted(n_pairs + 1, self.shifts, cutoff)
+        assert room.shifts is not None
+        return Pairs(
+            room.first.index_copy(0, place, self.first)[:-1],
+            room.second.index_copy(0, place, self.second)[:-1],
+            room.replica.index_copy(0, place, self.replica)[:-1],
+            room.shifts.index_copy(0, place, self.shifts)[:-1],
+        )
+
+    @classmethod
+    def unlisted(cls, n_pairs: int, like: Tensor, cutoff: float) -> Pairs:
+        """Padding: an atom with itself, shifted beyond the cutoff; device and dtype are those of ``like``."""
+        index = torch.zeros(n_pairs, dtype=torch.long, device=like.device)
+        shifts = like.new_zeros(n_pairs, 3)
+        shifts[:, 0] = 2.0 * cutoff
+        return cls(index, index.clone(), index.clone(), shifts)
+
+    def write(self, pairs: Pairs, cutoff: float) -> None:
+        """Put other pairs, at most as many, in the place of these, and padding after them."""
+        assert self.shifts is not None
+        n_pairs = len(pairs.first)
+        padding = Pairs.unlisted(len(self.first) - n_pairs, self.shifts, cutoff)
+        assert padding.shifts is not None
+        shifts = self.shifts.new_zeros(n_pairs, 3) if pairs.shifts is None else pairs.shifts
+        self.first.copy_(torch.cat([pairs.first, padding.first]))
+        self.second.copy_(torch.cat([pairs.second, padding.second]))
+        self.replica.copy_(torch.cat([pairs.replica, padding.replica]))
+        self.shifts.copy_(torch.cat([shifts, padding.shifts]))
 
 
 def all_pairs(n_replicas: int, n_atoms: int, device: torch.device) -> Pairs:
@@ -101,99 +136,143 @@ def pairs_within(positions: Tensor, reach: float, system: System) -> Pairs:
     return Pairs(first + offset, second + offset, replica_index, shifts)
 
 
-class SkinList:
-    """A neighbour list that stays exact while no omitted pair comes within the cutoff.
+class NeighborList:
+    """The neighbour graph of a simulation, exact at every step.
 
-    Built once per block of steps with pairs up to ``cutoff + skin``. :meth:`missed` tells, without a host
-    synchronisation, in which replicas a pair has come in from outside since; the block is then run again. In a periodic
-    system the pairs to choose from are themselves found anew when atoms have moved by half the margin.
+    The edges are chosen at each step from pairs at hand: all pairs of an isolated molecule, and in a periodic system those
+    within ``cutoff + skin`` at some earlier step, which serve until an atom has gone half the skin. :meth:`missed` tells,
+    without a host synchronisation, where that has happened within a block of steps; the block is then run again.
 
     Args:
         cutoff: The model's cutoff in Å; ``inf`` for a model that needs no edges.
-        skin: Extra distance in Å.
+        skin: Extra reach of the pairs at hand in Å.
         system: What is simulated.
+        fixed: Whether edges come in a number that does not depend on the positions, padded, and without a host
+            synchronisation: what a captured step needs. Otherwise there are as many as there are.
 
     Attributes:
         searches: How often the pairs of a periodic system have been looked for.
+        generation: Counts how often the tensors behind fixed edges have been replaced by larger ones.
     """
 
-    def __init__(self, cutoff: float, skin: float, system: System) -> None:
+    def __init__(self, cutoff: float, skin: float, system: System, *, fixed: bool = False) -> None:
         self.cutoff = cutoff
-        self.first_skin = self.skin = skin
+        self.skin = skin
         self.system = system
+        self.fixed = fixed
         self.searches = 0
-        self._n_replicas = 0
+        self.generation = 0
         self._pairs: Pairs | None = None
         self._found_at: Tensor | None = None
-        self._omitted: Pairs | None = None
+        self._stale = True
+        self._half = 0
+        self._needed: Tensor | None = None
 
-    def build(self, positions: Tensor, active: Tensor, wild: Tensor | None = None) -> Edges:
-        """List the pairs within ``cutoff + skin``.
+    @property
+    def allowance(self) -> float:
+        """How far an atom may go in Å before a pair can have come within the cutoff that is not at hand."""
+        return 0.5 * self.skin
+
+    def forget(self) -> None:
+        """Look for pairs anew at the next :meth:`update`, so that a run does not depend on the one before."""
+        self._stale = True
+
+    def update(self, positions: Tensor, active: Tensor, reserve: float = 0.0) -> None:
+        """Have the pairs at hand that the next steps need; reads the positions on the host.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å, finite.
-            active: Replicas that move, (n_replicas,); the others get no edges.
-            wild: Replicas of which all pairs at hand are listed whatever their distance, (n_replicas,); none if not
-                given.
+            active: Replicas that move, (n_replicas,).
+            reserve: How far an atom may be expected to go in these steps, in Å.
+        """
+        if isinf(self.cutoff):
+            return
+        if self._needed is not None:
+            self._needed.zero_()
+        if not self._outdated(positions, active, reserve):
+            return
+        if self.system.periodic:
+            pairs = pairs_within(positions, self.cutoff + self.skin, self.system)
+            self.searches += 1
+        else:
+            pairs = all_pairs(len(positions), self.system.n_atoms, positions.device)
+        self._stale = False
+        if self.fixed:
+            self._keep_in_place(pairs, positions)
+        else:
+            self._pairs, self._found_at = pairs, positions.detach()
+
+    def edges(self, positions: Tensor, active: Tensor) -> Edges:
+        """The edges within the cutoff; replicas that do not move have none.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            active: Replicas that move, (n_replicas,).
         """
         if isinf(self.cutoff):
             return _no_edges(positions)
-        pairs = self._candidates(positions, active)
-        listed = pairs.squared_distances(positions) < (self.cutoff + self.skin) ** 2
-        if wild is not None:
-            listed = listed | wild[pairs.replica]
-        moving = active[pairs.replica]
-        self._omitted, self._active = pairs.where(~listed & moving), active
-        return _edges(pairs.where(listed & moving), positions, self.cutoff)
-
-    def widen(self) -> None:
-        """Reach further from now on: atoms are faster than expected."""
-        self.skin = min(1.25 * self.skin + 0.01, self.first_skin + MARGIN_A)
-
-    def forget(self) -> None:
-        """Begin anew, so that a run does not depend on the one before."""
-        self.skin, self._pairs, self._omitted = self.first_skin, None, None
-
-    def build_at(self, positions: Tensor, active: Tensor) -> Edges:
-        """The edges of just these positions, however far the atoms have come; reads the positions on the host."""
-        self._pairs = None
-        return self.build(positions, active)
+        pairs = self._at_hand
+        listed = (pairs.squared_distances(positions) < self.cutoff**2) & active[pairs.replica]
+        if not self.fixed:
+            return _edges(pairs.where(listed), positions, self.cutoff)
+        assert self._needed is not None
+        torch.maximum(self._needed, listed.sum(), out=self._needed)
+        return _edges(pairs.first_where(listed, self._half, self.cutoff), positions, self.cutoff)
 
     def missed(self, positions: Tensor) -> Tensor:
-        """Replicas in which an omitted pair is, or may be, within the cutoff, (n_replicas,)."""
+        """Replicas of which an edge is, or may be, missing, (n_replicas,)."""
         missed = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
-        if self._omitted is None:
+        if isinf(self.cutoff):
             return missed
-        within = self._omitted.squared_distances(positions) < self.cutoff**2
-        missed = torch.zeros_like(missed, dtype=torch.int32).index_add_(0, self._omitted.replica, within.int()) > 0
-        if self._found_at is not None:
-            missed = missed | (self._active & (self._displacement(positions) > self._allowance))
-        return missed
+        if self.system.periodic:
+            missed = self._displacement(positions) > self.allowance
+        return missed if self._needed is None else missed | (self._needed > self._half)
+
+    def grow(self) -> bool:
+        """Make room for the most edges that fixed ones have fallen short of; false if they have not."""
+        if self._needed is None or int(self._needed) <= self._half:
+            return False
+        self._make_room(int(self._needed))
+        return True
 
     @property
-    def _allowance(self) -> float:
-        """How far an atom may go before a pair can have come within the cutoff that was never found."""
-        return 0.5 * (self.first_skin + MARGIN_A)
+    def _at_hand(self) -> Pairs:
+        if self._pairs is None:
+            raise RuntimeError("NeighborList has no pairs yet: call update() first.")
+        return self._pairs
+
+    def _outdated(self, positions: Tensor, active: Tensor, reserve: float) -> bool:
+        if self._stale or self._found_at is None or len(positions) != len(self._found_at):
+            return True
+        if not self.system.periodic:
+            return False
+        # A comparison with a number that is not one is false: those replicas rest.
+        return bool((active & (self._displacement(positions) > self.allowance - reserve)).any())
 
     def _displacement(self, positions: Tensor) -> Tensor:
         """Of the atom of each replica that has gone furthest since the pairs were found, (n_replicas,) in Å."""
         assert self._found_at is not None
         return (positions - self._found_at).square().sum(dim=-1).amax(dim=-1).sqrt()
 
-    def _candidates(self, positions: Tensor, active: Tensor) -> Pairs:
-        stale = self._pairs is None or len(positions) != self._n_replicas
-        if not stale and self._found_at is not None:
-            # What a block may still need of the allowance is left to it.
-            stale = bool((active & (self._displacement(positions) > self._allowance - 0.5 * self.skin)).any())
-        if stale or self._pairs is None:
-            self._n_replicas = len(positions)
-            if self.system.periodic:
-                self._pairs = pairs_within(positions, self.cutoff + self.first_skin + MARGIN_A, self.system)
-                self._found_at = positions.detach()
-                self.searches += 1
-            else:
-                self._pairs = all_pairs(len(positions), self.system.n_atoms, positions.device)
-        return self._pairs
+    def _keep_in_place(self, pairs: Pairs, positions: Tensor) -> None:
+        """Write pairs and positions where a captured step reads them, and make room where there is none."""
+        n_pairs = len(pairs.first)
+        held = self._pairs
+        if held is None or self._found_at is None or n_pairs > len(held.first) or len(self._found_at) != len(positions):
+            self._pairs = held = Pairs.unlisted(_rounded(ROOM * n_pairs), positions, self.cutoff)
+            self._found_at = positions.detach().clone()
+            self.generation += 1
+        held.write(pairs, self.cutoff)
+        self._found_at.copy_(positions)
+        within = int((held.squared_distances(positions) < self.cutoff**2).sum())
+        if self._needed is None:
+            self._needed = torch.zeros((), dtype=torch.long, device=positions.device)
+        if within > self._half:
+            self._make_room(within)
+
+    def _make_room(self, n_pairs: int) -> None:
+        self._half = _rounded(ROOM * n_pairs)
+        self.generation += 1
 
 
 def edges_within(positions: Tensor, cutoff: float, system: System) -> Edges:
@@ -218,14 +297,14 @@ def _no_edges(positions: Tensor) -> Edges:
 
 
 def _edges(pairs: Pairs, positions: Tensor, cutoff: float) -> Edges:
-    """Both directions of the pairs, padded."""
-    n_pairs = len(pairs.first)
-    capacity = -(-max(2 * n_pairs, 1) // CAPACITY_QUANTUM) * CAPACITY_QUANTUM
-    index = pairs.first.new_zeros(2, capacity)
-    index[0, :n_pairs], index[1, :n_pairs] = pairs.first, pairs.second
-    index[0, n_pairs : 2 * n_pairs], index[1, n_pairs : 2 * n_pairs] = pairs.second, pairs.first
-    shifts = positions.new_zeros(capacity, 3)
-    if pairs.shifts is not None:
-        shifts[:n_pairs], shifts[n_pairs : 2 * n_pairs] = pairs.shifts, -pairs.shifts
-    shifts[2 * n_pairs :, 0] = 2.0 * cutoff
-    return Edges(index=index, shifts=shifts)
+    """Both directions of the pairs; one of padding if there are none, as models expect an edge."""
+    if len(pairs.first) == 0:
+        pairs = Pairs.unlisted(1, positions, cutoff)
+    index = torch.stack([torch.cat([pairs.first, pairs.second]), torch.cat([pairs.second, pairs.first])])
+    if pairs.shifts is None:
+        return Edges(index, positions.new_zeros(1, 3).expand(index.shape[1], 3))
+    return Edges(index, torch.cat([pairs.shifts, -pairs.shifts]))
+
+
+def _rounded(count: float) -> int:
+    return ceil(count / CAPACITY_QUANTUM) * CAPACITY_QUANTUM

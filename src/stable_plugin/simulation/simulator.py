@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
-from stable_plugin.neighbors import Edges, SkinList
+from stable_plugin.neighbors import NeighborList
 from stable_plugin.potentials.base import Potential
 from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.memory import keep_freed_memory
@@ -73,7 +73,6 @@ class _Progress:
 
     unstable_step: Tensor
     moving: Tensor
-    wild: Tensor
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,9 @@ class Simulator:
         integrator: How.
         detector: Which replicas are broken.
         check_every_fs: Time between two looks of the detector.
-        block_steps: Steps between two host synchronisations; the neighbour list is rebuilt there. Five if not given, or
-            two for a periodic system, whose many pairs cost more to list too far than to list often.
-        skin_A: Extra reach of the neighbour list in Å; 0.2 Å if not given, and what the temperature asks for in a
-            periodic system. Too small a skin costs repeated blocks, never accuracy.
+        block_steps: Steps between two host synchronisations.
+        skin_A: Extra reach in Å of the pairs that a periodic system's neighbours are chosen from. Too small a skin costs
+            repeated blocks, never accuracy.
     """
 
     def __init__(
@@ -106,21 +104,22 @@ class Simulator:
         detector: Detector,
         *,
         check_every_fs: float = 5.0,
-        block_steps: int | None = None,
-        skin_A: float | None = None,
+        block_steps: int = 5,
+        skin_A: float = 1.0,
     ) -> None:
         self.potential = potential
         self.integrator = integrator
         self.detector = detector
         self.check_every = checks.steps("check_every_fs", check_every_fs, integrator.timestep_fs)
-        periodic = potential.system.periodic
-        if block_steps is None:
-            block_steps = 2 if periodic else 5
         self.block_steps = checks.count("block_steps", block_steps)
-        if skin_A is None:
-            skin_A = self._thermal_reach() if periodic else 0.2
-        skin = checks.number("skin_A", skin_A, least=0)
-        self.neighbors = SkinList(potential.cutoff, skin, potential.system)
+        # Reading the host costs nothing on a CPU, and a fixed number of edges costs what is padded.
+        self.neighbors = NeighborList(
+            potential.cutoff,
+            checks.number("skin_A", skin_A, least=0),
+            potential.system,
+            fixed=potential.device.type != "cpu",
+        )
+        self._reserve = 0.0
         self.repeated_blocks = 0
 
     def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
@@ -148,8 +147,8 @@ class Simulator:
         )
 
     def _thermal_reach(self) -> float:
-        """How far two of the lightest atoms hardly ever approach each other in a block: four standard deviations."""
-        speed = (2.0 * self.integrator.kT / self.potential.system.masses.min()).sqrt().item()
+        """How far one of the lightest atoms hardly ever goes in a block: four standard deviations, in Å."""
+        speed = (self.integrator.kT / self.potential.system.masses.min()).sqrt().item()
         return 4.0 * speed * self.block_steps * self.integrator.timestep
 
     def check_record_every(self, record_every: int) -> None:
@@ -201,12 +200,13 @@ class Simulator:
             keep_freed_memory()
         self.check_record_every(record_every)
         self.neighbors.forget()
+        self._reserve = self._thermal_reach()
         if not goes_on:
             self.detector.begin(start.n_replicas)
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
         unstable_step = torch.where(active & ~finite, 0, NEVER)
-        progress = _Progress(unstable_step, moving=active & finite, wild=torch.zeros_like(finite))
+        progress = _Progress(unstable_step, moving=active & finite)
         plan = _Plan(record_every, generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -233,45 +233,41 @@ class Simulator:
     def _exact_block(
         self, state: State, progress: _Progress, block: range, plan: _Plan
     ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]]]:
-        """Run a block, and again if the neighbour list turns out to have lacked a pair in some replica.
+        """Run a block, and again if some edge turns out to have been missing in it.
 
-        A molecule in which that happens is breaking up: its atoms are faster than the skin allows for, and go on being so,
-        and all its pairs are listed from then on. A periodic system has no end of pairs: the block is repeated with
-        a look for them at every step, and later blocks get a wider skin.
+        That happens when atoms are faster than expected, as those of a replica that bursts: the block is repeated with a
+        search at every step, and pairs are looked for earlier from then on.
         """
         noise, memory = plan.generator.get_state(), self.detector.memory()
-        track = False
+        searching = False
         while True:
-            edges = None if track else self.neighbors.build(state.positions, progress.moving, progress.wild)
-            end, after, frames, missed = self._block(state, progress, edges, block, plan)
+            self.neighbors.update(state.positions, progress.moving, self._reserve)
+            end, after, frames, missed = self._block(state, progress, block, plan, searching)
             if not missed.any().item():
                 return end, after, frames
             self.repeated_blocks += 1
             plan.generator.set_state(noise)
             self.detector.recall(memory)
-            if self.potential.system.periodic:
-                track = True
-                self.neighbors.widen()
-            else:
-                progress = replace(progress, wild=progress.wild | missed)
+            if not self.neighbors.grow():
+                searching = True
+                self._reserve = min(1.5 * self._reserve, self.neighbors.allowance)
 
     def _block(
-        self,
-        state: State,
-        progress: _Progress,
-        edges: Edges | None,
-        block: range,
-        plan: _Plan,
+        self, state: State, progress: _Progress, block: range, plan: _Plan, searching: bool
     ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """Steps with fixed shapes and without a host synchronisation; without ``edges`` they are found at every step."""
+        """Steps without a host synchronisation, unless ``searching`` for the neighbours at every one."""
         masses = self.potential.system.masses
         unstable_step, moving = progress.unstable_step, progress.moving
         missed = torch.zeros_like(moving)
         frames = []
 
         def force(positions: Tensor) -> tuple[Tensor, Tensor]:
-            present = self.neighbors.build_at(positions, progress.moving) if edges is None else edges
-            return self.potential.energies_and_forces(positions, present)
+            nonlocal missed
+            if searching:
+                return self.potential.energies_and_forces(positions, self.potential.edges(positions))
+            edges = self.neighbors.edges(positions, moving)
+            missed = missed | (self.neighbors.missed(positions) & moving)
+            return self.potential.energies_and_forces(positions, edges)
 
         for step in block:
             proposal = self.integrator.step(state, masses, force, plan.generator)
@@ -279,15 +275,13 @@ class Simulator:
             unstable_step = torch.where(moving & ~finite & (unstable_step == NEVER), step, unstable_step)
             moving = moving & finite
             state = proposal.select(moving, state)
-            if edges is not None:
-                missed = missed | self.neighbors.missed(state.positions)
             if step % self.check_every == 0:
                 broken, hopeless = self.detector.judge(state.positions, state.velocities)
                 unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
                 moving = moving & ~(broken if plan.stop_unstable else hopeless)
             if step % plan.record_every == 0:
                 frames.append((state.positions, state.velocities, moving))
-        return state, _Progress(unstable_step, moving, progress.wild), frames, missed
+        return state, _Progress(unstable_step, moving), frames, missed
 
 
 def _stack(frames: list[tuple[Tensor, Tensor, Tensor]], start: State) -> tuple[Tensor, Tensor, Tensor]:
