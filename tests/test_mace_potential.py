@@ -78,13 +78,15 @@ def test_a_compressed_structure_agrees_too(variant, aspirin_frames, aspirin_posi
 
 def test_padding_edges_contribute_nothing_to_any_kind_of_model(variant, aspirin_positions):
     positions = aspirin_positions[:2]
-    edges = variant.edges(positions)
-    real = (edges.shifts == 0).all(dim=1)
-    assert not real.all()
-    bare = Edges(edges.index[:, real], edges.shifts[real])
-    difference = variant.atomic_energies(positions, edges) - variant.atomic_energies(positions, bare)
+    bare = variant.edges(positions)
+    beyond = torch.zeros(100, 3, dtype=positions.dtype)
+    beyond[:, 0] = 2.0 * variant.cutoff
+    padded = Edges(
+        torch.cat([bare.index, torch.zeros(2, 100, dtype=torch.long)], dim=1), torch.cat([bare.shifts, beyond])
+    )
+    difference = variant.atomic_energies(positions, padded) - variant.atomic_energies(positions, bare)
     assert difference.abs().max() < 1e-13
-    forces, bare_forces = (variant.energies_and_forces(positions, some)[1] for some in (edges, bare))
+    forces, bare_forces = (variant.energies_and_forces(positions, some)[1] for some in (padded, bare))
     assert (forces - bare_forces).abs().max() < 1e-13
 
 

@@ -26,6 +26,9 @@ class Detector(ABC):
 
     unit = ""
 
+    capturable = True
+    """Whether :meth:`judge` can be part of a CUDA graph: no memory, no host synchronisation, shapes that are known."""
+
     def __init__(self, threshold: float, discard: float | None = None) -> None:
         self.threshold = checks.number("threshold", threshold)
         if discard is not None:
@@ -115,6 +118,7 @@ class AnyOf(Detector):
             raise ValueError("detectors=[] is empty: give at least one detector.")
         super().__init__(threshold=1.0)
         self.detectors = list(detectors)
+        self.capturable = all(detector.capturable for detector in self.detectors)
 
     def bind(self, system: System, reference: Tensor) -> None:
         for detector in self.detectors:

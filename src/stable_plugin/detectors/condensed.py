@@ -124,6 +124,8 @@ class ObservableDeviation(Detector):
         discard: In the units of the observable.
     """
 
+    capturable = False
+
     def __init__(
         self,
         observable: Observable,

@@ -60,6 +60,18 @@ class Potential(ABC):
             (n_replicas, n_atoms) in eV.
         """
 
+    def energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        """Energies per replica, (n_replicas,) in eV; arguments as in :meth:`atomic_energies`."""
+        return self.atomic_energies(positions, edges).sum(dim=1)
+
+    def compilable(self) -> Potential:
+        """A potential with the same weights, the same tensors, whose :meth:`energies` torch.compile can follow.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        return self
+
     def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Energies and forces, without gradients for the parameters.
 
@@ -72,7 +84,7 @@ class Potential(ABC):
         """
         with torch.enable_grad():
             positions = positions.detach().requires_grad_(True)
-            energies = self.atomic_energies(positions, edges).sum(dim=1)
+            energies = self.energies(positions, edges)
             (gradient,) = torch.autograd.grad(energies.sum(), positions)
         return energies.detach(), -gradient
 

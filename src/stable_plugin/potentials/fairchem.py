@@ -119,6 +119,12 @@ class FairchemPotential(Potential):
         per_atom = self._per_atom(captured, energies.reshape(-1).double(), positions.shape[1])
         return per_atom * float(self.task.normalizer.rmsd)
 
+    def compilable(self) -> Potential:
+        raise ValueError(
+            f"compile=True is not available for fairchem models (here {type(self.module).__name__}), whose energies "
+            "torch.compile cannot follow in one piece. Set compile=False."
+        )
+
     @contextmanager
     def simulating(self) -> Iterator[None]:
         with self.frozen():

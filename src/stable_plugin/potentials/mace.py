@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stable_plugin.neighbors import Edges
-from stable_plugin.potentials.base import Potential, save_new
+from stable_plugin.potentials.base import Potential, default_dtype, save_new
 from stable_plugin.systems import System
 
 try:
@@ -73,10 +74,13 @@ class MACEPotential(Potential):
     def constant_energy(self) -> float:
         return float(self._isolated_energies().sum())
 
-    def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            output = self.module(self.graph(positions, edges))
-        return self._interaction_energy(output).detach(), output["forces"].detach().reshape(positions.shape)
+    def energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        return self._interaction_energy(self.module(self.graph(positions, edges), compute_force=False))
+
+    def compilable(self) -> MACEPotential:
+        twin = copy.copy(self)
+        twin.module = _without_torchscript(self.module)
+        return twin
 
     def graph(self, positions: Tensor, edges: Edges) -> dict[str, Tensor]:
         """The dictionary that MACE's ``forward`` takes."""
@@ -110,6 +114,43 @@ class MACEPotential(Potential):
             return output["interaction_energy"]
         # Models without scale and shift list the isolated-atom energies as the first contribution.
         return output["contributions"][:, 1:].sum(dim=1)
+
+
+def _without_torchscript(module: Any) -> nn.Module:
+    """The model built anew from plain torch code, with the very parameters and buffers of the given one.
+
+    Raises:
+        ValueError: If mace cannot say how the model was built.
+    """
+    from mace.tools.compile import disable_e3nn_codegen, simplify
+    from mace.tools.scripts_utils import extract_config_mace_model
+
+    settings = extract_config_mace_model(module)
+    if "error" in settings:
+        raise ValueError(f"compile=True: mace does not rebuild a {type(module).__name__}. Set compile=False.")
+    with quiet_e3nn(), disable_e3nn_codegen(), default_dtype(next(module.parameters()).dtype):
+        twin = simplify(type(module)(**settings))
+    for name, parameter in module.named_parameters():
+        _put(twin, name, parameter, "_parameters")
+    for name, buffer in module.named_buffers():
+        _put(twin, name, buffer, "_buffers")
+    return twin.eval()
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
+    """Replace a parameter or buffer of the twin; buffers of TorchScript's own have no counterpart."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        held = getattr(module.get_submodule(path), kind)
+    except AttributeError:
+        held = {}
+    if leaf in held and held[leaf].shape == tensor.shape:
+        held[leaf] = tensor
+    elif kind == "_parameters":
+        raise ValueError(
+            f"compile=True: the {type(module).__name__} that mace rebuilds has no parameter {name} of shape "
+            f"{tuple(tensor.shape)}. Set compile=False."
+        )
 
 
 @contextmanager

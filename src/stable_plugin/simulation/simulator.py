@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,15 @@ from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
 from stable_plugin.neighbors import NeighborList
 from stable_plugin.potentials.base import Potential
+from stable_plugin.simulation.capture import BlockGraphs, CapturedBlock
+from stable_plugin.simulation.execution import Execution
+from stable_plugin.simulation.forces import Forces
 from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.memory import keep_freed_memory
 from stable_plugin.simulation.state import State
+from stable_plugin.simulation.threads import on_threads
+
+log = logging.getLogger(__name__)
 
 NEVER = -1
 """Step index of something that has not happened."""
@@ -95,6 +102,10 @@ class Simulator:
         block_steps: Steps between two host synchronisations.
         skin_A: Extra reach in Å of the pairs that a periodic system's neighbours are chosen from. Too small a skin costs
             repeated blocks, never accuracy.
+        execution: How steps are run; the fastest way that works if not given.
+
+    Raises:
+        ValueError: If an argument is out of range, or capture is asked for on a device that has none.
     """
 
     def __init__(
@@ -106,12 +117,14 @@ class Simulator:
         check_every_fs: float = 5.0,
         block_steps: int = 5,
         skin_A: float = 1.0,
+        execution: Execution | None = None,
     ) -> None:
         self.potential = potential
         self.integrator = integrator
         self.detector = detector
         self.check_every = checks.steps("check_every_fs", check_every_fs, integrator.timestep_fs)
-        self.block_steps = checks.count("block_steps", block_steps)
+        # Checks come at the end of a block.
+        self.block_steps = _largest_divisor(self.check_every, checks.count("block_steps", block_steps))
         # Reading the host costs nothing on a CPU, and a fixed number of edges costs what is padded.
         self.neighbors = NeighborList(
             potential.cutoff,
@@ -119,8 +132,18 @@ class Simulator:
             potential.system,
             fixed=potential.device.type != "cpu",
         )
-        self._reserve = 0.0
+        execution = execution or Execution()
+        if execution.capture is True and potential.device.type != "cuda":
+            raise ValueError(
+                f"capture=True needs a model on a CUDA device, this one is on {potential.device}: move it there, or set "
+                "capture='auto'."
+            )
+        self.execution = execution
+        self.forces = Forces(potential, execution)
+        self.graphs = BlockGraphs()
+        self.capturing = execution.capture is not False and potential.device.type == "cuda"
         self.repeated_blocks = 0
+        self._reserve = 0.0
 
     def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
         """A state to start from; the arguments are those of :meth:`place`."""
@@ -210,13 +233,16 @@ class Simulator:
         plan = _Plan(record_every, generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
-        with self.potential.simulating():
+        edges = self.potential.edges(start.positions)
+        with self.potential.simulating(), on_threads(self.forces.choose_threads(start.positions, edges)):
+            self.forces.settle(start.positions, edges)
             for first in range(0, n_steps, self.block_steps):
-                block = range(first + 1, min(first + self.block_steps, n_steps) + 1)
-                state, progress, recorded = self._exact_block(state, progress, block, plan)
-                frames += recorded
+                last = min(first + self.block_steps, n_steps)
+                state, progress = self._exact_block(state, progress, range(first, last), plan)
+                if last % plan.record_every == 0:
+                    frames.append((state.positions, state.velocities, progress.moving))
                 if on_block is not None:
-                    on_block(block[-1])
+                    on_block(last)
         positions, velocities, valid = _stack(frames, start)
         return Window(
             positions=positions,
@@ -230,21 +256,21 @@ class Simulator:
             timestep_fs=self.integrator.timestep_fs,
         )
 
-    def _exact_block(
-        self, state: State, progress: _Progress, block: range, plan: _Plan
-    ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]]]:
+    def _exact_block(self, state: State, progress: _Progress, block: range, plan: _Plan) -> tuple[State, _Progress]:
         """Run a block, and again if some edge turns out to have been missing in it.
 
         That happens when atoms are faster than expected, as those of a replica that bursts: the block is repeated with a
         search at every step, and pairs are looked for earlier from then on.
         """
         noise, memory = plan.generator.get_state(), self.detector.memory()
+        done = torch.tensor(block.start, device=state.positions.device)
+        inputs = [*state.tensors(), progress.unstable_step, progress.moving, done]
         searching = False
         while True:
             self.neighbors.update(state.positions, progress.moving, self._reserve)
-            end, after, frames, missed = self._block(state, progress, block, plan, searching)
+            *end, unstable_step, moving, missed = self._run_block(inputs, block, plan, searching)
             if not missed.any().item():
-                return end, after, frames
+                return State(*end), _Progress(unstable_step, moving)
             self.repeated_blocks += 1
             plan.generator.set_state(noise)
             self.detector.recall(memory)
@@ -252,36 +278,83 @@ class Simulator:
                 searching = True
                 self._reserve = min(1.5 * self._reserve, self.neighbors.allowance)
 
-    def _block(
-        self, state: State, progress: _Progress, block: range, plan: _Plan, searching: bool
-    ) -> tuple[State, _Progress, list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """Steps without a host synchronisation, unless ``searching`` for the neighbours at every one."""
-        masses = self.potential.system.masses
-        unstable_step, moving = progress.unstable_step, progress.moving
+    def _run_block(self, inputs: Sequence[Tensor], block: range, plan: _Plan, searching: bool) -> list[Tensor]:
+        """The block as a CUDA graph where there is one, and otherwise as it is."""
+        look = block.stop % self.check_every == 0
+        if not self.capturing or searching or len(block) != self.block_steps:
+            return self._block(inputs, len(block), look, plan, searching)
+        noise = plan.generator.get_state()
+        inside = look and self.detector.capturable
+        try:
+            graph = self._graph(inputs, inside, plan)
+        except Exception as error:  # a model that reads the host, or allocates by value, fails in ways of its own
+            name = type(self.potential.module).__name__
+            reason = f"{name} cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
+            if self.execution.capture is True:
+                raise RuntimeError(f"capture=True: {reason}. Set capture='auto' to go on without.") from error
+            log.warning("%s; the simulation goes on step by step.", reason)
+            self.capturing = False
+            plan.generator.set_state(noise)
+            return self._block(inputs, len(block), look, plan, searching)
+        outputs = graph(inputs)
+        return self._looked_at(outputs, inputs[-1] + len(block), plan) if look and not inside else outputs
+
+    def _graph(self, inputs: Sequence[Tensor], look: bool, plan: _Plan) -> CapturedBlock:
+        module = self.potential.module
+        addresses = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
+        made_from = (self.neighbors.generation, addresses, id(plan.generator), plan.stop_unstable)
+
+        def steps(*tensors: Tensor) -> list[Tensor]:
+            return self._block(tensors, self.block_steps, look, plan, searching=False)
+
+        return self.graphs.get(look, made_from, steps, inputs, plan.generator)
+
+    def _block(self, inputs: Sequence[Tensor], n_steps: int, look: bool, plan: _Plan, searching: bool) -> list[Tensor]:
+        """Steps without a host synchronisation, unless ``searching`` for the neighbours at every one.
+
+        Args:
+            inputs: The tensors of a :class:`State`, first unstable steps, which replicas move, steps done before.
+            n_steps: How many.
+            look: Whether the detector looks at the end.
+            plan: What the steps are part of.
+            searching: See above.
+
+        Returns:
+            The tensors of a :class:`State`, first unstable steps, which replicas move, where an edge was missing.
+        """
+        *parts, unstable_step, moving, done = inputs
+        state, masses = State(*parts), self.potential.system.masses
         missed = torch.zeros_like(moving)
-        frames = []
 
         def force(positions: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal missed
             if searching:
-                return self.potential.energies_and_forces(positions, self.potential.edges(positions))
+                return self.forces(positions, self.potential.edges(positions))
             edges = self.neighbors.edges(positions, moving)
             missed = missed | (self.neighbors.missed(positions) & moving)
-            return self.potential.energies_and_forces(positions, edges)
+            return self.forces(positions, edges)
 
-        for step in block:
+        for step in range(1, n_steps + 1):
             proposal = self.integrator.step(state, masses, force, plan.generator)
             finite = proposal.finite()
-            unstable_step = torch.where(moving & ~finite & (unstable_step == NEVER), step, unstable_step)
+            unstable_step = torch.where(moving & ~finite & (unstable_step == NEVER), done + step, unstable_step)
             moving = moving & finite
             state = proposal.select(moving, state)
-            if step % self.check_every == 0:
-                broken, hopeless = self.detector.judge(state.positions, state.velocities)
-                unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
-                moving = moving & ~(broken if plan.stop_unstable else hopeless)
-            if step % plan.record_every == 0:
-                frames.append((state.positions, state.velocities, moving))
-        return state, _Progress(unstable_step, moving), frames, missed
+        outputs = [*state.tensors(), unstable_step, moving, missed]
+        return self._looked_at(outputs, done + n_steps, plan) if look else outputs
+
+    def _looked_at(self, outputs: Sequence[Tensor], step: Tensor, plan: _Plan) -> list[Tensor]:
+        """The outputs of a block with the detector's verdict at its end."""
+        *parts, unstable_step, moving, missed = outputs
+        state = State(*parts)
+        broken, hopeless = self.detector.judge(state.positions, state.velocities)
+        unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
+        moving = moving & ~(broken if plan.stop_unstable else hopeless)
+        return [*parts, unstable_step, moving, missed]
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
 
 
 def _stack(frames: list[tuple[Tensor, Tensor, Tensor]], start: State) -> tuple[Tensor, Tensor, Tensor]:

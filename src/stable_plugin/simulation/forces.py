@@ -1,0 +1,103 @@
+"""Energies and forces the fastest way that this machine and this model allow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from torch import Tensor
+
+from stable_plugin.neighbors import Edges
+from stable_plugin.potentials.base import Potential
+from stable_plugin.potentials.compiled import CompiledForces
+from stable_plugin.simulation.execution import Execution
+from stable_plugin.simulation.threads import fastest_threads
+
+log = logging.getLogger(__name__)
+
+COMPILATION_S = 30.0
+"""What compiling a small model takes where nothing is cached, in s."""
+
+GAIN = 0.4
+"""Share of a step that compiling saves at least, in short of the half that is usual for small models."""
+
+
+class Forces:
+    """Energies and forces of a potential, on the right number of threads, compiled where that pays.
+
+    Args:
+        potential: Whose.
+        execution: What is wanted.
+
+    Attributes:
+        expected_steps: Steps that are still to come, as far as can be told: what compiling is weighed against.
+        threads: Threads that were chosen; None before the first :meth:`settle`, and for torch's own.
+        compiled: Whether the potential is compiled; None before the first :meth:`settle`.
+    """
+
+    def __init__(self, potential: Potential, execution: Execution) -> None:
+        self.potential = potential
+        self.execution = execution
+        self.expected_steps = 0
+        self.threads: int | None = execution.threads if isinstance(execution.threads, int) else None
+        self.compiled: bool | None = None if execution.compile == "auto" else execution.compile
+        self._compiled: CompiledForces | None = None
+
+    def __call__(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """As :meth:`~stable_plugin.potentials.base.Potential.energies_and_forces`."""
+        call = self._compiled or self.potential.energies_and_forces
+        return call(positions, edges)
+
+    def choose_threads(self, positions: Tensor, edges: Edges) -> int | None:
+        """The number of threads to run on; measured at the first call if that is wanted."""
+        if self.threads is None and self.execution.threads == "auto" and positions.device.type == "cpu":
+            kind = (type(self.potential.module).__name__, positions.shape, positions.dtype)
+            self.threads = fastest_threads(kind, lambda: self.potential.energies_and_forces(positions, edges))
+        return self.threads
+
+    def settle(self, positions: Tensor, edges: Edges) -> None:
+        """Compile, if that is wanted and possible; on the threads that the simulation will run on.
+
+        Raises:
+            ValueError: If compiling was asked for and is not possible.
+        """
+        if self.compiled is None:
+            self.compiled = positions.device.type == "cpu" and self._pays(positions, edges)
+        if not self.compiled or self._compiled is not None:
+            return
+        try:
+            compiled = CompiledForces(self.potential)
+            compiled(positions, edges)
+        except ValueError as error:
+            if self.execution.compile is True:
+                raise
+            log.warning("the simulation goes on without compiling the model: %s", error)
+            self.compiled = False
+        else:
+            self._compiled = compiled
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was chosen: another choice on resuming would give other last digits."""
+        return {"threads": self.threads, "compiled": self.compiled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Choose as before; what is asked for explicitly goes first."""
+        if self.execution.threads == "auto":
+            self.threads = state["threads"]
+        if self.execution.compile == "auto":
+            self.compiled = state["compiled"]
+
+    def _pays(self, positions: Tensor, edges: Edges) -> bool:
+        self.potential.energies_and_forces(positions, edges)
+        began = time.perf_counter()
+        self.potential.energies_and_forces(positions, edges)
+        step_s = time.perf_counter() - began
+        if GAIN * step_s * self.expected_steps < COMPILATION_S:
+            return False
+        log.info(
+            "compiling the model, which takes up to a minute: about %d steps of %.0f ms are to come",
+            self.expected_steps,
+            1000.0 * step_s,
+        )
+        return True
