@@ -83,7 +83,7 @@ class Pairs:
         """Padding: an atom with itself, shifted beyond the cutoff; device and dtype are those of ``like``."""
         index = torch.zeros(n_pairs, dtype=torch.long, device=like.device)
         shifts = like.new_zeros(n_pairs, 3)
-        shifts[:, 0] = 2.0 * cutoff
+        shifts[:, 0].fill_(2.0 * cutoff)
         return cls(index, index.clone(), index.clone(), shifts)
 
     def write(self, pairs: Pairs, cutoff: float) -> None:
@@ -116,13 +116,13 @@ def pairs_within(positions: Tensor, reach: float, system: System) -> Pairs:
         system: With the cell and the directions that repeat.
     """
     search = vesin.NeighborList(cutoff=reach, full_list=False)
-    cell = system.cell.double().cpu()
+    cell, to_cell = system.cell.double().cpu(), system.to_cell.cpu()
     ends: list[Tensor] = []
     for replica, frame in enumerate(positions.detach().double().cpu()):
         if not bool(torch.isfinite(frame).all()) or frame.abs().max() > FARTHEST_A:
             continue
         # In the cell, where the search is exact whatever the distance that atoms have gone since.
-        images = torch.floor(frame @ torch.linalg.inv(cell)) * torch.tensor(system.pbc)
+        images = torch.floor(frame @ to_cell)
         found = search.compute((frame - images @ cell).numpy(), cell.numpy(), list(system.pbc), quantities="ijS")
         first, second, crossed = (torch.from_numpy(part.astype("int64")) for part in found)
         shift = (crossed - images[second].long() + images[first].long()).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from math import inf
 
@@ -90,6 +91,12 @@ class System:
         """Whether the system repeats in any direction."""
         return any(self.pbc)
 
+    @cached_property
+    def to_cell(self) -> Tensor:
+        """Takes positions to multiples of the cell vectors, (3, 3); to zero in directions that do not repeat."""
+        repeats = torch.tensor(self.pbc, dtype=torch.float64)
+        return (torch.linalg.inv(self.cell.double().cpu()) * repeats).to(self.cell.device)
+
     @property
     def reach(self) -> float:
         """Longest distance in Å up to which the nearest image is the only one: half the cell's smallest height."""
@@ -154,9 +161,8 @@ class System:
         vectors = positions[..., first, :] - positions[..., second, :]
         if not self.periodic:
             return vectors
-        cell = self.cell.to(positions)
-        images = torch.round(vectors @ torch.linalg.inv(cell)) * torch.tensor(self.pbc).to(positions)
-        return vectors - images @ cell
+        images = torch.round(vectors @ self.to_cell.to(positions))
+        return vectors - images @ self.cell.to(positions)
 
     def distances(self, positions: Tensor, pairs: Tensor) -> Tensor:
         """Lengths of :meth:`separations`, (..., n_pairs) in Å."""

@@ -86,7 +86,8 @@ class NeighborCount(Detector):
         pairs = torch.combinations(torch.arange(system.n_atoms), 2)
         molecules = system.molecules.cpu()[pairs]
         apart = molecules[:, 0] != molecules[:, 1]
-        self._system, self._pairs = system, pairs[apart] if apart.any() and not system.endless else pairs
+        watched = pairs[apart] if apart.any() and not system.endless else pairs
+        self._system, self._pairs = system, watched.to(system.bonds.device)
         self._expected = self._neighbors(reference).mean()
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:

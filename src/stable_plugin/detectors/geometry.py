@@ -71,7 +71,7 @@ class _Contact(Detector):
         self._pairs: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
-        self._system, self._pairs = system, self._watched(system)
+        self._system, self._pairs = system, self._watched(system).to(system.bonds.device)
 
     @abstractmethod
     def _watched(self, system: System) -> Tensor:

@@ -176,7 +176,7 @@ class FairchemPotential(Potential):
         if not self.system.periodic:
             return positions
         cell = self.system.cell
-        images = torch.floor(positions.detach() @ torch.linalg.inv(cell)) * torch.tensor(self.system.pbc).to(positions)
+        images = torch.floor(positions.detach() @ self.system.to_cell.to(positions))
         return positions - images @ cell
 
     def _per_atom(self, captured: dict[str, Tensor], energies: Tensor, n_atoms: int) -> Tensor:

@@ -86,7 +86,6 @@ class _Progress:
 class _Plan:
     """What does not change from block to block of a window."""
 
-    record_every: int
     generator: torch.Generator
     stop_unstable: bool
 
@@ -230,7 +229,7 @@ class Simulator:
         active = torch.ones_like(finite) if active is None else active
         unstable_step = torch.where(active & ~finite, 0, NEVER)
         progress = _Progress(unstable_step, moving=active & finite)
-        plan = _Plan(record_every, generator, stop_unstable)
+        plan = _Plan(generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
         edges = self.potential.edges(start.positions)
@@ -239,7 +238,7 @@ class Simulator:
             for first in range(0, n_steps, self.block_steps):
                 last = min(first + self.block_steps, n_steps)
                 state, progress = self._exact_block(state, progress, range(first, last), plan)
-                if last % plan.record_every == 0:
+                if last % record_every == 0:
                     frames.append((state.positions, state.velocities, progress.moving))
                 if on_block is not None:
                     on_block(last)
