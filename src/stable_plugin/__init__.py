@@ -34,7 +34,7 @@ from stable_plugin.observables import (
     VelocityAutocorrelation,
 )
 from stable_plugin.phases import Schedule
-from stable_plugin.simulation import Langevin, NoseHooverChain
+from stable_plugin.simulation import Execution, Langevin, NoseHooverChain
 from stable_plugin.systems import System
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ __all__ = [
     "DiffusionCoefficient",
     "Displacement",
     "DistanceDistribution",
+    "Execution",
     "IntermolecularContact",
     "Langevin",
     "LocalBondAmplitudes",

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from stable_plugin.observables.base import Observable
 from stable_plugin.phases import Phases, Schedule
 from stable_plugin.potentials.base import Potential
 from stable_plugin.samples import Sample, Sampler
+from stable_plugin.simulation.execution import Execution
 from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.simulator import Simulator, Window
 from stable_plugin.simulation.state import State
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 MINIMUM_FRAMES = 2
 """A covariance needs two frames."""
+
+USUAL_LEARNING_WINDOWS = 10
+"""About as many as a repair takes; what compiling the model is weighed against."""
 
 
 class UnusablePotentialError(RuntimeError):
@@ -107,6 +112,7 @@ class StABlELoop:
         even_sampling: Likewise.
         check_every_fs: Time between two looks of the detector.
         chunk: Frames per model call of the estimator.
+        execution: How the simulator runs its steps.
         seed: Seeds all random streams.
     """
 
@@ -131,6 +137,7 @@ class StABlELoop:
         even_sampling: Sequence[int] | None = None,
         check_every_fs: float = 5.0,
         chunk: int = 64,
+        execution: Execution | None = None,
         seed: int = 0,
     ) -> None:
         checks.count("n_replicas", n_replicas)
@@ -160,11 +167,12 @@ class StABlELoop:
         for observable in observables:
             observable.bind(potential.system, reference)
         self.observables = list(observables)
-        self.simulator = Simulator(potential, integrator, detector, check_every_fs=check_every_fs)
+        self.simulator = Simulator(potential, integrator, detector, check_every_fs=check_every_fs, execution=execution)
         self.simulator.check_record_every(self.record_every)
         estimator = BoltzmannEstimator(potential, integrator.temperature_K, chunk)
         self.sampler = Sampler(estimator, observables, loss=loss, local=local, even_sampling=even_sampling)
         self.phases = Phases(schedule or Schedule())
+        self.simulator.forces.expected_steps = self.n_steps * self._likely_windows(window_ps)
         self.steps_per_window = steps_per_window
         self.min_effective_share = min_effective_share
         self.rewind_share = rewind_share
@@ -193,6 +201,11 @@ class StABlELoop:
     def simulated_ps(self) -> float:
         """Time simulated so far per replica, in ps."""
         return len(self.rounds) * self.n_steps * self.simulator.integrator.timestep_fs / 1000.0
+
+    def _likely_windows(self, window_ps: float) -> int:
+        schedule = self.phases.schedule
+        learning = min(USUAL_LEARNING_WINDOWS, schedule.max_windows or USUAL_LEARNING_WINDOWS)
+        return ceil(schedule.stable_ps / window_ps) + learning
 
     def simulation_phase(self) -> None:
         """Simulate window after window until it is time to learn or the replicas were stable long enough."""
@@ -237,6 +250,7 @@ class StABlELoop:
             "history": [state.tensors() for state in self._history],
             "unstable": self._unstable,
             "sample": None if self._sample is None else self._sample.state_dict(),
+            "forces": self.simulator.forces.state_dict(),
             "noise": self._noise_at_rest,
             "choices": self._choices.get_state(),
         }
@@ -261,6 +275,7 @@ class StABlELoop:
         self._history = deque((_state(tensors, device) for tensors in state["history"]), maxlen=self._history.maxlen)
         self._unstable = state["unstable"].to(device)
         self._sample = None if state["sample"] is None else Sample.from_state(state["sample"], device)
+        self.simulator.forces.load_state_dict(state["forces"])
         self._noise.set_state(state["noise"].cpu())
         self._noise_at_rest = self._noise.get_state()
         self._choices.set_state(state["choices"].cpu())

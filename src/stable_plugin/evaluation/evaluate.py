@@ -27,7 +27,7 @@ from stable_plugin.observables import (
     trajectory_of,
 )
 from stable_plugin.potentials import Potential, find_potential
-from stable_plugin.simulation import Integrator, Langevin, Simulator
+from stable_plugin.simulation import Execution, Integrator, Langevin, Simulator
 from stable_plugin.simulation.simulator import NEVER
 from stable_plugin.systems import System, stack_positions
 
@@ -94,6 +94,7 @@ class Evaluator:
         horizons_ps: Times that failures are counted up to; the first one is the headline.
         record_every_fs: Time between frames that the observables see, in fs.
         check_every_fs: Time between two looks of the detector, in fs.
+        execution: How the simulator runs its steps; the fastest way that works if not given.
         bonds: Pairs of bonded atoms; found from covalent radii if not given.
         energy_key: Key of the total energy in ``labelled``.
         forces_key: Key of the forces in ``labelled``.
@@ -117,6 +118,7 @@ class Evaluator:
         horizons_ps: Sequence[float] = (1.0,),
         record_every_fs: float = 50.0,
         check_every_fs: float = 5.0,
+        execution: Execution | None = None,
         bonds: Sequence[tuple[int, int]] | None = None,
         energy_key: str = ENERGY_KEY,
         forces_key: str = FORCES_KEY,
@@ -147,6 +149,7 @@ class Evaluator:
         self.horizons_ps = [checks.number("horizons_ps", horizon, above=0) for horizon in horizons_ps]
         self.record_every_fs = record_every_fs
         self.check_every_fs = check_every_fs
+        self.execution = execution
         self.seed = seed
         self.detector.bind(self.system, self.reference)
         self.detector.check_reference(self.reference)
@@ -178,12 +181,19 @@ class Evaluator:
         return Evaluation(summaries, self._curves(run, self.horizons_ps[0]), self._axes())
 
     def _simulate(self, potential: Potential) -> _Run:
-        simulator = Simulator(potential, self.integrator, self.detector, check_every_fs=self.check_every_fs)
+        simulator = Simulator(
+            potential,
+            self.integrator,
+            self.detector,
+            check_every_fs=self.check_every_fs,
+            execution=self.execution,
+        )
         generator = torch.Generator(potential.device).manual_seed(self.seed)
         chosen = torch.linspace(0, len(self.starts) - 1, self.n_replicas).round().long()
         state = simulator.prepare(self.starts[chosen], generator)
         record_every = checks.steps("record_every_fs", self.record_every_fs, self.integrator.timestep_fs)
         total = checks.steps("horizons_ps", max(self.horizons_ps) * 1000.0, self.integrator.timestep_fs)
+        simulator.forces.expected_steps = total
         segment = max(1, round(SEGMENT_PS * 1000.0 / self.record_every_fs)) * record_every
         step_ps = self.integrator.timestep_fs / 1000.0
         active = torch.ones(self.n_replicas, dtype=torch.bool, device=potential.device)

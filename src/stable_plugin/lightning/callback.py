@@ -18,7 +18,7 @@ from stable_plugin.frames import Frames
 from stable_plugin.loop import Round, StABlELoop
 from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
-from stable_plugin.simulation import Integrator
+from stable_plugin.simulation import Execution, Integrator
 from stable_plugin.training import Local, LoopSettings, Session, Weight
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class StABlECallback(Callback):
             replica; all if not given.
         start_epoch: Epochs of ordinary training that come first.
         chunk: Frames per model call of the estimator; bounds its memory.
+        execution: How the simulator runs its steps: captured, compiled, on how many threads. The fastest way that works
+            if not given.
         seed: Seeds all random streams of the simulation.
 
     Example:
@@ -103,6 +105,7 @@ class StABlECallback(Callback):
         even_sampling: Sequence[int] | None = None,
         start_epoch: int = 0,
         chunk: int = 64,
+        execution: Execution | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -127,6 +130,7 @@ class StABlECallback(Callback):
                 local=local,
                 even_sampling=even_sampling,
                 chunk=chunk,
+                execution=execution,
                 seed=seed,
             ),
             learning_rate=learning_rate,

@@ -30,7 +30,7 @@ class CompiledForces:
 
     def __init__(self, potential: Potential) -> None:
         self._potential = potential
-        followed = potential.compilable()
+        self._followed = followed = potential.compilable()
 
         def energies(positions: Tensor, index: Tensor, shifts: Tensor) -> Tensor:
             return followed.energies(positions, Edges(index, shifts))
@@ -43,6 +43,9 @@ class CompiledForces:
 
     def __call__(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """As :meth:`~stable_plugin.potentials.base.Potential.energies_and_forces`."""
+        if not self._checked:
+            # Whatever the potential sets up at its first call is there before it is followed.
+            self._followed.energies(positions, edges)
         index, shifts = edges.index, edges.shifts
         if index.shape[1] > 1:
             torch._dynamo.mark_dynamic(index, 1)
