@@ -140,7 +140,7 @@ def test_a_replica_that_breaks_is_flagged_at_its_step():
     atoms = molecule("C6H6")
 
     def flagged(execution):
-        integrator, detector = Langevin(300.0, 0.5, 0.0), BondDeviation(0.4, 1.0)
+        integrator, detector = Langevin(300.0, 0.5, 0.0), BondDeviation(0.8, 2.0)
         simulator = simulator_of(atoms, "cuda", execution, integrator, detector, scale=0.01)  # atoms fly nearly freely
         state = start_of(simulator, atoms)
         velocities = state.velocities.clone()
