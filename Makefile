@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq
 ENV := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-mace-only test-fairchem-only check docs bench data clean
+.PHONY: help env demo test test-mace-only test-fairchem-only test-cuda check docs bench bench-cuda data clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,7 +31,7 @@ $(ENV): Makefile setup.cfg pyproject.toml requirements/families.txt
 	@$(PIP) --no-deps mace-torch==0.3.16
 	@touch $@
 
-# An extra that only some targets need: .venv/.extra-docs, .venv/.extra-data.
+# An extra that only some targets need: .venv/.extra-docs, .venv/.extra-bench, .venv/.extra-data.
 .venv/.extra-%: $(ENV)
 	@echo "installing the $* extra"
 	@$(PIP) -e '.[$*]'
@@ -66,8 +66,23 @@ check: $(ENV)  ## lint, formatting, types, import contracts
 docs: .venv/.extra-docs  ## build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
-bench: $(ENV)  ## time this package against its peers
-	$(BIN)/python -m benchmarks
+bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=rounds for whole rounds
+	$(BIN)/python -m benchmarks $(GROUPS)
+
+# On a CUDA machine, which may be without a network: its own Python and torch, and wheels put into .wheels for the rest.
+CUDA_PYTHON ?= python3
+CUDA_RUN = PYTHONPATH=src:.:.wheels/site $(CUDA_PYTHON) -m
+
+.wheels/site: $(wildcard .wheels/*.whl)
+	mkdir -p $@
+	test -z "$^" || $(CUDA_PYTHON) -m pip install -qq --no-index --no-deps --upgrade --target $@ $^
+	touch $@
+
+test-cuda: .wheels/site  ## run the checks for a CUDA device, with the Python of this machine
+	$(CUDA_RUN) pytest -q -m cuda -p no:cacheprovider tests/test_cuda.py
+
+bench-cuda: .wheels/site  ## time captured simulations on a CUDA device
+	$(CUDA_RUN) benchmarks md growth --device cuda
 
 data: .venv/.extra-data  ## remake recipes/data (an hour and a half)
 	mkdir -p runs

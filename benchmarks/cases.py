@@ -34,11 +34,24 @@ class Case:
     temperature_K: float
     timestep_fs: float
 
+    @property
+    def of_mace(self) -> bool:
+        """Whether other programs can run the model too."""
+        return isinstance(self.potential, MACEPotential)
 
-def aspirin(n_replicas: int) -> Case:
+
+def aspirin(n_replicas: int, device: str = "cpu", channels: int = 8) -> Case:
     """MACE, as in the aspirin recipe."""
     frames = read(DATA / "aspirin_train.extxyz", ":")
-    return _case(f"{n_replicas} aspirins, MACE", frames, _mace(frames[0], r_max=4.5), n_replicas, 500.0, 0.5)
+    model = _mace(frames[0], 4.5, device, channels)
+    return _case(f"{n_replicas} aspirins, MACE", frames, model, n_replicas, 500.0, 0.5)
+
+
+def peptide_mace(n_replicas: int, device: str = "cpu") -> Case:
+    """MACE of the peptide recipe's molecule."""
+    frames = read(DATA / "peptide_train.extxyz", ":")
+    model = _mace(frames[0], 4.5, device)
+    return _case(f"{n_replicas} tetrapeptides, MACE", frames, model, n_replicas, 500.0, 0.5)
 
 
 def peptide(n_replicas: int) -> Case:
@@ -73,11 +86,11 @@ def peptide(n_replicas: int) -> Case:
     return _bound(f"{n_replicas} tetrapeptides, eSEN", potential, frames, n_replicas, 500.0, 0.5)
 
 
-def water(n_replicas: int, repeat: int = 1) -> Case:
+def water(n_replicas: int, device: str = "cpu", repeat: int = 1) -> Case:
     """MACE of liquid water, as in the water recipe; ``repeat`` times as long a cell."""
     frames = [frame.repeat(repeat) for frame in read(DATA / "water_train.extxyz", ":")]
     name = f"{n_replicas} × {len(frames[0])} atoms of water, MACE"
-    return _case(name, frames, _mace(frames[0], r_max=3.5), n_replicas, 300.0, 1.0)
+    return _case(name, frames, _mace(frames[0], 3.5, device), n_replicas, 300.0, 1.0)
 
 
 def _case(
@@ -97,17 +110,18 @@ def _bound(
 ) -> Case:
     positions = torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float32)
     detector = BondDeviation(threshold=5.0, discard=50.0)
+    positions = positions.to(potential.device)
     detector.bind(potential.system, positions)
     chosen = positions[torch.arange(n_replicas) % len(positions)]
     return Case(name, potential, chosen, detector, temperature_K, timestep_fs)
 
 
-def _mace(frame: Atoms, r_max: float) -> torch.nn.Module:
+def _mace(frame: Atoms, r_max: float, device: str, channels: int = 8) -> torch.nn.Module:
     elements = sorted(set(frame.numbers.tolist()))
     interaction = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     with default_dtype(torch.float32):
         torch.manual_seed(0)
-        return modules.ScaleShiftMACE(
+        model = modules.ScaleShiftMACE(
             r_max=r_max,
             num_bessel=8,
             num_polynomial_cutoff=5,
@@ -116,7 +130,7 @@ def _mace(frame: Atoms, r_max: float) -> torch.nn.Module:
             interaction_cls_first=interaction,
             num_interactions=2,
             num_elements=len(elements),
-            hidden_irreps=o3.Irreps("8x0e"),
+            hidden_irreps=o3.Irreps(f"{channels}x0e"),
             MLP_irreps=o3.Irreps("16x0e"),
             atomic_energies=np.zeros(len(elements)),
             avg_num_neighbors=12.4,
@@ -127,3 +141,4 @@ def _mace(frame: Atoms, r_max: float) -> torch.nn.Module:
             atomic_inter_scale=0.01,
             atomic_inter_shift=0.0,
         )
+    return model.to(device)

@@ -1,0 +1,98 @@
+"""The Boltzmann estimator in one backward pass, against the gradient of every frame as published."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Case, aspirin
+from benchmarks.table import Row, ratios, row
+from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
+
+FRAMES, PARAMETERS = (64, 256, 512, 1024), (8, 32, 64)
+"""Frames of an aspirin, and channels of its model."""
+
+CHUNK = 32
+
+
+def estimator(repeats: int) -> list[Row]:
+    """Time and peak memory of both, each measurement in a process of its own."""
+    settings = [(n_frames, 16) for n_frames in FRAMES] + [(128, channels) for channels in PARAMETERS]
+    rows = []
+    for n_frames, channels in settings:
+        measured: dict[str, list[tuple[int, float, float]]] = {"one backward": [], "gradient of every frame": []}
+        for _ in range(repeats):
+            for way, results in measured.items():
+                results.append(_in_its_own_process(way, n_frames, channels))
+        n_parameters = measured["one backward"][0][0]
+        case = f"{n_frames} frames, {n_parameters} parameters"
+        seconds = {way: [result[1] for result in results] for way, results in measured.items()}
+        for way, results in measured.items():
+            rows.append(row("estimator", case, way, seconds[way], "s"))
+            rows.append(row("estimator", case, f"{way}: peak memory", [result[2] for result in results], "MB"))
+        faster = ratios(seconds["gradient of every frame"], seconds["one backward"])
+        rows.append(row("estimator", case, "gradient of every frame / one backward", faster, ""))
+    return rows
+
+
+def _in_its_own_process(way: str, n_frames: int, channels: int) -> tuple[int, float, float]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (way, n_frames, channels))
+
+
+def _measured(way: str, n_frames: int, channels: int) -> tuple[int, float, float]:
+    """Parameters, seconds, and megabytes beyond what model and frames take."""
+    case = aspirin(n_frames, channels=channels)
+    positions = case.positions
+    values = torch.linalg.vector_norm(positions[:, 0] - positions[:, 1], dim=-1)[:, None].double()
+    ways: dict[str, Callable[[Case, torch.Tensor], Any]] = {
+        "one backward": one_backward,
+        "gradient of every frame": gradient_of_every_frame,
+    }
+    few = aspirin(CHUNK, channels=channels)
+    for _ in range(2):  # TorchScript settles
+        one_backward(few, values[:CHUNK])
+    before = _peak_mb()
+    began = time.perf_counter()
+    ways[way](case, values)
+    seconds = time.perf_counter() - began
+    return sum(p.numel() for p in case.potential.trainable_parameters()), seconds, _peak_mb() - before
+
+
+def one_backward(case: Case, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """This package's gradient of the square of the mean of the values."""
+    estimate = BoltzmannEstimator(case.potential, 500.0, chunk=CHUNK).estimate(
+        case.positions, [values], [torch.zeros(1, dtype=torch.float64)]
+    )
+    return tuple(estimate.gradients)
+
+
+def gradient_of_every_frame(case: Case, values: torch.Tensor) -> torch.Tensor:
+    """The same gradient from the (n_frames, n_parameters) matrix of energy gradients."""
+    potential = case.potential
+    parameters = potential.trainable_parameters()
+    matrix = []
+    for part in case.positions.split(CHUNK):
+        energies = potential.energies(part, potential.edges(part))
+        for energy in energies:
+            gradient = torch.autograd.grad(energy, parameters, retain_graph=True, allow_unused=True)
+            matrix.append(
+                torch.cat(
+                    [
+                        torch.zeros_like(p).flatten() if g is None else g.flatten()
+                        for p, g in zip(parameters, gradient, strict=True)
+                    ]
+                )
+            )
+    weights = uniform_weights(len(case.positions), case.positions)
+    upstream = 2.0 * values.mean(dim=0)
+    return surrogate_weights(values, upstream, weights, 500.0).float() @ torch.stack(matrix)
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0

@@ -1,0 +1,218 @@
+"""Molecular dynamics: this package, plain, compiled and captured, against what people would use instead."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from math import log
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.md.langevin import Langevin as ASELangevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+
+from benchmarks.cases import Case
+from benchmarks.table import Row, in_turn, ratios, row
+from stable_plugin import Langevin
+from stable_plugin.simulation import Execution, Simulator, State
+from stable_plugin.simulation.capture import BlockGraphs
+
+FRICTION_PER_PS = 1.0
+
+ASE_STEPS = 10
+
+
+def md(case: Case, repeats: int, steps: int) -> list[Row]:
+    """A step of each way to simulate the same replicas with the same model."""
+    cuda = case.potential.device.type == "cuda"
+    fast = "captured" if cuda else "compiled"
+    ours = {
+        "plain": Execution(capture=False, compile=False, threads=None),
+        fast: Execution(capture=cuda, compile=not cuda, threads=None),
+    }
+    tasks: dict[str, Callable[[], Any]] = {
+        "bare model call": bare(case, steps),
+        **{name: simulation(case, steps, execution)[0] for name, execution in ours.items()},
+    }
+    if cuda:
+        tasks["captured bare model call"] = captured_bare(case, steps)
+    if case.of_mace:
+        tasks["torch-sim"] = torch_sim(case, steps)
+        tasks["ASE, one replica"] = ase(case)
+    times = in_turn(tasks, repeats)
+    n = len(case.positions)
+    # ASE runs one replica after the other: n times its step is what as many replicas take.
+    steps_of = dict.fromkeys(tasks, steps) | {"ASE, one replica": ASE_STEPS}
+    per_step = {name: [1000.0 * value / steps_of[name] for value in values] for name, values in times.items()}
+    rows = [row("md", case.name, name, values, "ms") for name, values in per_step.items()]
+    compared = [("plain", "bare model call"), ("plain", fast)]
+    if cuda:
+        compared.append(("captured", "captured bare model call"))
+    if case.of_mace:
+        compared += [("torch-sim", "plain"), ("torch-sim", fast)]
+    rows += [row("md", case.name, f"{a} / {b}", ratios(per_step[a], per_step[b]), "") for a, b in compared]
+    if case.of_mace:
+        for name in ours:
+            shares = [n * value for value in ratios(per_step["ASE, one replica"], per_step[name])]
+            rows.append(row("md", case.name, f"ASE / {name}, per replica", shares, ""))
+    return rows
+
+
+def bare(case: Case, steps: int) -> Callable[[], None]:
+    """The model's energies and forces on one batch, with the graph given."""
+    potential, positions = case.potential, case.positions
+    edges = potential.edges(positions)
+
+    def call() -> None:
+        with potential.simulating():
+            for _ in range(steps):
+                potential.energies_and_forces(positions, edges)
+
+    return call
+
+
+def captured_bare(case: Case, steps: int) -> Callable[[], None]:
+    """The same as a CUDA graph."""
+    potential, positions = case.potential, case.positions
+    edges = potential.edges(positions)
+    generator = torch.Generator(positions.device)
+
+    def block(at: torch.Tensor) -> list[torch.Tensor]:
+        return list(potential.energies_and_forces(at, edges))
+
+    with potential.simulating():
+        graph = BlockGraphs().get("bare", None, block, [positions], generator)
+
+    def call() -> None:
+        for _ in range(steps):
+            graph([positions])
+
+    return call
+
+
+def simulation(
+    case: Case,
+    steps: int,
+    execution: Execution | None = None,
+    timed: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+) -> tuple[Callable[[], None], Callable[[], State]]:
+    """A function that goes on with a simulation, and one that says where it is; neighbour lists are ``timed``."""
+    integrator = Langevin(case.temperature_K, case.timestep_fs, FRICTION_PER_PS)
+    simulator = Simulator(case.potential, integrator, case.detector, execution=execution)
+    for name in ("update", "edges", "missed"):
+        setattr(simulator.neighbors, name, timed(getattr(simulator.neighbors, name)))
+    generator = torch.Generator(case.potential.device).manual_seed(0)
+    state = simulator.prepare(case.positions, generator)
+
+    def simulate() -> None:
+        nonlocal state
+        state = simulator.run(state, steps, steps, generator).end
+
+    return simulate, lambda: state
+
+
+def torch_sim(case: Case, steps: int) -> Callable[[], None]:
+    """torch-sim's Langevin dynamics of the same replicas."""
+    import torch_sim as ts
+    from torch_sim.models.mace import MaceModel
+
+    potential = case.potential
+    model = MaceModel(
+        model=potential.module,
+        device=potential.device,
+        dtype=potential.dtype,
+        compute_forces=True,
+        compute_stress=False,
+    )
+    time_unit = ts.units.MetalUnits.time
+    numbers = {
+        "dt": case.timestep_fs / 1000.0 * time_unit,
+        "kT": case.temperature_K * ts.units.MetalUnits.temperature,
+        "gamma": FRICTION_PER_PS / time_unit,
+    }
+    settings = {
+        name: torch.tensor(value, device=potential.device, dtype=potential.dtype) for name, value in numbers.items()
+    }
+    begin, step = ts.integrators.nvt_langevin(model, **settings)
+    state = begin(ts.io.atoms_to_state(_frames(case), potential.device, potential.dtype), seed=0)
+
+    def simulate() -> None:
+        nonlocal state
+        for _ in range(steps):
+            state = step(state)
+
+    return simulate
+
+
+def ase(case: Case) -> Callable[[], None]:
+    """ASE's Langevin dynamics of one replica with MACE's own calculator."""
+    from mace.calculators import MACECalculator
+
+    potential = case.potential
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calculator = MACECalculator(
+            models=[potential.module], device=str(potential.device), default_dtype=str(potential.dtype).split(".")[-1]
+        )
+    atoms = _frames(case)[0]
+    atoms.calc = calculator
+    random = np.random.default_rng(0)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=case.temperature_K, rng=random)
+    dynamics = ASELangevin(
+        atoms,
+        timestep=case.timestep_fs * units.fs,
+        temperature_K=case.temperature_K,
+        friction=FRICTION_PER_PS / (1000.0 * units.fs),
+        rng=random,
+    )
+    return lambda: dynamics.run(ASE_STEPS)
+
+
+def neighbour_share(case: Case, repeats: int, steps: int) -> list[Row]:
+    """Time that a simulation spends on its neighbour lists."""
+    spent = 0.0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal spent
+            began = time.perf_counter()
+            result = function(*arguments)
+            spent += time.perf_counter() - began
+            return result
+
+        return call
+
+    simulate, _ = simulation(case, steps, Execution(compile=False, threads=None), timed)
+    shares = []
+    for _ in range(repeats + 1):
+        spent, began = 0.0, time.perf_counter()
+        simulate()
+        shares.append(spent / (time.perf_counter() - began))
+    return [row("neighbours", case.name, "share of a step", shares[1:], "")]
+
+
+def growth(cases: dict[int, Case], of: str, repeats: int, steps: int) -> list[Row]:
+    """The exponent with which the cost of a step grows, between the smallest and the largest of some cases.
+
+    Args:
+        cases: By how many of it there are.
+        of: What there are so many of.
+        repeats: Measurements.
+        steps: Steps in each.
+    """
+    plain = Execution(compile=False, threads=None)
+    times = in_turn({str(n): simulation(case, steps, plain)[0] for n, case in cases.items()}, repeats)
+    few, many = min(cases), max(cases)
+    factors = ratios(times[str(many)], times[str(few)])
+    name = f"{few} to {many} {of}"
+    return [
+        row("growth", name, "cost of a step", factors, "×"),
+        row("growth", name, "exponent", [log(factor) / log(many / few) for factor in factors], ""),
+    ]
+
+
+def _frames(case: Case) -> list[Atoms]:
+    return [case.potential.system.atoms(positions) for positions in case.positions]

@@ -1,0 +1,55 @@
+"""Whole rounds of the demo: what reweighted steps save."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.table import Row, ratios, row
+
+ROOT = Path(__file__).parents[1]
+
+WAYS = {
+    "reweighted": ["runner.stable.steps_per_window=6"],
+    "one simulation per step": ["runner.stable.steps_per_window=1"],
+}
+
+
+def rounds(seeds: int) -> list[Row]:
+    """MD steps and time until a window in which no replica fails, for the demo's model of some seeds."""
+    steps: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(seeds):
+            for way, changes in WAYS.items():
+                n_steps, took = _until_none_fails(Path(folder) / f"{way} {seed}", seed, changes)
+                steps[way].append(n_steps)
+                seconds[way].append(took)
+    case = f"demo, {seeds} seeds"
+    rows = [row("rounds", case, f"{way}: MD steps of a replica", steps[way], "") for way in WAYS]
+    rows += [row("rounds", case, f"{way}: time", seconds[way], "s") for way in WAYS]
+    fewer, faster = (ratios(each["one simulation per step"], each["reweighted"]) for each in (steps, seconds))
+    return [
+        *rows,
+        row("rounds", case, "MD steps, one simulation per step / reweighted", fewer, ""),
+        row("rounds", case, "time, one simulation per step / reweighted", faster, ""),
+    ]
+
+
+def _until_none_fails(folder: Path, seed: int, changes: list[str]) -> tuple[float, float]:
+    command = [
+        *(str(Path(sys.executable).parent / "fairchem"), "-c", "recipes/aspirin_mace.yaml"),
+        *(f"seed={seed}", f"job.run_dir={folder}", "+job.timestamp_id=run", "runner.evaluation.horizons_ps=[0.1]"),
+        *("runner.stable.schedule.max_windows=60", "runner.stable.schedule.floor=0.0", *changes),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    report: dict[str, Any] = json.loads((folder / "run" / "report.json").read_text())
+    windows = report["rounds"]
+    # A window is counted whole, and the one that shows that no replica fails is needed too.
+    last = next((i for i, each in enumerate(windows) if i > 0 and each["unstable_share"] == 0.0), len(windows) - 1)
+    per_window = report["md_steps"] / len(windows) / report["before"]["replicas"]
+    return (last + 1) * per_window, sum(each["wall_s"] for each in windows[: last + 1])
