@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +14,19 @@ from benchmarks.cases import Case, aspirin
 from benchmarks.table import Row, ratios, row
 from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
 
-FRAMES, PARAMETERS = (64, 256, 512, 1024), (8, 32, 64)
-"""Frames of an aspirin, and channels of its model."""
+FRAMES, PARAMETERS = (64, 256, 512, 1024), (8, 128, 256)
+"""Frames of an aspirin, and channels of its model: 20,000 to a million parameters."""
 
-CHUNK = 32
+CHANNELS = 46
+"""Of the model whose frames are varied: 60,000 parameters."""
+
+CHUNK = 64
+"""Frames per model call, for both."""
 
 
 def estimator(repeats: int) -> list[Row]:
     """Time and peak memory of both, each measurement in a process of its own."""
-    settings = [(n_frames, 16) for n_frames in FRAMES] + [(128, channels) for channels in PARAMETERS]
+    settings = [(n_frames, CHANNELS) for n_frames in FRAMES] + [(128, channels) for channels in PARAMETERS]
     rows = []
     for n_frames, channels in settings:
         measured: dict[str, list[tuple[int, float, float]]] = {"one backward": [], "gradient of every frame": []}
@@ -57,7 +61,7 @@ def _measured(way: str, n_frames: int, channels: int) -> tuple[int, float, float
     few = aspirin(CHUNK, channels=channels)
     for _ in range(2):  # TorchScript settles
         one_backward(few, values[:CHUNK])
-    before = _peak_mb()
+    before = _peak_mb(reset=True)
     began = time.perf_counter()
     ways[way](case, values)
     seconds = time.perf_counter() - began
@@ -94,5 +98,9 @@ def gradient_of_every_frame(case: Case, values: torch.Tensor) -> torch.Tensor:
     return surrogate_weights(values, upstream, weights, 500.0).float() @ torch.stack(matrix)
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+def _peak_mb(reset: bool = False) -> float:
+    """Most memory that this process has held since the last reset, in megabytes; of Linux."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024.0 for line in lines if line.startswith("VmHWM"))

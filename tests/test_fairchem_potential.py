@@ -8,11 +8,12 @@ from fairchem.core import FAIRChemCalculator
 from fairchem.core.units.mlip_unit import InferenceSettings, load_predict_unit
 from fairchem_tools import native_config, network, run_fairchem, tasks, write_aselmdb
 
-from stable_plugin import System
+from stable_plugin import Execution, Langevin, NonFinite, System
 from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
 from stable_plugin.potentials import find_potential, load_potential
 from stable_plugin.potentials.fairchem import FairchemPotential, energy_task
 from stable_plugin.potentials.fairchem_files import FairchemModel, load_fairchem, save_fairchem
+from stable_plugin.simulation import Simulator
 from stable_plugin.systems import stack_positions
 
 KINDS = ("esen", "uma", "allscaip")
@@ -191,6 +192,15 @@ def test_padding_edges_change_nothing(checkpoints, aspirin_frames):
         one = potential.energies_and_forces(positions, edges)
         other = potential.energies_and_forces(positions, more)
     assert torch.allclose(one[0], other[0], rtol=1e-6) and torch.allclose(one[1], other[1], atol=1e-6)
+
+
+def test_a_simulation_is_not_compiled_and_says_why_when_it_should_be(checkpoints, aspirin_frames):
+    potential = load_potential(checkpoints["esen"], System.from_atoms(molecules(aspirin_frames, 1)[0]))
+    positions = torch.tensor(aspirin_frames[0].positions)[None]
+    simulator = Simulator(potential, Langevin(), NonFinite(), execution=Execution(compile=True))
+    state = simulator.prepare(positions, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"compile=True is not available for fairchem models"):
+        simulator.run(state, 10, 10, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
