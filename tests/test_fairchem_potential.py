@@ -195,7 +195,8 @@ def test_padding_edges_change_nothing(checkpoints, aspirin_frames):
 
 
 def test_a_simulation_is_not_compiled_and_says_why_when_it_should_be(checkpoints, aspirin_frames):
-    potential = load_potential(checkpoints["esen"], System.from_atoms(molecules(aspirin_frames, 1)[0]))
+    system = System.from_atoms(molecules(aspirin_frames, 1)[0])
+    potential = find_potential(load_potential(checkpoints["esen"], task_name="omol"), system)
     positions = torch.tensor(aspirin_frames[0].positions)[None]
     simulator = Simulator(potential, Langevin(), NonFinite(), execution=Execution(compile=True))
     state = simulator.prepare(positions, torch.Generator().manual_seed(0))
