@@ -74,7 +74,10 @@ def test_a_liquid_is_trained_by_molecules_unasked(caplog):
         loop = loop_of(frames)
     assert isinstance(loop.sampler.local, Molecules)
     names = [observable.name for observable in loop.observables]
-    assert names == ["local_bond_lengths", "local_bond_amplitudes", "local_contacts", "local_contact_amplitudes"]
+    assert names == [
+        "local_bond_lengths", "local_bond_amplitudes", "local_contacts", "local_contact_amplitudes",
+        "radial_distribution_H_H", "intermolecular_radial_distribution_H_O", "radial_distribution_O_O",
+    ]  # fmt: skip
     detector = loop.simulator.detector
     assert isinstance(detector, AnyOf)
     assert [type(part) for part in detector.detectors] == [BondDeviation, IntermolecularContact]

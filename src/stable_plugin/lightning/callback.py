@@ -45,8 +45,7 @@ class StABlECallback(Callback):
         bonds: Pairs of bonded atoms; found in the first reference frame from covalent radii if not given.
         integrator: Thermostat, temperature and timestep; Langevin at 300 K with 0.5 fs if not given.
         observables: What should be reproduced. If not given: lengths and amplitudes of the bonds, and by molecule those
-            and contacts where there are several; radial distributions of all pairs of elements in a crystal without
-            molecules.
+            and contacts where there are several; radial distributions of all pairs of elements in liquids and solids.
         detector: When a replica is unstable. If not given: a bond 0.25 Å off its mean length, or two molecules closer than
             two thirds of what they come in the reference; in a crystal without molecules, twice the temperature or atoms
             closer than that.

@@ -30,18 +30,35 @@ CLOSEST_SHARE = 2.0 / 3.0
 """Molecules this much closer than they ever come in the reference have collided."""
 
 
+SHELLS_A = 5.0
+"""Radial distributions of molecules are trained up to here: the first shells, beyond which small models do not see."""
+
+
 def several_molecules(system: System) -> bool:
     """Whether the system consists of more than one molecule."""
     return not system.endless and len(system.bonds) > 0 and int(system.molecules.max()) > 0
 
 
 def default_observables(system: System) -> list[Observable]:
-    """Bonds; bonds and contacts by molecule where there are several; radial distributions in other crystals."""
+    """Bonds; bonds and contacts by molecule where there are several; radial distributions in what fills its cell."""
     if several_molecules(system):
-        return [LocalBondLengths(), LocalBondAmplitudes(), LocalContacts(), LocalContactAmplitudes()]
+        by_molecule = [LocalBondLengths(), LocalBondAmplitudes(), LocalContacts(), LocalContactAmplitudes()]
+        return [*by_molecule, *(_radial_distributions(system) if all(system.pbc) else [])]
     if system.endless and all(system.pbc):
-        return [RadialDistribution(pair) for pair in combinations_with_replacement(sorted(set(system.symbols)), 2)]
+        return list(_radial_distributions(system))
     return [BondLengths(), BondAmplitudes()]
+
+
+def _radial_distributions(system: System) -> list[RadialDistribution]:
+    """Of all pairs of elements; within molecules only where no bond joins the two, whose peak would drown the others."""
+    bonded = set() if system.endless else {frozenset(system.symbols[i] for i in pair) for pair in system.bonds.tolist()}
+    pairs = combinations_with_replacement(sorted(set(system.symbols)), 2)
+    r_max = None if system.endless else min(SHELLS_A, system.reach)
+    return [
+        RadialDistribution(pair, r_max=r_max, intramolecular=frozenset(pair) not in bonded)
+        for pair in pairs
+        if pair[0] != pair[1] or system.symbols.count(pair[0]) > 1
+    ]
 
 
 def default_detector(system: System, reference: Tensor, temperature_K: float) -> Detector:
