@@ -235,6 +235,48 @@ def test_a_potential_that_fails_at_once_stops_with_the_worst_frame(tmp_path, fra
     assert len(read(tmp_path / "worst_frame.extxyz")) == 21
 
 
+class Spoiled(StABlECallback):
+    """Its estimates are not finite at some optimizer steps, counted from one."""
+
+    spoiled_at = ()
+
+    def on_train_start(self, run, module):
+        super().on_train_start(run, module)
+        self.weights_before = weights(module)
+        gradient, asked = self.loop.gradient, []
+
+        def spoiled():
+            estimate = gradient()
+            asked.append(estimate)
+            if len(asked) in self.spoiled_at:
+                estimate.gradients[0].view(-1)[0] = torch.nan
+            return estimate
+
+        self.loop.gradient = spoiled
+
+
+def fit_spoiled(folder, frames, *steps):
+    callback, module = Spoiled(**endless()), small_module()
+    callback.spoiled_at = steps
+    trainer(folder, callback, max_epochs=2).fit(module, OrderedData(frames, batch_size=5))
+    return callback, module
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, frames, caplog):
+    callback, module = fit_spoiled(tmp_path, frames, 2, 3)
+    assert caplog.text.count("gradient of the observables is not finite, this step is not taken") == 2
+    assert weights(module).isfinite().all()
+    assert not torch.equal(weights(module), callback.weights_before)
+
+
+def test_three_such_gradients_in_a_row_end_the_run_with_the_weights_before_them(tmp_path, frames):
+    callback, module = Spoiled(**endless()), small_module()
+    callback.spoiled_at = (1, 2, 3)
+    with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
+        trainer(tmp_path, callback).fit(module, OrderedData(frames, batch_size=5))
+    assert torch.equal(weights(module), callback.weights_before)
+
+
 def test_a_learning_rate_that_has_run_out_is_an_error_not_a_run_without_effect(tmp_path, frames):
     module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     with pytest.raises(ValueError, match=r"learning rate is zero.*learning_rate="):

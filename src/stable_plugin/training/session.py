@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from stable_plugin.training.progress import ProgressLine
 from stable_plugin.training.settings import LoopSettings
 
 log = logging.getLogger(__name__)
+
+MOST_SPOILED_STEPS = 3
+"""So many gradients in a row that are not finite end a run."""
 
 
 class Session:
@@ -46,6 +50,7 @@ class Session:
         self._resumed: dict[str, Any] | None = None
         self._rate = BorrowedLearningRate()
         self._told_rounds = 0
+        self._spoiled_steps = 0
         self._folder = Path()
         self._show_progress = False
 
@@ -101,6 +106,7 @@ class Session:
 
         Raises:
             ValueError: If the optimizer does not hold the parameters that are simulated with.
+            FloatingPointError: If gradients were not finite three times in a row.
         """
         parameters = self.loop.potential.trainable_parameters()
         _refuse_foreign(optimizer, parameters)
@@ -110,6 +116,9 @@ class Session:
             return None
         latest = self.loop.rounds[-1]
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self._spoiled(estimate, own):
+            optimizer.zero_grad(set_to_none=True)
+            return {"stable/unstable_share": latest.unstable_share, "stable/spoiled_steps": self._spoiled_steps}
         factor = self.weight(estimate.gradients, own, new_window=latest.steps == 1)
         add_gradients(parameters, estimate.gradients, factor)
         latest.learning_rate = self._rate.set(optimizer, self.learning_rate, self.loop.phases.lr_factor)
@@ -121,6 +130,30 @@ class Session:
             "stable/observable_weight": factor,
             "stable/observable_gradient_norm": norm(estimate.gradients),
         }
+
+    def _spoiled(self, estimate: Estimate, own: Sequence[Tensor]) -> bool:
+        """Whether a gradient is not finite, and the step must not be taken.
+
+        Raises:
+            FloatingPointError: If it is the observables' for the third time in a row.
+        """
+        if isfinite(norm(estimate.gradients)):
+            self._spoiled_steps = 0
+            if isfinite(norm(own)):
+                return False
+            # With scaled losses in half precision this happens now and then, and the scaler knows what to do.
+            log.warning("the gradient of the trainer's own loss is not finite, this step is not taken.")
+            return True
+        self._spoiled_steps += 1
+        latest = self.loop.rounds[-1].round
+        if self._spoiled_steps == MOST_SPOILED_STEPS:
+            raise FloatingPointError(
+                f"the gradient of the observables is not finite, {MOST_SPOILED_STEPS} optimizer steps in a row up to window "
+                f"{latest}; none of them was taken, the weights are those before. Lower the learning rate, or give the "
+                "detector a smaller discard limit."
+            )
+        log.warning("window %d: the gradient of the observables is not finite, this step is not taken.", latest)
+        return True
 
     def after_step(self, optimizers: Iterable[optim.Optimizer]) -> None:
         """Give the learning rate back to its scheduler."""
