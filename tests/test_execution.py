@@ -7,7 +7,8 @@ import pytest
 import torch
 from toys import as_potential, tiny_mace, triatomic
 
-from stable_plugin import BondDeviation, Langevin, NonFinite, System
+from stable_plugin import BondDeviation, BondLengths, Langevin, NonFinite, Schedule, System
+from stable_plugin.loop import StABlELoop
 from stable_plugin.potentials.compiled import CompiledForces
 from stable_plugin.simulation import Execution, Simulator, forces, threads
 from stable_plugin.simulation.threads import fastest_threads, on_threads
@@ -131,9 +132,8 @@ def test_a_choice_that_is_put_back_is_not_made_again():
     first = forces.Forces(potential, Execution())
     first.load_state_dict({"threads": 3, "compiled": False})
     first.expected_steps = 10**12
-    edges = potential.edges(positions)
-    assert first.choose_threads(positions, edges) == 3
-    first.settle(positions, edges)
+    assert first.choose_threads(positions) == 3
+    first.settle(positions)
     assert first.state_dict() == {"threads": 3, "compiled": False}
     asked = forces.Forces(potential, Execution(threads=1, compile=False))
     asked.load_state_dict({"threads": 3, "compiled": True})
@@ -179,3 +179,29 @@ def test_a_simulation_runs_on_the_threads_asked_for_and_puts_them_back():
     simulator.run(start, 10, 10, seeded(1))
     assert set(seen) == {own + 1}
     assert torch.get_num_threads() == own
+
+
+def test_a_loop_hands_its_execution_on_and_saves_what_was_chosen(aspirin_potential, aspirin_positions):
+    def loop(execution=None):
+        return StABlELoop(
+            aspirin_potential,
+            aspirin_positions[:2],
+            aspirin_positions,
+            integrator=Langevin(500.0),
+            observables=[BondLengths()],
+            detector=BondDeviation(5.0),
+            n_replicas=2,
+            window_ps=0.01,
+            record_every_fs=5.0,
+            execution=execution,
+            schedule=Schedule(stable_ps=0.05, max_windows=3),
+        )
+
+    first = loop(Execution(threads=2, compile=False))
+    assert first.simulator.execution.threads == 2
+    assert first.simulator.forces.expected_steps == (5 + 3) * 20
+    saved = first.state_dict()
+    assert saved["forces"] == {"threads": 2, "compiled": False}
+    resumed = loop()
+    resumed.load_state_dict(saved)
+    assert resumed.simulator.forces.state_dict() == saved["forces"]

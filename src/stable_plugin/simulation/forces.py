@@ -49,26 +49,27 @@ class Forces:
         call = self._compiled or self.potential.energies_and_forces
         return call(positions, edges)
 
-    def choose_threads(self, positions: Tensor, edges: Edges) -> int | None:
+    def choose_threads(self, positions: Tensor) -> int | None:
         """The number of threads to run on; measured at the first call if that is wanted."""
         if self.threads is None and self.execution.threads == "auto" and positions.device.type == "cpu":
             kind = (type(self.potential.module).__name__, positions.shape, positions.dtype)
+            edges = self.potential.edges(positions)
             self.threads = fastest_threads(kind, lambda: self.potential.energies_and_forces(positions, edges))
         return self.threads
 
-    def settle(self, positions: Tensor, edges: Edges) -> None:
+    def settle(self, positions: Tensor) -> None:
         """Compile, if that is wanted and possible; on the threads that the simulation will run on.
 
         Raises:
             ValueError: If compiling was asked for and is not possible.
         """
         if self.compiled is None:
-            self.compiled = positions.device.type == "cpu" and self._pays(positions, edges)
+            self.compiled = positions.device.type == "cpu" and self._pays(positions)
         if not self.compiled or self._compiled is not None:
             return
         try:
             compiled = CompiledForces(self.potential)
-            compiled(positions, edges)
+            compiled(positions, self.potential.edges(positions))
         except ValueError as error:
             if self.execution.compile is True:
                 raise
@@ -88,7 +89,8 @@ class Forces:
         if self.execution.compile == "auto":
             self.compiled = state["compiled"]
 
-    def _pays(self, positions: Tensor, edges: Edges) -> bool:
+    def _pays(self, positions: Tensor) -> bool:
+        edges = self.potential.edges(positions)
         self.potential.energies_and_forces(positions, edges)
         began = time.perf_counter()
         self.potential.energies_and_forces(positions, edges)

@@ -232,9 +232,8 @@ class Simulator:
         plan = _Plan(generator, stop_unstable)
         state = start
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
-        edges = self.potential.edges(start.positions)
-        with self.potential.simulating(), on_threads(self.forces.choose_threads(start.positions, edges)):
-            self.forces.settle(start.positions, edges)
+        with self.potential.simulating(), on_threads(self.forces.choose_threads(start.positions)):
+            self.forces.settle(start.positions)
             for first in range(0, n_steps, self.block_steps):
                 last = min(first + self.block_steps, n_steps)
                 state, progress = self._exact_block(state, progress, range(first, last), plan)
