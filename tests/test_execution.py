@@ -189,7 +189,7 @@ def test_a_loop_hands_its_execution_on_and_saves_what_was_chosen(aspirin_potenti
             aspirin_positions,
             integrator=Langevin(500.0),
             observables=[BondLengths()],
-            detector=BondDeviation(5.0),
+            detector=BondDeviation(0.5),
             n_replicas=2,
             window_ps=0.01,
             record_every_fs=5.0,
