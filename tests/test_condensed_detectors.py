@@ -23,7 +23,7 @@ from stable_plugin import (
 from stable_plugin.detectors import geometry
 from stable_plugin.potentials import ModulePotential
 from stable_plugin.simulation import Simulator
-from stable_plugin.simulation.simulator import NEVER
+from stable_plugin.simulation.window import NEVER
 
 
 def waters(n_side=2, side=6.4, slant=0.0, seed=0):

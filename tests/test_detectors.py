@@ -21,7 +21,7 @@ from stable_plugin import (
 )
 from stable_plugin.potentials import ModulePotential
 from stable_plugin.simulation import Simulator
-from stable_plugin.simulation.simulator import NEVER
+from stable_plugin.simulation.window import NEVER
 from stable_plugin.units import BOLTZMANN, FS
 
 CHAIN = Atoms("C4", positions=[[0, 0, 0], [1.4, 0, 0], [2.8, 0, 0], [4.2, 0, 0]])

@@ -10,7 +10,7 @@ from stable_plugin import BondDeviation, Langevin, NonFinite, NoseHooverChain, S
 from stable_plugin.neighbors import NeighborList
 from stable_plugin.potentials import ModulePotential
 from stable_plugin.simulation import Simulator
-from stable_plugin.simulation.simulator import NEVER
+from stable_plugin.simulation.window import NEVER
 from stable_plugin.units import FS
 
 

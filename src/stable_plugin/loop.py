@@ -24,8 +24,9 @@ from stable_plugin.potentials.base import Potential
 from stable_plugin.samples import Sample, Sampler
 from stable_plugin.simulation.execution import Execution
 from stable_plugin.simulation.integrators import Integrator
-from stable_plugin.simulation.simulator import Simulator, Window
+from stable_plugin.simulation.simulator import Simulator
 from stable_plugin.simulation.state import State
+from stable_plugin.simulation.window import Window
 
 log = logging.getLogger(__name__)
 

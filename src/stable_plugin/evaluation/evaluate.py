@@ -28,7 +28,7 @@ from stable_plugin.observables import (
 )
 from stable_plugin.potentials import Potential, find_potential
 from stable_plugin.simulation import Execution, Integrator, Langevin, Simulator
-from stable_plugin.simulation.simulator import NEVER
+from stable_plugin.simulation.window import NEVER
 from stable_plugin.systems import System, stack_positions
 
 SEGMENT_PS = 0.5

@@ -20,58 +20,9 @@ from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.memory import keep_freed_memory
 from stable_plugin.simulation.state import State
 from stable_plugin.simulation.threads import on_threads
+from stable_plugin.simulation.window import NEVER, Window, stack_frames
 
 log = logging.getLogger(__name__)
-
-NEVER = -1
-"""Step index of something that has not happened."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """What one simulated window leaves behind.
-
-    Attributes:
-        positions: Recorded frames, (n_frames, n_replicas, n_atoms, 3) in Å.
-        velocities: Of the same frames, in Å per ASE time.
-        valid: Frames that are finite and within the discard limit, (n_frames, n_replicas).
-        unstable_step: First step at which the replica was flagged, (n_replicas,); ``NEVER`` if it was not, zero if it
-            was not finite to begin with.
-        stopped: Replicas that went beyond the discard limit or became non-finite, (n_replicas,).
-        start: State at the beginning.
-        end: State at the end; a stopped replica rests where it was last finite.
-        n_steps: Steps simulated.
-        timestep_fs: Timestep in fs.
-    """
-
-    positions: Tensor
-    velocities: Tensor
-    valid: Tensor
-    unstable_step: Tensor
-    stopped: Tensor
-    start: State
-    end: State
-    n_steps: int
-    timestep_fs: float
-
-    @property
-    def unstable(self) -> Tensor:
-        """Replicas that were flagged, (n_replicas,)."""
-        return self.unstable_step != NEVER
-
-    @property
-    def unstable_share(self) -> float:
-        """Share of the replicas that were flagged."""
-        return self.unstable.double().mean().item()
-
-    @property
-    def duration_ps(self) -> float:
-        """Simulated time per replica in ps."""
-        return self.n_steps * self.timestep_fs / 1000.0
-
-    def frames(self) -> Tensor:
-        """The valid frames of all replicas in one sample, (n_valid, n_atoms, 3)."""
-        return self.positions[self.valid]
 
 
 @dataclass
@@ -241,7 +192,7 @@ class Simulator:
                     frames.append((state.positions, state.velocities, progress.moving))
                 if on_block is not None:
                     on_block(last)
-        positions, velocities, valid = _stack(frames, start)
+        positions, velocities, valid = stack_frames(frames, start)
         return Window(
             positions=positions,
             velocities=velocities,
@@ -353,11 +304,3 @@ class Simulator:
 
 def _largest_divisor(number: int, most: int) -> int:
     return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
-
-
-def _stack(frames: list[tuple[Tensor, Tensor, Tensor]], start: State) -> tuple[Tensor, Tensor, Tensor]:
-    if not frames:
-        empty = start.positions.new_empty(0, *start.positions.shape)
-        return empty, empty, torch.empty(0, start.n_replicas, dtype=torch.bool, device=empty.device)
-    positions, velocities, valid = zip(*frames, strict=True)
-    return torch.stack(positions), torch.stack(velocities), torch.stack(valid)
