@@ -13,6 +13,9 @@ from benchmarks.table import Row, ratios, row
 
 ROOT = Path(__file__).parents[1]
 
+REPLICAS = 16
+"""Half as many as in the recipe: half the time."""
+
 WAYS = {
     "reweighted": [],  # as in the recipe
     "one simulation per step": ["runner.stable.steps_per_window=1"],
@@ -30,7 +33,7 @@ def rounds(seeds: int) -> list[Row]:
                 print(f"seed {seed}, {way}: {n_steps:.0f} MD steps, {took:.0f} s", flush=True)
                 steps[way].append(n_steps)
                 seconds[way].append(took)
-    case = f"demo, {seeds} seeds"
+    case = f"demo with {REPLICAS} replicas, {seeds} seeds"
     rows = [row("rounds", case, f"{way}: MD steps of a replica", steps[way], "") for way in WAYS]
     rows += [row("rounds", case, f"{way}: time", seconds[way], "s") for way in WAYS]
     fewer, faster = (ratios(each["one simulation per step"], each["reweighted"]) for each in (steps, seconds))
@@ -45,8 +48,9 @@ def _until_none_fails(folder: Path, seed: int, changes: list[str]) -> tuple[floa
     command = [
         *(str(Path(sys.executable).parent / "fairchem"), "-c", "recipes/aspirin_mace.yaml"),
         *(f"seed={seed}", f"job.run_dir={folder}", "+job.timestamp_id=run", "runner.evaluation.horizons_ps=[0.1]"),
-        *("runner.stable.schedule.max_windows=30", "runner.stable.schedule.floor=0.0", *changes),
+        *("runner.stable.schedule.max_windows=20", "runner.stable.schedule.floor=0.0", *changes),
         "runner.stable.schedule.stable_ps=0.4",  # one window: training ends when no replica fails in it
+        *(f"runner.stable.n_replicas={REPLICAS}", f"runner.evaluation.n_replicas={REPLICAS}"),
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     report: dict[str, Any] = json.loads((folder / "run" / "report.json").read_text())
