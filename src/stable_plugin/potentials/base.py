@@ -118,6 +118,11 @@ class Potential(ABC):
         with self.frozen():
             yield
 
+    @property
+    def simulated_module(self) -> nn.Module:
+        """The module whose weights are read while :meth:`simulating`."""
+        return self.module
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that a gradient is wanted for, in the model's order."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]

@@ -111,7 +111,7 @@ class FairchemPotential(Potential):
         return energy
 
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
-        model = self.module if self._merged is None else self._merged
+        model = self.simulated_module
         with _energies_only(model, own_graph=self.cutoff == inf), _captured(model) as captured:
             output = model(self._data(positions, edges))
         energies = output[self.task.name]
@@ -133,6 +133,10 @@ class FairchemPotential(Potential):
                 yield
             finally:
                 self._merged = None
+
+    @property
+    def simulated_module(self) -> nn.Module:
+        return self.module if self._merged is None else self._merged
 
     def _data(self, positions: Tensor, edges: Edges) -> AtomicData:
         own_graph = self.cutoff == inf

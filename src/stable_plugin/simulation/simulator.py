@@ -249,7 +249,7 @@ class Simulator:
         return self._looked_at(outputs, inputs[-1] + len(block), plan) if look and not inside else outputs
 
     def _graph(self, inputs: Sequence[Tensor], look: bool, plan: _Plan) -> CapturedBlock:
-        module = self.potential.module
+        module = self.potential.simulated_module
         addresses = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
         made_from = (self.neighbors.generation, addresses, id(plan.generator), plan.stop_unstable)
 
