@@ -6,7 +6,7 @@ Everything that is compared is measured in turn in one process, so that a change
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from benchmarks.cases import aspirin, peptide, peptide_mace, water
 from benchmarks.estimator import estimator
@@ -15,7 +15,7 @@ from benchmarks.rounds import rounds
 from benchmarks.table import Row, show, write
 
 
-def md_rows(device: str, repeats: int) -> list[Row]:
+def md_rows(device: str, repeats: int) -> Iterator[list[Row]]:
     """Every system and number of replicas."""
     cases = {
         **{f"aspirin {n}": (lambda n=n: aspirin(n, device), max(10, 640 // n)) for n in (1, 8, 32, 128)},
@@ -25,25 +25,24 @@ def md_rows(device: str, repeats: int) -> list[Row]:
     }
     if device == "cpu":
         cases["eSEN"] = (lambda: peptide(8), 10)
-    return [each for make, steps in cases.values() for each in md(make(), repeats, steps)]
+    for make, steps in cases.values():
+        yield md(make(), repeats, steps)
 
 
-def growth_rows(device: str, repeats: int) -> list[Row]:
+def growth_rows(device: str, repeats: int) -> Iterator[list[Row]]:
     """How cost grows with replicas and atoms, and what of it the neighbour lists are."""
     small, large = water(1, device), water(1, device, repeat=2)
-    return [
-        *growth({8: aspirin(8, device), 128: aspirin(128, device)}, "replicas of aspirin", repeats, 20),
-        *growth({192: small, 1536: large}, "atoms of water", repeats, 20),
-        *neighbour_share(small, repeats, 40),
-        *neighbour_share(large, repeats, 20),
-    ]
+    yield growth({8: aspirin(8, device), 128: aspirin(128, device)}, "replicas of aspirin", repeats, 20)
+    yield growth({192: small, 1536: large}, "atoms of water", repeats, 20)
+    yield neighbour_share(small, repeats, 40)
+    yield neighbour_share(large, repeats, 20)
 
 
-GROUPS: dict[str, Callable[[str, int], list[Row]]] = {
+GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
     "md": md_rows,
     "growth": growth_rows,
     "estimator": lambda device, repeats: estimator(min(repeats, 3)),
-    "rounds": lambda device, repeats: rounds(3),
+    "rounds": lambda device, repeats: iter([rounds(3)]),
 }
 
 
@@ -58,10 +57,9 @@ def main() -> None:
     if unknown:
         parser.error(f"{', '.join(unknown)}: choose from {', '.join(GROUPS)}")
     for group in arguments.groups:
-        rows = GROUPS[group](arguments.device, arguments.repeats)
-        show(rows)
-        path = write(rows, arguments.device, {"repeats": arguments.repeats})
-        print(f"written to {path}")
+        for rows in GROUPS[group](arguments.device, arguments.repeats):
+            show(rows)
+            print(f"kept in {write(rows, arguments.device, {'repeats': arguments.repeats})}", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ CHUNK = 64
 """Frames per model call, for both."""
 
 
-def estimator(repeats: int) -> list[Row]:
+def estimator(repeats: int) -> Iterator[list[Row]]:
     """Time and peak memory of both, each measurement in a process of its own."""
     settings = [(n_frames, CHANNELS) for n_frames in FRAMES] + [(128, channels) for channels in PARAMETERS]
-    rows = []
     for n_frames, channels in settings:
+        rows = []
         measured: dict[str, list[tuple[int, float, float]]] = {"one backward": [], "gradient of every frame": []}
         for _ in range(repeats):
             for way, results in measured.items():
@@ -40,8 +40,7 @@ def estimator(repeats: int) -> list[Row]:
             rows.append(row("estimator", case, way, seconds[way], "s"))
             rows.append(row("estimator", case, f"{way}: peak memory", [result[2] for result in results], "MB"))
         faster = ratios(seconds["gradient of every frame"], seconds["one backward"])
-        rows.append(row("estimator", case, "gradient of every frame / one backward", faster, ""))
-    return rows
+        yield [*rows, row("estimator", case, "gradient of every frame / one backward", faster, "")]
 
 
 def _in_its_own_process(way: str, n_frames: int, channels: int) -> tuple[int, float, float]:
