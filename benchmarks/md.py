@@ -17,7 +17,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from benchmarks.cases import Case
 from benchmarks.table import Row, in_turn, ratios, row
 from stable_plugin import Langevin
-from stable_plugin.simulation import Execution, Simulator, State
+from stable_plugin.simulation import Execution, Simulator
 from stable_plugin.simulation.capture import BlockGraphs
 
 FRICTION_PER_PS = 1.0
@@ -34,7 +34,7 @@ def md(case: Case, repeats: int, steps: int) -> list[Row]:
         ours[fast] = Execution(capture=cuda, compile=not cuda, threads=None)
     tasks: dict[str, Callable[[], Any]] = {
         "bare model call": bare(case, steps),
-        **{name: simulation(case, steps, execution)[0] for name, execution in ours.items()},
+        **{name: simulation(case, steps, execution) for name, execution in ours.items()},
     }
     if cuda:
         tasks["captured bare model call"] = captured_bare(case, steps)
@@ -97,8 +97,8 @@ def simulation(
     steps: int,
     execution: Execution | None = None,
     timed: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
-) -> tuple[Callable[[], None], Callable[[], State]]:
-    """A function that goes on with a simulation, and one that says where it is; neighbour lists are ``timed``."""
+) -> Callable[[], None]:
+    """A function that goes on with a simulation; what it does for its neighbours is ``timed``."""
     integrator = Langevin(case.temperature_K, case.timestep_fs, FRICTION_PER_PS)
     simulator = Simulator(case.potential, integrator, case.detector, execution=execution)
     for name in ("update", "edges", "missed"):
@@ -110,7 +110,7 @@ def simulation(
         nonlocal state
         state = simulator.run(state, steps, steps, generator).end
 
-    return simulate, lambda: state
+    return simulate
 
 
 def torch_sim(case: Case, steps: int) -> Callable[[], None]:
@@ -184,7 +184,7 @@ def neighbour_share(case: Case, repeats: int, steps: int) -> list[Row]:
 
         return call
 
-    simulate, _ = simulation(case, steps, Execution(compile=False, threads=None), timed)
+    simulate = simulation(case, steps, Execution(compile=False, threads=None), timed)
     shares = []
     for _ in range(repeats + 1):
         spent, began = 0.0, time.perf_counter()
@@ -203,7 +203,7 @@ def growth(cases: dict[int, Case], of: str, repeats: int, steps: int) -> list[Ro
         steps: Steps in each.
     """
     plain = Execution(compile=False, threads=None)
-    times = in_turn({str(n): simulation(case, steps, plain)[0] for n, case in cases.items()}, repeats)
+    times = in_turn({str(n): simulation(case, steps, plain) for n, case in cases.items()}, repeats)
     few, many = min(cases), max(cases)
     factors = ratios(times[str(many)], times[str(few)])
     name = f"{few} to {many} {of}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,7 @@ class Potential(ABC):
         Returns:
             Energies (n_replicas,) in eV, and forces (n_replicas, n_atoms, 3) in eV/Å.
         """
-        with torch.enable_grad():
-            positions = positions.detach().requires_grad_(True)
-            energies = self.energies(positions, edges)
-            (gradient,) = torch.autograd.grad(energies.sum(), positions)
-        return energies.detach(), -gradient
+        return differentiated(self.energies, positions, edges)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -126,6 +122,17 @@ class Potential(ABC):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that a gradient is wanted for, in the model's order."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+def differentiated(
+    energies: Callable[[Tensor, Edges], Tensor], positions: Tensor, edges: Edges
+) -> tuple[Tensor, Tensor]:
+    """Energies (n_replicas,) of a function of positions and edges, and minus their gradient (n_replicas, n_atoms, 3)."""
+    with torch.enable_grad():
+        positions = positions.detach().requires_grad_(True)
+        values = energies(positions, edges)
+        (gradient,) = torch.autograd.grad(values.sum(), positions)
+    return values.detach(), -gradient
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stable_plugin.neighbors import Edges
-from stable_plugin.potentials.base import Potential
+from stable_plugin.potentials.base import Potential, differentiated
 
 TOLERANCE = 1e-3
 """Relative to the largest force: what compiled arithmetic in single precision may differ by."""
@@ -46,24 +46,22 @@ class CompiledForces:
         if not self._checked:
             # Whatever the potential sets up at its first call is there before it is followed.
             self._followed.energies(positions, edges)
-        index, shifts = edges.index, edges.shifts
-        if index.shape[1] > 1:
-            torch._dynamo.mark_dynamic(index, 1)
-            torch._dynamo.mark_dynamic(shifts, 0)
+        if edges.index.shape[1] > 1:
+            torch._dynamo.mark_dynamic(edges.index, 1)
+            torch._dynamo.mark_dynamic(edges.shifts, 0)
         try:
-            with torch.enable_grad():
-                at = positions.detach().requires_grad_(True)
-                energies = self._energies(at, index, shifts)
-                (gradient,) = torch.autograd.grad(energies.sum(), at)
+            energies, forces = differentiated(
+                lambda at, listed: self._energies(at, listed.index, listed.shifts), positions, edges
+            )
         except Exception as error:  # a compiler that is missing, or a model it cannot follow: many kinds
             raise ValueError(
                 f"compile=True: {type(self._potential.module).__name__} could not be compiled "
                 f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}). Set compile=False."
             ) from error
         if not self._checked:
-            self._check(positions, edges, -gradient)
+            self._check(positions, edges, forces)
             self._checked = True
-        return energies.detach(), -gradient
+        return energies, forces
 
     def _check(self, positions: Tensor, edges: Edges, forces: Tensor) -> None:
         _, expected = self._potential.energies_and_forces(positions, edges)
