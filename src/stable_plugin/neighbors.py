@@ -58,24 +58,26 @@ class Pairs:
         vectors = flat.index_select(0, self.second) - flat.index_select(0, self.first)
         return (vectors if self.shifts is None else vectors + self.shifts).square().sum(dim=-1)
 
-    def where(self, mask: Tensor) -> Pairs:
-        """The pairs for which ``mask`` (n_pairs,) is true."""
+    def edges_where(self, mask: Tensor, positions: Tensor, cutoff: float) -> Edges:
+        """The pairs for which ``mask`` (n_pairs,) is true; one edge of padding if it is nowhere, as models expect one."""
         chosen = mask.nonzero().squeeze(1)
+        if len(chosen) == 0:
+            padding = Pairs.unlisted(1, positions, cutoff)
+            return both_directions(padding.first, padding.second, padding.shifts, positions)
         shifts = None if self.shifts is None else self.shifts[chosen]
-        return Pairs(self.first[chosen], self.second[chosen], self.replica[chosen], shifts)
+        return both_directions(self.first[chosen], self.second[chosen], shifts, positions)
 
-    def first_where(self, mask: Tensor, n_pairs: int, cutoff: float) -> Pairs:
-        """The first ``n_pairs`` for which ``mask`` (n_pairs at hand,) is true, padded, without a host synchronisation."""
+    def first_edges_where(self, mask: Tensor, positions: Tensor, cutoff: float, n_pairs: int) -> Edges:
+        """The first ``n_pairs`` for which ``mask`` is true, padded, without a host synchronisation."""
         # The others are all written to one place more, which is then cut off.
         place = torch.where(mask, mask.cumsum(0) - 1, n_pairs).clamp_max(n_pairs)
-        assert self.shifts is not None
-        room = Pairs.unlisted(n_pairs + 1, self.shifts, cutoff)
-        assert room.shifts is not None
-        return Pairs(
+        room = Pairs.unlisted(n_pairs + 1, positions, cutoff)
+        assert self.shifts is not None and room.shifts is not None
+        return both_directions(
             room.first.index_copy(0, place, self.first)[:-1],
             room.second.index_copy(0, place, self.second)[:-1],
-            room.replica.index_copy(0, place, self.replica)[:-1],
             room.shifts.index_copy(0, place, self.shifts)[:-1],
+            positions,
         )
 
     @classmethod
@@ -97,6 +99,14 @@ class Pairs:
         self.second.copy_(torch.cat([pairs.second, padding.second]))
         self.replica.copy_(torch.cat([pairs.replica, padding.replica]))
         self.shifts.copy_(torch.cat([shifts, padding.shifts]))
+
+
+def both_directions(first: Tensor, second: Tensor, shifts: Tensor | None, positions: Tensor) -> Edges:
+    """Edges of pairs, each in both directions."""
+    index = torch.stack([torch.cat([first, second]), torch.cat([second, first])])
+    if shifts is None:
+        return Edges(index, positions.new_zeros(1, 3).expand(index.shape[1], 3))
+    return Edges(index, torch.cat([shifts, -shifts]))
 
 
 def all_pairs(n_replicas: int, n_atoms: int, device: torch.device) -> Pairs:
@@ -214,10 +224,10 @@ class NeighborList:
         pairs = self._at_hand
         listed = (pairs.squared_distances(positions) < self.cutoff**2) & active[pairs.replica]
         if not self.fixed:
-            return _edges(pairs.where(listed), positions, self.cutoff)
+            return pairs.edges_where(listed, positions, self.cutoff)
         assert self._needed is not None
         torch.maximum(self._needed, listed.sum(), out=self._needed)
-        return _edges(pairs.first_where(listed, self._half, self.cutoff), positions, self.cutoff)
+        return pairs.first_edges_where(listed, positions, self.cutoff, self._half)
 
     def missed(self, positions: Tensor) -> Tensor:
         """Replicas of which an edge is, or may be, missing, (n_replicas,)."""
@@ -289,21 +299,11 @@ def edges_within(positions: Tensor, cutoff: float, system: System) -> Edges:
     pairs = (
         pairs_within(at, cutoff, system) if system.periodic else all_pairs(len(at), system.n_atoms, positions.device)
     )
-    return _edges(pairs.where(pairs.squared_distances(at) < cutoff**2), at, cutoff)
+    return pairs.edges_where(pairs.squared_distances(at) < cutoff**2, at, cutoff)
 
 
 def _no_edges(positions: Tensor) -> Edges:
     return Edges(index=torch.empty(2, 0, dtype=torch.long, device=positions.device), shifts=positions.new_empty(0, 3))
-
-
-def _edges(pairs: Pairs, positions: Tensor, cutoff: float) -> Edges:
-    """Both directions of the pairs; one of padding if there are none, as models expect an edge."""
-    if len(pairs.first) == 0:
-        pairs = Pairs.unlisted(1, positions, cutoff)
-    index = torch.stack([torch.cat([pairs.first, pairs.second]), torch.cat([pairs.second, pairs.first])])
-    if pairs.shifts is None:
-        return Edges(index, positions.new_zeros(1, 3).expand(index.shape[1], 3))
-    return Edges(index, torch.cat([pairs.shifts, -pairs.shifts]))
 
 
 def _rounded(count: float) -> int:
