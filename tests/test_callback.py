@@ -153,19 +153,14 @@ def test_the_defaults_find_structures_bonds_and_targets_in_the_training_data(tmp
         assert length == pytest.approx(expected[i, j].item(), abs=1e-5)
 
 
-class OrderedData(ExtxyzDataModule):
-    """Without shuffling, whose random numbers Lightning does not restore."""
-
-    def train_dataloader(self):
-        return self.trainer.lightning_module.dataloader(self.train_frames, self.batch_size, shuffle=False)
-
-
 def fit_until_interrupted(folder, frames, callback, resume_from=None, max_epochs=6):
     module = small_module()
+    if resume_from is None:
+        seed_everything(1)  # batches are shuffled; who resumes finds the state of the generators in the checkpoint
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     run = trainer(folder, callback, last, max_epochs=max_epochs, enable_checkpointing=True)
     try:
-        run.fit(module, OrderedData(frames, batch_size=5), ckpt_path=resume_from, weights_only=False)
+        run.fit(module, ExtxyzDataModule(frames, batch_size=5), ckpt_path=resume_from, weights_only=False)
     except SystemExit:
         assert callback.n_windows is not None
     return module
@@ -258,7 +253,7 @@ class Spoiled(StABlECallback):
 def fit_spoiled(folder, frames, *steps):
     callback, module = Spoiled(**endless()), small_module()
     callback.spoiled_at = steps
-    trainer(folder, callback, max_epochs=2).fit(module, OrderedData(frames, batch_size=5))
+    trainer(folder, callback, max_epochs=2).fit(module, ExtxyzDataModule(frames, batch_size=5))
     return callback, module
 
 
@@ -273,7 +268,7 @@ def test_three_such_gradients_in_a_row_end_the_run_with_the_weights_before_them(
     callback, module = Spoiled(**endless()), small_module()
     callback.spoiled_at = (1, 2, 3)
     with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
-        trainer(tmp_path, callback).fit(module, OrderedData(frames, batch_size=5))
+        trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert torch.equal(weights(module), callback.weights_before)
 
 

@@ -109,8 +109,10 @@ def test_evaluating_the_result_alone_gives_the_numbers_of_the_run(run, workplace
     assert alone["force_mae_mev_per_A"] == pytest.approx(after["force_mae_mev_per_A"], rel=1e-5)
 
 
-def test_ctrl_c_leaves_a_configuration_that_finishes_the_run_without_training_again(workplace):
-    command = [FAIRCHEM, "-c", "recipes/aspirin_mace.yaml", *TINY, "job.run_dir=runs/cut"]
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_run_goes_on_without_training_again(workplace, told):
+    runs = workplace / "runs" / told.name
+    command = [FAIRCHEM, "-c", "recipes/aspirin_mace.yaml", *TINY, f"job.run_dir={runs}"]
     # Windows long enough to be interrupted in.
     command += ["runner.stable.window_ps=2.0", "runner.evaluation.horizons_ps=[0.01]"]
     command += ["+runner.evaluation.record_every_fs=5"]
@@ -118,17 +120,13 @@ def test_ctrl_c_leaves_a_configuration_that_finishes_the_run_without_training_ag
         command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         deadline = time.monotonic() + 240
-        while (
-            not list(workplace.glob("runs/cut/*/before.json"))
-            and process.poll() is None
-            and time.monotonic() < deadline
-        ):
+        while not list(runs.glob("*/before.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         time.sleep(5.0)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(told)
         output = process.communicate(timeout=120)[0]
     assert "resume_config.yaml" in output
-    (folder,) = (workplace / "runs" / "cut").iterdir()
+    (folder,) = runs.iterdir()
     assert not (folder / "report.json").exists()
     trained = (folder / "before.model").stat().st_mtime_ns
     (configuration,) = folder.rglob("resume_config.yaml")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import optim
 
 from stable_plugin import checks
 from stable_plugin.detectors import Detector
 from stable_plugin.estimator import Loss, mean_squared_error
 from stable_plugin.frames import Frames
+from stable_plugin.lightning.whole_files import write_whole_files
 from stable_plugin.loop import Round, StABlELoop
 from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
@@ -148,7 +149,7 @@ class StABlECallback(Callback):
         return self.loop.rounds if self.session.begun else []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work, before anything long begins."""
+        """Refuse what cannot work, before anything long begins, and see to checkpoints that are whole."""
         if sum(isinstance(callback, StABlECallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "the Trainer has more than one StABlECallback, which would both move the same weights: keep one, with all "
@@ -160,11 +161,19 @@ class StABlECallback(Callback):
                 f"({type(pl_module).__name__}.automatic_optimization = False) bypasses: use StABlEMixin and its "
                 "stable_loss() in training_step."
             )
+        write_whole_files(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find potential, structures and reference."""
+
+        def stop_if_told() -> None:
+            # Lightning looks between batches; a window can take longer than the grace that schedulers give.
+            if trainer.received_sigterm:
+                raise SIGTERMException
+
         show_progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
-        self.session.begin(pl_module, trainer.train_dataloader, trainer.default_root_dir, show_progress)
+        folder = trainer.default_root_dir
+        self.session.begin(pl_module, trainer.train_dataloader, folder, show_progress, stop_if_told)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Simulate until it is time to learn, or training is done."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import Tensor, nn, optim
 
 from stable_plugin import checks
 from stable_plugin.estimator import Estimate
-from stable_plugin.loop import Round, StABlELoop, UnusablePotentialError
+from stable_plugin.loop import Progress, Round, StABlELoop, UnusablePotentialError
 from stable_plugin.training.gradients import BorrowedLearningRate, ObservableWeight, Weight, add_gradients, norm
 from stable_plugin.training.progress import ProgressLine
+from stable_plugin.training.randomness import random_state, restore_random_state
 from stable_plugin.training.settings import LoopSettings
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Session:
         self._spoiled_steps = 0
         self._folder = Path()
         self._show_progress = False
+        self._on_progress: Callable[[], None] = lambda: None
 
     @property
     def begun(self) -> bool:
@@ -71,7 +73,14 @@ class Session:
         """Whether the replicas were stable for the time asked for, or the windows are used up."""
         return self._loop is not None and self._loop.phases.name == "done"
 
-    def begin(self, module: nn.Module, dataloader: Any, folder: str | Path, show_progress: bool) -> None:
+    def begin(
+        self,
+        module: nn.Module,
+        dataloader: Any,
+        folder: str | Path,
+        show_progress: bool,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
         """Find potential, structures and reference, and take up the state that was loaded, if any.
 
         Args:
@@ -79,13 +88,14 @@ class Session:
             dataloader: Training data.
             folder: Where the worst frame goes if the potential turns out unusable.
             show_progress: Whether to show a progress line while simulating.
+            on_progress: Called every few steps of a simulation; may raise to interrupt it.
         """
         self._loop = self.settings.build(module, dataloader)
         if self._resumed is not None:
             self._loop.load_state_dict(self._resumed)
             self._resumed = None
         self._told_rounds = len(self._loop.rounds)
-        self._folder, self._show_progress = Path(folder), show_progress
+        self._folder, self._show_progress, self._on_progress = Path(folder), show_progress, on_progress
 
     def simulate(self) -> None:
         """Run the simulation phase, if training is in one."""
@@ -177,20 +187,31 @@ class Session:
         return [_numbers(entry) for entry in rounds]
 
     def state_dict(self) -> dict[str, Any]:
-        """Phase, replicas, random streams and rounds."""
-        return {} if self._loop is None else {"loop": self._loop.state_dict(), "weight": self.weight.state_dict()}
+        """Phase, replicas, rounds and random streams, the global ones included."""
+        if self._loop is None:
+            return {}
+        return {"loop": self._loop.state_dict(), "weight": self.weight.state_dict(), "random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` gave, once the loop exists."""
+        """Put back what :meth:`state_dict` gave: the loop's once it exists, the global random streams at once.
+
+        Trainers draw the order of the first batches before they say that training starts.
+        """
         if state_dict:
             self._resumed = state_dict["loop"]
+            restore_random_state(state_dict["random"])
             self.weight.load_state_dict(state_dict["weight"])
 
     @contextmanager
     def _watched(self) -> Iterator[StABlELoop]:
         """The loop with a progress line, and with the worst frame saved if the potential turns out unusable."""
         line = ProgressLine(self.loop, self._show_progress)
-        self.loop.on_progress = line.show
+
+        def show(progress: Progress) -> None:
+            line.show(progress)
+            self._on_progress()
+
+        self.loop.on_progress = show
         try:
             yield self.loop
         except UnusablePotentialError as error:
