@@ -12,7 +12,8 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq
 ENV := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-mace-only test-fairchem-only test-cuda check docs bench bench-cuda data clean
+.PHONY: help env demo test test-mace-only test-fairchem-only test-cuda test-slow check docs wheel bench bench-cuda \
+        data clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -41,7 +42,10 @@ demo: $(ENV)  ## repair a MACE model of aspirin, on a CPU
 	$(BIN)/fairchem -c recipes/aspirin_mace.yaml $(ARGS)
 
 test: $(ENV)  ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(ENV)  ## run the tests that take long: real runs, killed and gone on with
+	$(BIN)/python -m pytest -q -m slow
 
 # Each family without the other, as a user of only one has it: an environment of its own, beside .venv.
 .venv-%/.installed: Makefile setup.cfg pyproject.toml
@@ -52,12 +56,12 @@ test: $(ENV)  ## run the tests
 	@touch $@
 
 test-mace-only: .venv-mace/.installed  ## run the tests without fairchem
-	.venv-mace/bin/python -m pytest -q
+	.venv-mace/bin/python -m pytest -q -m "not slow"
 
 test-fairchem-only: .venv-fairchem/.installed  ## run the tests without MACE
-	.venv-fairchem/bin/python -m pytest -q
+	.venv-fairchem/bin/python -m pytest -q -m "not slow"
 
-check: $(ENV)  ## lint, formatting, types, import contracts
+check: $(ENV) docs wheel  ## lint, formatting, types, import contracts, documentation, wheel
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -65,6 +69,12 @@ check: $(ENV)  ## lint, formatting, types, import contracts
 
 docs: .venv/.extra-docs  ## build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+
+wheel: $(ENV)  ## build sdist and wheel, and import every module of the wheel
+	rm -rf build dist
+	$(BIN)/python -m build -o dist > /dev/null
+	$(BIN)/python -m pip install --disable-pip-version-check -qq --no-deps --target build/wheel dist/*.whl
+	PYTHONPATH=build/wheel $(BIN)/python -W ignore .ci/import_all.py build/wheel
 
 bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=rounds for whole rounds
 	$(BIN)/python -m benchmarks $(GROUPS)

@@ -63,7 +63,7 @@ def test_the_run_folder_holds_report_potentials_logs_and_trajectories(run):
     for stage in ("supervised", "stable"):
         assert (folder / stage / "last.ckpt").is_file()
         assert list((folder / stage / "tensorboard").glob("events*"))
-    assert "stable/unstable_share" in (folder / "stable" / "csv" / "metrics.csv").read_text()
+    assert "stable/unstable_share" in (folder / "stable" / "csv" / "version_0" / "metrics.csv").read_text()
     for path in (folder / "trajectories" / "before").glob("*.extxyz"):
         assert len(read(path, 0)) == 21
 

@@ -130,7 +130,8 @@ class StABlERunner(RunFolder):
             devices=1,
             default_root_dir=folder,
             logger=[
-                CSVLogger(folder, name="csv", version=""),
+                # A version of its own for each start: Lightning deletes what it finds in the folder of a version.
+                CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
                 TensorBoardLogger(folder, name="tensorboard", version=""),
             ],
             callbacks=[*callbacks, last],
