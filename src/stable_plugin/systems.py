@@ -95,7 +95,8 @@ class System:
     def to_cell(self) -> Tensor:
         """Takes positions to multiples of the cell vectors, (3, 3); to zero in directions that do not repeat."""
         repeats = torch.tensor(self.pbc, dtype=torch.float64)
-        return (torch.linalg.inv(self.cell.double().cpu()) * repeats).to(self.cell.device)
+        inverse: Tensor = torch.linalg.inv(self.cell.double().cpu())
+        return (inverse * repeats).to(self.cell.device)
 
     @property
     def reach(self) -> float:
@@ -166,7 +167,8 @@ class System:
 
     def distances(self, positions: Tensor, pairs: Tensor) -> Tensor:
         """Lengths of :meth:`separations`, (..., n_pairs) in Å."""
-        return torch.linalg.vector_norm(self.separations(positions, pairs), dim=-1)
+        lengths: Tensor = torch.linalg.vector_norm(self.separations(positions, pairs), dim=-1)
+        return lengths
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> System:
         """The same system with its tensors on ``device`` and its masses in ``dtype``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ class MACEModule(FamilyModule):
         """Precision of the model."""
         if self.model is None:
             return DTYPES[self.options.dtype]
-        return next(self.model.parameters()).dtype
+        parameters: Iterator[Tensor] = self.model.parameters()
+        return next(parameters).dtype
 
     def build(self, frames: Sequence[Atoms]) -> None:
         self._statistics = self._measure(frames)
@@ -144,10 +145,11 @@ class MACEModule(FamilyModule):
 
     def forward(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
         """MACE's output for one of its batches."""
-        return self.model(batch.to_dict(), training=training)
+        output: dict[str, Tensor] = self.model(batch.to_dict(), training=training)
+        return output
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(batch, self(batch, training=True))
+        loss: Tensor = self.loss(batch, self(batch, training=True))
         self.log("train/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
         return loss
 

@@ -99,7 +99,7 @@ def with_gradient(value: float, parameters: Sequence[nn.Parameter], gradients: S
         parameters: Leaves of the backward pass.
         gradients: One per parameter, shaped like it.
     """
-    result: Tensor = _WithGradient.apply(value, tuple(gradients), *parameters)
+    result: Tensor = _WithGradient.apply(value, tuple(gradients), *parameters)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -86,7 +86,7 @@ class PowerSpectrum(VelocityAutocorrelation):
 
     def _from_correlation(self, curves: Tensor) -> Tensor:
         window = torch.cos(0.5 * torch.pi * torch.arange(self.n_lags).to(curves) / self.n_lags).square()
-        spectra = torch.fft.hfft(super()._from_correlation(curves) * window)[:, : self.n_lags]
+        spectra: Tensor = torch.fft.hfft(super()._from_correlation(curves) * window)[:, : self.n_lags]
         step = (self.wavenumbers[1] - self.wavenumbers[0]).item()
         return spectra / (spectra.sum(dim=1, keepdim=True) * step)
 

@@ -121,6 +121,7 @@ class RadialDistribution(LocalObservable):
         system, pairs, centres = self._system, self._chosen().to(positions.device), self.centres.to(positions)
         assert system is not None
         reach = self.centres[-1].item() + self.bin_width + 6.0 * self.smearing
+        per_pair: Tensor = self._per_pair.to(positions)
         frames = []
         for frame in positions:
             counts = frame.new_zeros(n_rows, len(centres))
@@ -130,7 +131,7 @@ class RadialDistribution(LocalObservable):
                 for rows in ends:
                     counts += smeared_counts(distances[near], rows[part[near]], n_rows, centres, self.smearing)
             frames.append(counts)
-        return torch.stack(frames) * self._per_pair.to(positions)
+        return torch.stack(frames) * per_pair
 
     def _chosen(self) -> Tensor:
         if self._system is None:

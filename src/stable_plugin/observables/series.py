@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from math import sqrt
 from typing import Any
 
 import torch
@@ -199,7 +200,7 @@ class TimeCorrelation(Metric):
         if whole.sum() < 2:
             return torch.full_like(self.compute(), torch.nan)
         results = self._from_correlation((sums / counts)[whole])
-        return results.std(dim=0) / len(results) ** 0.5
+        return results.std(dim=0) / sqrt(len(results))
 
     def mean_absolute_error(self) -> float:
         """Mean over the values of the absolute difference to the target."""

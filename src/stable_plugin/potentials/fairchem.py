@@ -93,7 +93,7 @@ class FairchemPotential(Potential):
         self._charge, self._spin = charge_and_spin(system.charge, system.spin, self.dataset)
         self._templates: dict[tuple[int, bool], AtomicData] = {}
         self._readout: _Readout | None = None
-        self._merged: Any = None
+        self._merged: nn.Module | None = None
 
     @property
     def cutoff(self) -> float:

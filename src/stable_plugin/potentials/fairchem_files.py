@@ -113,7 +113,7 @@ class FairchemModel(nn.Module):
         Raises:
             ValueError: If neither the structure nor the model does, and the data set needs them.
         """
-        copied = frame.copy()
+        copied: Atoms = frame.copy()
         charge = frame.info.get("charge", self.charge)
         copied.info["charge"], copied.info["spin"] = charge_and_spin(
             charge, frame.info.get("spin", self.spin), self.dataset

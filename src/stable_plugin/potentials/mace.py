@@ -68,7 +68,8 @@ class MACEPotential(Potential):
 
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
         output = self.module(self.graph(positions, edges), compute_force=False)
-        return output["node_energy"].double().reshape(positions.shape[:2]) - self._isolated_energies()
+        energies: Tensor = output["node_energy"].double().reshape(positions.shape[:2])
+        return energies - self._isolated_energies()
 
     @property
     def constant_energy(self) -> float:
@@ -96,7 +97,8 @@ class MACEPotential(Potential):
         }
 
     def _isolated_energies(self) -> Tensor:
-        return self.module.atomic_energies_fn(self._one_hot)[:, self._head].double()
+        energies: Tensor = self.module.atomic_energies_fn(self._one_hot)
+        return energies[:, self._head].double()
 
     def _constant_entries(self, n_replicas: int) -> dict[str, Tensor]:
         n_atoms = self.system.n_atoms

@@ -45,7 +45,7 @@ class ModulePotential(Potential):
         return inf
 
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
-        energies = self.module(positions)
+        energies: Tensor = self.module(positions)
         if energies.shape == positions.shape[:2]:
             return energies
         if energies.shape == positions.shape[:1]:

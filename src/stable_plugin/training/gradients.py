@@ -66,7 +66,8 @@ def norm(tensors: Sequence[Tensor]) -> float:
     """Euclidean norm of all tensors together."""
     if not tensors:
         return 0.0
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])).item()
+    norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])
+    return float(torch.linalg.vector_norm(norms))
 
 
 def add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], factor: float) -> None:

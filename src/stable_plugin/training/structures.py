@@ -40,7 +40,8 @@ def training_structures(module: Any, dataloader: Any) -> list[Atoms]:
 def _mace_atomic_numbers(modules: Iterable[Any]) -> list[int] | None:
     for module in modules:
         if hasattr(module, "atomic_energies_fn") and hasattr(module, "atomic_numbers"):
-            return module.atomic_numbers.tolist()
+            numbers: list[int] = module.atomic_numbers.tolist()
+            return numbers
     return None
 
 
