@@ -12,7 +12,7 @@ from ase.io import read
 NEEDS = {
     "mace": [
         "test_callback.py", "test_mace_module.py", "test_mace_periodic.py", "test_mace_potential.py", "test_readme.py",
-        "test_runner.py",
+        "test_runner.py", "test_trainer_features.py", "test_killed.py", "test_processes.py",
     ],
     "fairchem": [
         "test_fairchem_module.py", "test_fairchem_native.py", "test_fairchem_potential.py", "test_readme.py",

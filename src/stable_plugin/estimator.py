@@ -11,21 +11,34 @@ In a large system one broken molecule drowns in the mean over all. The local est
 and the energy of its atoms as a sample of its own; its gradient is still that of one sum, of atomic energies with a
 weight each.
 
+Where several processes train one potential, each holds samples of its own: means, covariances and the effective sample
+size are over the samples of all.
+
 Source: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984, eq. 4 and section 4.3; reweighting to
 changed parameters as in Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021), eq. 3 to 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from stable_plugin.memory import OUT_OF_MEMORY, is_out_of_memory
 from stable_plugin.neighborhoods import Members
 from stable_plugin.potentials.base import Potential
+from stable_plugin.processes import Processes
 from stable_plugin.units import BOLTZMANN
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ALONE = Processes()
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A differentiable scalar of the mean observable and its target, both (n_values,)."""
@@ -65,29 +78,38 @@ class Pull:
     effective_share: float
 
 
-def uniform_weights(n_frames: int, like: Tensor) -> Tensor:
-    """Statistical weights of an unbiased sample, (n_frames,), summing to one."""
-    return torch.full((n_frames,), 1.0 / n_frames, dtype=torch.float64, device=like.device)
+def uniform_weights(n_frames: int, like: Tensor, processes: Processes = ALONE) -> Tensor:
+    """Statistical weights of an unbiased sample, (n_frames,), summing to one over all processes."""
+    n_all = processes.count(n_frames, like.device)
+    return torch.full((n_frames,), 1.0 / max(n_all, 1), dtype=torch.float64, device=like.device)
 
 
-def reweighting(energies: Tensor, sampled_energies: Tensor, temperature_K: float) -> Tensor:
-    """Statistical weights ω_i ∝ exp(-β (U_θ(x_i) - U_θ0(x_i))), (n_frames,), summing to one.
+def reweighting(
+    energies: Tensor, sampled_energies: Tensor, temperature_K: float, processes: Processes = ALONE
+) -> Tensor:
+    """Statistical weights ω_i ∝ exp(-β (U_θ(x_i) - U_θ0(x_i))), (n_frames,), summing to one over all processes.
 
     Args:
         energies: Under the present parameters, (n_frames,) in eV.
         sampled_energies: Under those that the frames were sampled with, (n_frames,) in eV.
         temperature_K: Temperature of the sample in K.
+        processes: Those that have samples.
     """
     exponent = (sampled_energies.double() - energies.double()) / (BOLTZMANN * temperature_K)
-    return torch.softmax(exponent, dim=0)
+    largest = processes.max(torch.cat([exponent, exponent.new_full((1,), -torch.inf)]).max())
+    weights = torch.exp(exponent - largest)
+    return weights / processes.sum(weights.sum())
 
 
-def effective_share(weights: Tensor) -> float:
-    """Kish's effective sample size 1/Σω² over the number of frames."""
-    return (1.0 / (weights.square().sum() * len(weights))).item()
+def effective_share(weights: Tensor, processes: Processes = ALONE) -> float:
+    """Kish's effective sample size 1/Σω² over the number of frames, of all processes."""
+    n_all = processes.count(len(weights), weights.device)
+    return (1.0 / (processes.sum(weights.square().sum()) * n_all)).item()
 
 
-def surrogate_weights(values: Tensor, upstream: Tensor, weights: Tensor, temperature_K: float) -> Tensor:
+def surrogate_weights(
+    values: Tensor, upstream: Tensor, weights: Tensor, temperature_K: float, processes: Processes = ALONE
+) -> Tensor:
     """The w_i for which ∇θ L = ∇θ Σ_i w_i U(x_i).
 
     w_i = -β Σ_k v_k ω_ik (g_ik - ⟨g_k⟩) / (1 - Σ_i ω_ik²); with equal weights this is the unbiased
@@ -96,17 +118,19 @@ def surrogate_weights(values: Tensor, upstream: Tensor, weights: Tensor, tempera
     Args:
         values: Observable of each sample, (n_samples, n_values).
         upstream: v = ∂L/∂⟨g⟩, (n_values,).
-        weights: Statistical weights, (n_samples,) or for each value its own, (n_samples, n_values); they sum to one.
+        weights: Statistical weights, (n_samples,) or for each value its own, (n_samples, n_values); they sum to one
+            over all processes.
         temperature_K: Temperature of the sample in K.
+        processes: Those that have samples.
 
     Returns:
         (n_samples,) in 1/eV times the units of the loss.
     """
     values, upstream = values.double(), upstream.double()
     weights = weights[:, None] if weights.dim() == 1 else weights
-    centred = values - (weights * values).sum(dim=0)
+    centred = values - processes.sum((weights * values).sum(dim=0))
     # All weight on one sample: its deviation is zero, and so is the gradient; not zero over zero.
-    unbiasing = (1.0 - weights.square().sum(dim=0)).clamp_min(torch.finfo(weights.dtype).eps)
+    unbiasing = (1.0 - processes.sum(weights.square().sum(dim=0))).clamp_min(torch.finfo(weights.dtype).eps)
     return -((weights * centred / unbiasing) @ upstream) / (BOLTZMANN * temperature_K)
 
 
@@ -121,13 +145,17 @@ class BoltzmannEstimator:
     Args:
         potential: Whose parameters the gradient is for.
         temperature_K: Temperature of the simulation in K.
-        chunk: Frames per model call; bounds the memory.
+        chunk: Frames per model call; bounds the memory. Halved where memory does not suffice.
+        processes: Those that have samples; each calls every method with its own, and all get the same estimate.
     """
 
-    def __init__(self, potential: Potential, temperature_K: float, chunk: int = 32) -> None:
+    def __init__(
+        self, potential: Potential, temperature_K: float, chunk: int = 32, processes: Processes = ALONE
+    ) -> None:
         self.potential = potential
         self.temperature_K = temperature_K
         self.chunk = chunk
+        self.processes = processes
 
     @torch.no_grad()
     def atomic_energies(self, positions: Tensor) -> Tensor:
@@ -137,7 +165,8 @@ class BoltzmannEstimator:
             positions: (n_frames, n_atoms, 3) in Å.
         """
         with self.potential.frozen():
-            return torch.cat([self._atomic(part) for part in positions.split(self.chunk)])
+            parts = self._in_chunks(len(positions), lambda part: self._atomic(positions[part]))
+        return torch.cat([positions.new_empty(0, positions.shape[1], dtype=torch.float64), *parts])
 
     def energies(self, positions: Tensor) -> Tensor:
         """Energies of frames under the present parameters, (n_frames,) in eV, float64."""
@@ -166,7 +195,7 @@ class BoltzmannEstimator:
             ValueError: If there are fewer than two samples.
         """
         n_samples = len(positions) if members is None else len(members)
-        weights = uniform_weights(n_samples, positions) if weights is None else weights
+        weights = uniform_weights(n_samples, positions, self.processes) if weights is None else weights
         return self.combined(positions, [self.pull(positions, values, targets, loss, weights, members)])
 
     def pull(
@@ -179,26 +208,27 @@ class BoltzmannEstimator:
         members: Members | None,
     ) -> Pull:
         """What observables ask of the atomic energies; the arguments are those of :meth:`estimate`."""
-        if len(weights) < 2:
+        n_samples = self.processes.count(len(weights), weights.device)
+        if n_samples < 2:
             raise ValueError(
-                f"the estimator got {len(weights)} frame(s): a covariance needs two. Record more frames or replicas."
+                f"the estimator got {n_samples} frame(s): a covariance needs two. Record more frames or replicas."
             )
         total, surrogate, means = 0.0, torch.zeros_like(weights), []
         for value, target in zip(values, targets, strict=True):
             # Each value is averaged over the samples that have it.
             absent = torch.isnan(value)
             held = torch.where(absent, 0.0, weights[:, None])
-            held = held / held.sum(dim=0)
+            held = held / self.processes.sum(held.sum(dim=0))
             value = torch.where(absent, 0.0, value.double())
-            mean = (held * value).sum(dim=0).requires_grad_(True)
+            mean = self.processes.sum((held * value).sum(dim=0)).requires_grad_(True)
             with torch.enable_grad():
                 part = loss(mean, target.to(mean))
             (upstream,) = torch.autograd.grad(part, mean)
-            surrogate = surrogate + surrogate_weights(value, upstream, held, self.temperature_K)
+            surrogate = surrogate + surrogate_weights(value, upstream, held, self.temperature_K, self.processes)
             total += part.item()
             means.append(mean.detach())
         atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.spread(surrogate)
-        return Pull(total, torch.cat(means), atomic, effective_share(weights))
+        return Pull(total, torch.cat(means), atomic, effective_share(weights, self.processes))
 
     def combined(self, positions: Tensor, pulls: Sequence[Pull]) -> Estimate:
         """One estimate, by one backward pass, of all that pulls at the same frames (n_frames, n_atoms, 3)."""
@@ -210,18 +240,36 @@ class BoltzmannEstimator:
         )
 
     def _backward(self, positions: Tensor, weights: Tensor) -> list[Tensor]:
-        """∇θ Σ_ia w_ia U_a(x_i), one chunk of frames at a time, for weights of atomic energies (n_frames, n_atoms)."""
+        """∇θ Σ_ia w_ia U_a(x_i) over all processes, for weights of atomic energies (n_frames, n_atoms)."""
         parameters = self.potential.trainable_parameters()
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        for part, weight in zip(positions.split(self.chunk), weights.split(self.chunk), strict=True):
+
+        def gradient(part: slice) -> Sequence[Tensor | None]:
             with torch.enable_grad(), self.potential.evaluating():
-                weighted = (weight * self._atomic(part)).sum()
-            for gradient, new in zip(
-                gradients, torch.autograd.grad(weighted, parameters, allow_unused=True), strict=True
-            ):
-                if new is not None:
-                    gradient += new
-        return gradients
+                weighted = (weights[part] * self._atomic(positions[part])).sum()
+            return torch.autograd.grad(weighted, parameters, allow_unused=True)
+
+        for new in self._in_chunks(len(positions), gradient):
+            for total, each in zip(gradients, new, strict=True):
+                if each is not None:
+                    total += each
+        return self.processes.sum_all(gradients)
+
+    def _in_chunks(self, n_frames: int, call: Callable[[slice], T]) -> Iterator[T]:
+        """A call for each chunk of frames; chunks are halved, for good, where memory does not suffice."""
+        first = 0
+        while first < n_frames:
+            part = slice(first, first + self.chunk)
+            try:
+                result = call(part)
+            except OUT_OF_MEMORY as error:
+                if not is_out_of_memory(error) or self.chunk == 1:
+                    raise
+                self.chunk //= 2
+                log.warning("out of memory: the estimator goes on with chunk=%d frames per model call.", self.chunk)
+                continue
+            yield result
+            first = part.stop
 
     def _atomic(self, positions: Tensor) -> Tensor:
         return self.potential.atomic_energies(positions, self.potential.edges(positions)).double()

@@ -21,12 +21,14 @@ from stable_plugin.neighborhoods import Neighborhoods
 from stable_plugin.observables.base import Observable
 from stable_plugin.phases import Phases, Schedule
 from stable_plugin.potentials.base import Potential
+from stable_plugin.processes import Processes
 from stable_plugin.samples import Sample, Sampler
 from stable_plugin.simulation.execution import Execution
 from stable_plugin.simulation.integrators import Integrator
 from stable_plugin.simulation.simulator import Simulator
 from stable_plugin.simulation.state import State
 from stable_plugin.simulation.window import Window
+from stable_plugin.step_size import StepSize
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ class StABlELoop:
         loss: Of an observable's mean and its target.
         steps_per_window: Optimizer steps on one window at most.
         min_effective_share: A window is used up when its effective share falls below this.
+        largest_step: See :class:`~stable_plugin.step_size.StepSize`.
         rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
         local: See :class:`~stable_plugin.samples.Sampler`.
         even_sampling: Likewise.
@@ -115,6 +118,8 @@ class StABlELoop:
         chunk: Frames per model call of the estimator.
         execution: How the simulator runs its steps.
         seed: Seeds all random streams.
+        processes: Those that train together, each with ``n_replicas`` of its own and the same settings; this one alone if
+            not given. They decide on common numbers, and get the same gradients.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class StABlELoop:
         loss: Loss = mean_squared_error,
         steps_per_window: int = 6,
         min_effective_share: float = 0.3,
+        largest_step: float = 1.0,
         rewind_share: float = 0.1,
         local: Neighborhoods | None = None,
         even_sampling: Sequence[int] | None = None,
@@ -140,6 +146,7 @@ class StABlELoop:
         chunk: int = 64,
         execution: Execution | None = None,
         seed: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         checks.count("n_replicas", n_replicas)
         checks.count("steps_per_window", steps_per_window)
@@ -170,20 +177,23 @@ class StABlELoop:
         self.observables = list(observables)
         self.simulator = Simulator(potential, integrator, detector, check_every_fs=check_every_fs, execution=execution)
         self.simulator.check_record_every(self.record_every)
-        estimator = BoltzmannEstimator(potential, integrator.temperature_K, chunk)
+        self.processes = processes or Processes()
+        estimator = BoltzmannEstimator(potential, integrator.temperature_K, chunk, self.processes)
         self.sampler = Sampler(estimator, observables, loss=loss, local=local, even_sampling=even_sampling)
         self.phases = Phases(schedule or Schedule())
         self.simulator.forces.expected_steps = self.n_steps * self._likely_windows(window_ps)
         self.steps_per_window = steps_per_window
+        self.step_size = StepSize(largest_step, steps_per_window, min_effective_share)
         self.min_effective_share = min_effective_share
         self.rewind_share = rewind_share
         self.rounds: list[Round] = []
         self.on_progress: Callable[[Progress], None] = lambda progress: None
 
+        seed = self.processes.seed(seed)
         self._noise = torch.Generator(potential.device).manual_seed(seed)
         self._choices = torch.Generator().manual_seed(seed + 1)
         self._structures = structures
-        taken = torch.arange(n_replicas) % len(structures)
+        taken = (self.processes.rank * n_replicas + torch.arange(n_replicas)) % len(structures)
         # The potential is not asked before the first window: training may have long to go until then.
         self._state = self.simulator.place(structures[taken], self._noise)
         # An interrupted window is simulated again: what is saved is the stream as the last whole window left it.
@@ -195,13 +205,18 @@ class StABlELoop:
 
     @property
     def md_steps(self) -> int:
-        """Steps simulated so far, summed over the replicas."""
-        return len(self.rounds) * self.n_steps * self._state.n_replicas
+        """Steps simulated so far, summed over the replicas of all processes."""
+        return len(self.rounds) * self.n_steps * self._state.n_replicas * self.processes.size
 
     @property
     def simulated_ps(self) -> float:
         """Time simulated so far per replica, in ps."""
         return len(self.rounds) * self.n_steps * self.simulator.integrator.timestep_fs / 1000.0
+
+    @property
+    def lr_factor(self) -> float:
+        """What the next step's learning rate is multiplied with: cuts of the schedule, and the step size."""
+        return self.phases.lr_factor * self.step_size.factor
 
     def _likely_windows(self, window_ps: float) -> int:
         schedule = self.phases.schedule
@@ -215,7 +230,7 @@ class StABlELoop:
                 self._begin_simulation_phase()
             window = self._simulate("simulate", self._state)
             self._unstable = self._unstable | window.unstable
-            share = self._unstable.double().mean().item()
+            share = self._share(self._unstable)
             self._note("simulate", share, window)
             if self.phases.after_simulation_window(share, window.duration_ps) == "learn":
                 # The window that failed was simulated under the present weights: it is the first one to learn from.
@@ -235,6 +250,7 @@ class StABlELoop:
             if sample is None:
                 return None
             estimate = self.sampler.estimate(sample)
+            self.step_size.begin_window()
         assert self._sample is not None
         self._sample.steps += 1
         latest = self.rounds[-1]
@@ -242,7 +258,7 @@ class StABlELoop:
         return estimate
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on as if nothing had happened."""
+        """Everything needed to go on as if nothing had happened, for this process."""
         return {
             "phases": self.phases.state_dict(),
             "rounds": [asdict(entry) for entry in self.rounds],
@@ -251,6 +267,7 @@ class StABlELoop:
             "history": [state.tensors() for state in self._history],
             "unstable": self._unstable,
             "sample": None if self._sample is None else self._sample.state_dict(),
+            "step_size": self.step_size.state_dict(),
             "forces": self.simulator.forces.state_dict(),
             "noise": self._noise_at_rest,
             "choices": self._choices.get_state(),
@@ -276,6 +293,7 @@ class StABlELoop:
         self._history = deque((_state(tensors, device) for tensors in state["history"]), maxlen=self._history.maxlen)
         self._unstable = state["unstable"].to(device)
         self._sample = None if state["sample"] is None else Sample.from_state(state["sample"], device)
+        self.step_size.load_state_dict(state["step_size"])
         self.simulator.forces.load_state_dict(state["forces"])
         self._noise.set_state(state["noise"].cpu())
         self._noise_at_rest = self._noise.get_state()
@@ -286,7 +304,11 @@ class StABlELoop:
         sample = self._sample
         if sample is None or self.phases.name != "learn" or sample.steps >= self.steps_per_window:
             return None
-        return self.sampler.reweighted(sample, self.min_effective_share)
+        weights, share = self.sampler.reweighted(sample)
+        self.step_size.follow(share)
+        if not share >= self.min_effective_share:  # so that NaN is used up
+            return None
+        return self.sampler.estimate(sample, weights)
 
     def _new_sample(self) -> Sample | None:
         """Frames of a new learning window, through as many simulation phases as it takes; None when done."""
@@ -296,16 +318,17 @@ class StABlELoop:
             if self.phases.name == "done" or self._sample is not None:
                 return self._sample
             window = self._simulate("learn", self.simulator.refresh(self._learning_start))
-            self._note("learn", window.unstable_share, window)
+            share = self._share(window.unstable)
+            self._note("learn", share, window)
             self._learning_start = self._afresh(window.unstable, window.start)
-            phase = self.phases.after_learning_window(window.unstable_share)
+            phase = self.phases.after_learning_window(share)
             if phase == "learn":
                 break
-            if window.unstable_share > self.phases.schedule.floor:
+            if share > self.phases.schedule.floor:
                 log.warning(
                     "learning ended with %.0f %% of the replicas unstable: %s. Raise gradient_ratio or learning_rate, or "
                     "give the schedule more windows or patience.",
-                    100.0 * window.unstable_share,
+                    100.0 * share,
                     "the windows are used up" if phase == "done" else "the learning rate is at its minimum",
                 )
             self._go_on_from(window)
@@ -314,6 +337,10 @@ class StABlELoop:
 
     def _sampled(self, window: Window) -> Sample:
         return self.sampler.sample(window.frames(), self._state.n_replicas, self._choices)
+
+    def _share(self, unstable: Tensor) -> float:
+        """Share of unstable replicas, (n_replicas,), of those of all processes."""
+        return self.processes.count(int(unstable.sum()), unstable.device) / (len(unstable) * self.processes.size)
 
     def _simulate(self, phase: str, start: State) -> Window:
         began = time.perf_counter()
@@ -354,14 +381,14 @@ class StABlELoop:
         )
 
     def _refuse_unusable(self, window: Window) -> None:
-        n_frames = int(window.valid.sum())
+        n_frames = self.processes.count(int(window.valid.sum()), window.valid.device)
         if n_frames >= MINIMUM_FRAMES:
             return
         steps = window.unstable_step
         value = self.simulator.detector.measure(window.end.positions, window.end.velocities)
         worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
         raise UnusablePotentialError(
-            f"all {len(steps)} replicas broke down within {int(steps.max()) * window.timestep_fs:g} fs "
+            f"all {len(steps) * self.processes.size} replicas broke down within {int(steps.max()) * window.timestep_fs:g} fs "
             f"({self.simulator.detector}), and left {n_frames} usable frame(s): there is nothing to learn from. Train "
             "the potential longer before StABlE training (start_epoch), check its units, or use a shorter timestep.",
             self.potential.system.atoms(window.end.positions[worst], window.end.velocities[worst]),

@@ -89,7 +89,8 @@ class Neighborhoods(ABC):
         """
         n_frames, n_atoms, _ = positions.shape
         n_sites = int(self.owner.max()) + 1
-        samples, atoms = [], []
+        none = torch.empty(0, dtype=torch.long, device=positions.device)
+        samples, atoms = [none], [none]
         for index, frame in enumerate(positions):
             site, atom = self._belongs(frame).nonzero(as_tuple=True)
             samples.append(site + index * n_sites)
@@ -194,7 +195,9 @@ class AtomsWithin(Neighborhoods):
         return f"AtomsWithin(radius_A={self.radius_A:g})"
 
 
-def even_sample(deviation: Tensor, n_bins: int, per_bin: int, generator: torch.Generator) -> Tensor:
+def even_sample(
+    deviation: Tensor, n_bins: int, per_bin: int, generator: torch.Generator, largest: Tensor | None = None
+) -> Tensor:
     """Samples drawn evenly over bins of their deviation, so that the rare broken ones are not swamped.
 
     The mean over such a sample is not that of the ensemble: broken neighbourhoods count for more than their share, which
@@ -207,11 +210,13 @@ def even_sample(deviation: Tensor, n_bins: int, per_bin: int, generator: torch.G
         n_bins: Bins from zero to the largest deviation.
         per_bin: Samples drawn from each bin, at most.
         generator: Source of the random numbers, on the CPU.
+        largest: Where the last bin ends; at the largest deviation if not given.
 
     Returns:
         Indices of the samples, ascending, (n_drawn,).
     """
-    width = deviation.max().clamp_min(torch.finfo(deviation.dtype).tiny) / n_bins
+    largest = deviation.max() if largest is None else largest
+    width = largest.clamp_min(torch.finfo(deviation.dtype).tiny) / n_bins
     bins = (deviation / width).long().clamp_max(n_bins - 1)
     order = torch.randperm(len(deviation), generator=generator).to(deviation.device)
     # Ranks within each bin, in random order.

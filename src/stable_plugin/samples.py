@@ -22,6 +22,7 @@ from stable_plugin.estimator import (
 from stable_plugin.neighborhoods import Members, Neighborhoods, even_sample
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
+from stable_plugin.processes import Processes
 
 
 @dataclass
@@ -121,41 +122,19 @@ class Sampler:
         atomic = self.estimator.atomic_energies(positions)
         parts = []
         if self._whole:
-            values = [observable.per_frame(positions) for observable in self._whole]
+            values = [_per_frame(observable, positions) for observable in self._whole]
             parts.append(Part(values, atomic.sum(dim=1), chosen=None))
         if self.local is not None:
-            values = [observable.per_site(positions, self.local.owner).flatten(0, 1) for observable in self._by_site]
+            values = [_per_site(observable, positions, self.local.owner) for observable in self._by_site]
             chosen = self._choose(values[0], n_replicas, generator)
             energies = self.local.members(positions).only(chosen).energies(atomic)
             parts.append(Part([value[chosen] for value in values], energies, chosen))
         return Sample(positions, parts)
 
-    def estimate(self, sample: Sample) -> Estimate:
-        """From a sample that has just been simulated."""
-        weights = [uniform_weights(len(part.energies), part.energies) for part in sample.parts]
-        return self._weighted(sample, weights)
-
-    def reweighted(self, sample: Sample, min_effective_share: float) -> Estimate | None:
-        """From a sample that was simulated under earlier weights, or None if it is used up."""
-        atomic = self.estimator.atomic_energies(sample.positions)
-        weights = []
-        for part in sample.parts:
-            members = self._members(part, sample.positions)
-            energies = atomic.sum(dim=1) if members is None else members.energies(atomic)
-            weights.append(reweighting(energies, part.energies, self.estimator.temperature_K))
-        if not all(effective_share(each) >= min_effective_share for each in weights):  # so that NaN is used up
-            return None
-        return self._weighted(sample, weights)
-
-    def observed_loss(self, positions: Tensor) -> float:
-        """Loss of all observables over frames, (n_frames, n_atoms, 3) in Å."""
-        total = 0.0
-        for observable in [*self._whole, *self._by_site]:
-            mean = observable.per_frame(positions).double().mean(dim=0)
-            total += self.loss(mean, observable.known_target.to(mean)).item()
-        return total
-
-    def _weighted(self, sample: Sample, weights: Sequence[Tensor]) -> Estimate:
+    def estimate(self, sample: Sample, weights: Sequence[Tensor] | None = None) -> Estimate:
+        """From a sample that has just been simulated, or with the weights that :meth:`reweighted` gives."""
+        if weights is None:
+            weights = [uniform_weights(len(part.energies), part.energies, self.processes) for part in sample.parts]
         pulls = []
         for part, each in zip(sample.parts, weights, strict=True):
             observables: Sequence[Observable] = self._whole if part.chosen is None else self._by_site
@@ -163,6 +142,31 @@ class Sampler:
             members = self._members(part, sample.positions)
             pulls.append(self.estimator.pull(sample.positions, part.values, targets, self.loss, each, members))
         return self.estimator.combined(sample.positions, pulls)
+
+    def reweighted(self, sample: Sample) -> tuple[list[Tensor], float]:
+        """Statistical weights under the present parameters, by part, and the smallest effective share among the parts."""
+        atomic = self.estimator.atomic_energies(sample.positions)
+        weights = []
+        for part in sample.parts:
+            members = self._members(part, sample.positions)
+            energies = atomic.sum(dim=1) if members is None else members.energies(atomic)
+            weights.append(reweighting(energies, part.energies, self.estimator.temperature_K, self.processes))
+        shares = torch.tensor([effective_share(each, self.processes) for each in weights])
+        return weights, shares.min().item()  # NaN if one of them is
+
+    def observed_loss(self, positions: Tensor) -> float:
+        """Loss of all observables over frames, (n_frames, n_atoms, 3) in Å, and over those of all processes."""
+        total = 0.0
+        n_frames = self.processes.count(len(positions), positions.device)
+        for observable in [*self._whole, *self._by_site]:
+            mean = self.processes.sum(_per_frame(observable, positions).double().sum(dim=0)) / n_frames
+            total += self.loss(mean, observable.known_target.to(mean)).item()
+        return total
+
+    @property
+    def processes(self) -> Processes:
+        """Those that have samples."""
+        return self.estimator.processes
 
     def _members(self, part: Part, positions: Tensor) -> Members | None:
         if part.chosen is None or self.local is None:
@@ -177,7 +181,22 @@ class Sampler:
         n_bins, per_bin = self.even_sampling
         target = self._by_site[0].known_target
         deviation = (values[present] - target.to(values)).abs().nan_to_num(0.0).amax(dim=1)
-        return present[even_sample(deviation, n_bins, per_bin * n_replicas, generator)]
+        largest = self.processes.max(torch.cat([deviation, deviation.new_zeros(1)]).max())
+        return present[even_sample(deviation, n_bins, per_bin * n_replicas, generator, largest)]
+
+
+def _per_frame(observable: Observable, positions: Tensor) -> Tensor:
+    """Of frames, (n_frames, n_values), also of none: where the replicas of a process all broke at once."""
+    if len(positions) == 0:
+        return positions.new_empty(0, len(observable.known_target))
+    return observable.per_frame(positions)
+
+
+def _per_site(observable: LocalObservable, positions: Tensor, owner: Tensor) -> Tensor:
+    """Of the sites of all frames, (n_frames * n_sites, n_values), likewise."""
+    if len(positions) == 0:
+        return positions.new_empty(0, len(observable.known_target))
+    return observable.per_site(positions, owner).flatten(0, 1)
 
 
 def _checked_sampling(even_sampling: Any, local: Neighborhoods | None) -> tuple[int, int] | None:

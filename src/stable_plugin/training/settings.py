@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from ase import Atoms
 from torch import nn
 
 from stable_plugin import checks
@@ -14,7 +16,8 @@ from stable_plugin.frames import Frames, read_frames
 from stable_plugin.loop import StABlELoop
 from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
-from stable_plugin.potentials import find_potential
+from stable_plugin.potentials import NoInteraction, find_potential
+from stable_plugin.processes import Processes
 from stable_plugin.simulation import Integrator, Langevin
 from stable_plugin.systems import System, stack_positions
 from stable_plugin.training.defaults import Local, chosen_local, default_detector, default_observables
@@ -53,7 +56,8 @@ class LoopSettings:
         local: Local,
         **loop_arguments: Any,
     ) -> None:
-        checks.count("n_replicas", loop_arguments["n_replicas"])
+        checks.count("n_replicas", loop_arguments["n_replicas"], most=checks.MOST_REPLICAS)
+        checks.seed(loop_arguments["seed"])
         self.structures = None if structures is None else read_frames(structures, "structures")
         self.reference = None if reference is None else read_frames(reference, "reference")
         self.bonds = bonds
@@ -77,37 +81,53 @@ class LoopSettings:
             TypeError: If potential or structures cannot be found.
         """
         structures = self.structures or training_structures(module, dataloader)
+        loop = self._loop(module, structures)
+        log.info(
+            "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
+            "%s, samples are %s, %s at %g K",
+            self.loop_arguments["n_replicas"],
+            structures[0].get_chemical_formula(),
+            len(loop.potential.system.bonds),
+            len(structures),
+            len(self.reference or structures),
+            loop.simulator.detector,
+            ", ".join(observable.name for observable in loop.observables),
+            "whole frames" if loop.sampler.local is None else loop.sampler.local,
+            type(loop.simulator.integrator).__name__,
+            loop.simulator.integrator.temperature_K,
+        )
+        return loop
+
+    def rehearse(self, device: torch.device | str = "cpu") -> None:
+        """Make the loop once with a potential that does nothing, where structures were given.
+
+        For a training that begins with something long: what does not fit together comes out first.
+
+        Args:
+            device: Where the model is going to be.
+
+        Raises:
+            ValueError: As of :meth:`build`.
+        """
+        if self.structures is not None:
+            self._loop(NoInteraction().to(device), self.structures)
+
+    def _loop(self, module: nn.Module, structures: Sequence[Atoms]) -> StABlELoop:
         reference = self.reference or structures
         system = System.from_atoms(reference[0], self.bonds)
         start, targets = (
             stack_positions(frames, system, name)
             for frames, name in ((structures, "structures"), (reference, "reference"))
         )
-        integrator = self.loop_arguments["integrator"]
         observables = list(self.observables or default_observables(system))
-        detector = self.detector or default_detector(system, targets, integrator.temperature_K)
-        local = chosen_local(self.local, system, observables)
-        loop = StABlELoop(
+        detector = self.detector or default_detector(system, targets, self.loop_arguments["integrator"].temperature_K)
+        return StABlELoop(
             find_potential(module, system),
             start,
             targets,
             observables=observables,
             detector=detector,
-            local=local,
+            local=chosen_local(self.local, system, observables),
+            processes=Processes.present(),
             **self.loop_arguments,
         )
-        log.info(
-            "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
-            "%s, samples are %s, %s at %g K",
-            self.loop_arguments["n_replicas"],
-            reference[0].get_chemical_formula(),
-            len(system.bonds),
-            len(structures),
-            len(reference),
-            detector,
-            ", ".join(observable.name for observable in observables),
-            "whole frames" if local is None else local,
-            type(integrator).__name__,
-            integrator.temperature_K,
-        )
-        return loop
