@@ -1,41 +1,56 @@
-"""A training that checkpoints itself, to be killed: ``python killed_run.py FOLDER EPOCHS``; goes on from its last checkpoint."""
+"""Trainings that checkpoint themselves, to be killed: ``python killed_run.py lightning`` or ``python killed_run.py fairchem``.
 
+Imports once, then forks a training for each line of standard input, which says in JSON in which folder, and where it is to
+die. A training goes on from its last checkpoint.
+"""
+
+import argparse
+import importlib
+import json
 import os
+import resource
+import signal
 import sys
+import threading
+import traceback
 from pathlib import Path
 
 import torch
-from ase.io import read
-from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 
-from stable_plugin import BondDeviation, Execution, Langevin, Schedule, StABlECallback
-from stable_plugin.lightning import ExtxyzDataModule, MACEModule
-
-TRAIN = Path(__file__).parents[1] / "recipes" / "data" / "aspirin_train.extxyz"
+ROOT = Path(__file__).parents[1]
+TRAIN = ROOT / "recipes" / "data" / "aspirin_train.extxyz"
 
 
-def main(folder, epochs):
-    """Train, after a file ``begun`` says that it does."""
-    torch.set_num_threads(1)
+def lightning(folder, slurm=False):
+    """Sixteen epochs of a small MACE model; checkpoints itself after each one."""
+    from ase.io import read
+    from pytorch_lightning import Trainer, seed_everything
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.loggers import CSVLogger
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+    from stable_plugin import BondDeviation, Execution, Langevin, Schedule, StABlECallback
+    from stable_plugin.lightning import ExtxyzDataModule, MACEModule
+
     seed_everything(1)
     module = MACEModule(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
     callback = StABlECallback(
         integrator=Langevin(500.0, 0.5, 1.0),
         n_replicas=4,
-        window_ps=0.03,
+        window_ps=0.015,
         record_every_fs=2.5,
         check_every_fs=2.5,
         detector=BondDeviation(0.2, 10.0),
-        schedule=Schedule(trigger=0.5, stable_ps=0.1),
+        # Learning soon gives up, so that simulation phases, which rewind, come often.
+        schedule=Schedule(trigger=0.5, stable_ps=0.1, lr_patience=1, max_lr_cuts=0),
+        rewind_share=0.5,
         steps_per_window=2,
         min_effective_share=0.01,
         execution=Execution(threads=1),
     )
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = Trainer(
-        max_epochs=epochs,
+        max_epochs=16,
         accelerator="cpu",
         callbacks=[callback, last],
         logger=CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
@@ -43,12 +58,115 @@ def main(folder, epochs):
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
+        plugins=[SLURMEnvironment(auto_requeue=True)] if slurm else None,
     )
-    checkpoint = folder / "last.ckpt"
-    (folder / f"begun-{os.getpid()}").touch()
     data = ExtxyzDataModule(read(TRAIN, ":10"), batch_size=5)
-    trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=False)
+    checkpoint = max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+
+
+def fairchem(folder):
+    """The configuration in the folder, through fairchem's command line, which finds the checkpoint to go on from."""
+    from fairchem.core import _cli
+
+    _cli.main(argparse.Namespace(config=str(folder / "config.yaml")), [])
+
+
+class LogToFile:
+    """Keeps what fairchem's unit logs, one JSON object a line; an entry of ``runner.callbacks``."""
+
+    def __new__(cls, path):
+        from torchtnt.framework.callback import Callback
+
+        class Attached(Callback):
+            def on_train_start(self, state, unit):
+                unit.logger = logger
+
+        logger = super().__new__(cls)
+        logger.path = path
+        return Attached()
+
+    def log(self, numbers, step=None, commit=True):
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **{name: float(value) for name, value in numbers.items()}}) + "\n")
+
+
+def die(where, delay_s, number):
+    """Arrange for this process to be killed, some time from now, while it writes."""
+
+    def arm():
+        if where == "bytes":  # by the system, as soon as a file grows longer
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
+            return
+        renames = 0
+
+        def watch(event, arguments):
+            nonlocal renames
+            if event == "os.rename":
+                renames += 1
+                if renames > number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+
+    # A handler runs in the main thread, which alone may set others.
+    signal.signal(signal.SIGALRM, lambda *_: arm())
+    signal.setitimer(signal.ITIMER_REAL, max(delay_s, 1e-3))
+
+
+def run(train, order):
+    """In the child: train, with what it prints in the folder, and leave without what the parent would do at its end."""
+    folder = Path(order["folder"])
+    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    if order.get("die"):
+        die(*order["die"])
+    try:
+        train(folder, **order.get("arguments", {}))
+    except SystemExit as stop:
+        os._exit(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+PRELOADED = {
+    "lightning": ["stable_plugin.lightning.mace_module", "pytorch_lightning", "ase.io"],
+    "fairchem": [
+        "stable_plugin.fairchem",
+        "fairchem.core._cli",
+        "fairchem.core.launchers.slurm_launch",
+        "fairchem.core.components.train.train_runner",
+        "fairchem.core.units.mlip_unit.mlip_unit",
+        "fairchem.core.datasets.mt_concat_dataset",
+        "fairchem.core.datasets.samplers.max_atom_distributed_sampler",
+        "fairchem.core.models.uma.escn_md",
+        "fairchem.core.components.common.dataloader_builder",
+    ],
+}
+
+
+def serve(kind):
+    """Fork a training per line; say its process id, and when it ends how."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    torch.set_num_threads(1)
+    for name in PRELOADED[kind]:
+        importlib.import_module(name)
+    # What runs beside the main thread does not live on in a child.
+    assert threading.active_count() == 1
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            run({"lightning": lightning, "fairchem": fairchem}[kind], json.loads(line))
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    serve(sys.argv[1])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -226,9 +227,10 @@ class StABlELoop:
     def simulation_phase(self) -> None:
         """Simulate window after window until it is time to learn or the replicas were stable long enough."""
         while self.phases.name == "simulate":
-            if self.phases.stable_ps == 0.0:
-                self._begin_simulation_phase()
-            window = self._simulate("simulate", self._state)
+            with self._undone_if_interrupted():
+                if self.phases.stable_ps == 0.0:
+                    self._begin_simulation_phase()
+                window = self._simulate("simulate", self._state)
             self._unstable = self._unstable | window.unstable
             share = self._share(self._unstable)
             self._note("simulate", share, window)
@@ -393,6 +395,17 @@ class StABlELoop:
             "the potential longer before StABlE training (start_epoch), check its units, or use a shorter timestep.",
             self.potential.system.atoms(window.end.positions[worst], window.end.velocities[worst]),
         )
+
+    @contextmanager
+    def _undone_if_interrupted(self) -> Iterator[None]:
+        """A window that is interrupted is simulated again, and the phase it begins is begun again: from the same draws."""
+        before = self._state, self._unstable, self._choices.get_state()
+        try:
+            yield
+        except BaseException:
+            self._state, self._unstable = before[:2]
+            self._choices.set_state(before[2])
+            raise
 
     def _begin_simulation_phase(self) -> None:
         """Rewind some replicas, so that not all move on together, and forget who was unstable before."""

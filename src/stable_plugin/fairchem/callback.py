@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn, optim
 
+from stable_plugin.fairchem.checkpoints import Interruption, ToldToStop, load_with, save_with
 from stable_plugin.lightning.callback import StABlECallback as LightningCallback
 from stable_plugin.potentials.fairchem import FairchemPotential
 from stable_plugin.systems import System
@@ -20,9 +19,6 @@ from torchtnt.framework.callback import Callback  # isort: skip
 from torchtnt.framework.state import State  # isort: skip
 
 log = logging.getLogger(__name__)
-
-STATE_FILE = "stable.pt"
-"""Name of our state in a folder of fairchem's checkpoint."""
 
 
 class StABlECallback(Callback):
@@ -55,30 +51,59 @@ class StABlECallback(Callback):
         self._unit: Any = None
         self._in_train_step = False
         self._finished = False
+        self._resumed = False
+        self._interruption: Any = None
 
     def on_train_start(self, state: State, unit: Any) -> None:
         """Find potential, structures and reference, and hook into the optimizer."""
         _refuse_second(unit, self.session)
         self._unit = unit
         assert state.train_state is not None
-        self._resume(unit)
+        self._resumed = load_with(unit, self.session)
+        self._interruption = Interruption(unit)
         folder = Path(unit.job_config.metadata.results_dir)
-        self.session.begin(_Simulated(unit, self), state.train_state.dataloader, folder, show_progress=True)
+        self.session.begin(
+            _Simulated(unit, self), state.train_state.dataloader, folder, True, self._interruption.raise_if_told
+        )
         unit.optimizer.register_step_pre_hook(self._before_step)
         unit.optimizer.register_step_post_hook(self._after_step)
-        _save_with(unit, self.session)
+        save_with(unit, self.session)
         self._mark_train_step(unit)
+        self._end_if_done(state, unit)
+
+    def on_train_get_next_batch_end(self, state: State, unit: Any) -> None:
+        """Between two steps: go back to the random streams of the checkpoint, or note those to go back to."""
+        if self._resumed:
+            # Making the iterator of the batches has drawn from them since they were loaded.
+            self.session.restore_random()
+            self._resumed = False
+        self.session.at_rest()
 
     def on_train_step_start(self, state: State, unit: Any) -> None:
         """Simulate until it is time to learn, or training is done."""
-        if self._active(unit):
-            self.session.simulate()
-            self._tell(state, unit)
+        try:
+            self._interruption.raise_if_told()
+            if self._active(unit):
+                self.session.simulate()
+                self._tell(state, unit)
+        except ToldToStop:
+            self._interruption.save()
+            raise
 
     def on_train_step_end(self, state: State, unit: Any) -> None:
         """Log, and end training when the session is done."""
+        self.session.at_rest(False)
         if self._active(unit):
             self._tell(state, unit)
+
+    def on_train_end(self, state: State, unit: Any) -> None:
+        """Leave signals to those who heard them before."""
+        self._interruption.forget()
+
+    def on_exception(self, state: State, unit: Any, exc: BaseException) -> None:
+        """The same, when training ends with an error."""
+        if self._interruption is not None:
+            self._interruption.forget()
 
     def _active(self, unit: Any) -> bool:
         return bool(unit.train_progress.num_epochs_completed >= self.start_epoch)
@@ -104,6 +129,12 @@ class StABlECallback(Callback):
             self._in_train_step = True
             try:
                 return train_step(state, data)
+            except ToldToStop:
+                # The step that was under way is taken again.
+                unit.optimizer.zero_grad(set_to_none=True)
+                self._in_train_step = False
+                self._interruption.save()
+                raise
             finally:
                 self._in_train_step = False
 
@@ -112,6 +143,9 @@ class StABlECallback(Callback):
     def _tell(self, state: State, unit: Any) -> None:
         for numbers in self.session.new_rounds():
             self._log(numbers)
+        self._end_if_done(state, unit)
+
+    def _end_if_done(self, state: State, unit: Any) -> None:
         if self.session.done and not self._finished:
             self._finished = True
             if unit.ema_model is not None:
@@ -123,13 +157,6 @@ class StABlECallback(Callback):
     def _log(self, numbers: dict[str, float]) -> None:
         if self._unit.logger is not None:
             self._unit.logger.log(numbers, step=self._unit.train_progress.num_steps_completed, commit=False)
-
-    def _resume(self, unit: Any) -> None:
-        if unit.lazy_state_location is None:
-            return
-        path = Path(unit.lazy_state_location) / STATE_FILE
-        if path.is_file():
-            self.session.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 class _Simulated(nn.Module):
@@ -153,17 +180,3 @@ def _refuse_second(unit: Any, session: Session) -> None:
             "all observables in it."
         )
     unit.stable_session = session
-
-
-def _save_with(unit: Any, session: Session) -> None:
-    """Have each of the unit's checkpoints hold the session's state too."""
-    save_unit = unit.save_state
-
-    def save_state(checkpoint_location: str) -> None:
-        save_unit(checkpoint_location)
-        path = Path(checkpoint_location) / STATE_FILE
-        partial = path.with_name(path.name + ".partial")
-        torch.save(session.state_dict(), partial)
-        os.replace(partial, path)
-
-    unit.save_state = save_state

@@ -15,6 +15,7 @@ from stable_plugin import checks
 from stable_plugin.detectors import Detector
 from stable_plugin.estimator import Loss, mean_squared_error
 from stable_plugin.frames import Frames
+from stable_plugin.lightning.interruption import Batches, Requeueing
 from stable_plugin.lightning.whole_files import write_whole_files
 from stable_plugin.loop import Round, StABlELoop
 from stable_plugin.observables import Observable
@@ -50,7 +51,7 @@ class StABlECallback(Callback):
         detector: When a replica is unstable. If not given: a bond 0.25 Å off its mean length, or two molecules closer than
             two thirds of what they come in the reference; in a crystal without molecules, twice the temperature or atoms
             closer than that.
-        n_replicas: Replicas simulated at once.
+        n_replicas: Replicas simulated at once, in each process if training runs in several.
         window_ps: Length of a window in ps.
         record_every_fs: Time between frames that the estimator sees, in fs.
         check_every_fs: Time between two looks of the detector, in fs.
@@ -100,6 +101,7 @@ class StABlECallback(Callback):
         gradient_ratio: float = 15.0,
         steps_per_window: int = 6,
         min_effective_share: float = 0.3,
+        largest_step: float = 1.0,
         rewind_share: float = 0.1,
         local: Local = "auto",
         even_sampling: Sequence[int] | None = None,
@@ -126,6 +128,7 @@ class StABlECallback(Callback):
                 loss=loss,
                 steps_per_window=steps_per_window,
                 min_effective_share=min_effective_share,
+                largest_step=largest_step,
                 rewind_share=rewind_share,
                 local=local,
                 even_sampling=even_sampling,
@@ -137,6 +140,8 @@ class StABlECallback(Callback):
             observable_weight=observable_weight,
             gradient_ratio=gradient_ratio,
         )
+        self._batches = Batches(self.session)
+        self._requeueing: Requeueing | None = None
 
     @property
     def loop(self) -> StABlELoop:
@@ -161,25 +166,42 @@ class StABlECallback(Callback):
                 f"({type(pl_module).__name__}.automatic_optimization = False) bypasses: use StABlEMixin and its "
                 "stable_loss() in training_step."
             )
+        if stage == "fit":
+            _refuse_averages(trainer)
+            _refuse_sharded(trainer)
         write_whole_files(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what the order of the first epoch's batches comes from."""
+        self._batches.on_fit_start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find potential, structures and reference."""
+        requeueing = self._requeueing = Requeueing(trainer)
 
         def stop_if_told() -> None:
-            # Lightning looks between batches; a window can take longer than the grace that schedulers give.
-            if trainer.received_sigterm:
+            # Lightning looks between batches; a window can take longer than the grace that schedulers give. One process of
+            # several does not stop by itself: the others would wait for it.
+            if trainer.received_sigterm and trainer.world_size == 1:
                 raise SIGTERMException
+            requeueing.raise_if_told()
 
         show_progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
         folder = trainer.default_root_dir
         self.session.begin(pl_module, trainer.train_dataloader, folder, show_progress, stop_if_told)
+        self._batches.on_train_start(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Simulate until it is time to learn, or training is done."""
+        self._batches.on_train_epoch_start(trainer)
         if trainer.current_epoch >= self.start_epoch:
             self.session.simulate()
             self.tell(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Stop here if the job is to be requeued."""
+        if self._requeueing is not None:
+            self._requeueing.raise_if_told()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: optim.Optimizer
@@ -192,16 +214,28 @@ class StABlECallback(Callback):
         for name, value in (numbers or {}).items():
             pl_module.log(name, value, prog_bar=name in ON_PROGRESS_BAR)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Give the learning rate back to its scheduler."""
         self.session.after_step(trainer.optimizers)
+        self._batches.on_train_batch_end(trainer, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the next batches are those of another epoch."""
+        self._batches.on_train_epoch_end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a checkpoint behind when the run is interrupted, to go on with ``trainer.fit(ckpt_path=...)``."""
         if not self.session.begun or not isinstance(exception, KeyboardInterrupt | SystemExit):
             return
-        path = Path(trainer.default_root_dir) / f"interrupted-step={trainer.global_step}.ckpt"
+        if trainer.world_size > 1:  # who is interrupted alone would wait for what the others have to save
+            return
         self.session.after_step(trainer.optimizers)
+        self._batches.go_back(trainer)
+        if self._requeueing is not None and self._requeueing.requeue():
+            return
+        path = Path(trainer.default_root_dir) / f"interrupted-step={trainer.global_step}.ckpt"
         trainer.save_checkpoint(path)
         log.warning("StABlE training was interrupted. Go on with ckpt_path=%r.", str(path))
 
@@ -221,3 +255,22 @@ class StABlECallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave, once the loop exists."""
         self.session.load_state_dict(state_dict)
+
+
+def _refuse_averages(trainer: Trainer) -> None:
+    averaging = ("StochasticWeightAveraging", "WeightAveraging")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(kind.__name__ in averaging for kind in type(callback).__mro__):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} would hand back averages of weights, which StABlECallback has not simulated with: "
+                "leave it out of this Trainer. In an earlier training without StABlECallback it may stay."
+            )
+
+
+def _refuse_sharded(trainer: Trainer) -> None:
+    strategy = type(trainer.strategy).__name__
+    if strategy in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+        raise MisconfigurationException(
+            f"{strategy} divides the weights between processes, and StABlECallback simulates with all of them in each: use "
+            "Trainer(strategy='ddp'), where every process has replicas of its own."
+        )

@@ -15,6 +15,7 @@ from torch import Tensor, nn, optim
 from stable_plugin import checks
 from stable_plugin.estimator import Estimate
 from stable_plugin.loop import Progress, Round, StABlELoop, UnusablePotentialError
+from stable_plugin.processes import Processes
 from stable_plugin.training.gradients import BorrowedLearningRate, ObservableWeight, Weight, add_gradients, norm
 from stable_plugin.training.progress import ProgressLine
 from stable_plugin.training.randomness import random_state, restore_random_state
@@ -37,6 +38,10 @@ class Session:
         learning_rate: Of the steps that the observable takes part in; the optimizer's own if None.
         observable_weight: Factor of the observable's gradient, or ``auto``.
         gradient_ratio: Length of the observable's gradient relative to the other, for ``auto``.
+
+    Attributes:
+        batches: What the trainer's adapter wants back when it resumes in the middle of an epoch, and the global random
+            streams under ``start`` that the epoch began with.
     """
 
     def __init__(
@@ -48,7 +53,11 @@ class Session:
         self.learning_rate = learning_rate
         self.weight = ObservableWeight(observable_weight, gradient_ratio)
         self._loop: StABlELoop | None = None
+        self.batches: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
+        self._random_loaded: dict[str, Any] = {}
+        self._random_at_rest: dict[str, Any] | None = None
         self._rate = BorrowedLearningRate()
         self._told_rounds = 0
         self._spoiled_steps = 0
@@ -91,10 +100,11 @@ class Session:
             on_progress: Called every few steps of a simulation; may raise to interrupt it.
         """
         self._loop = self.settings.build(module, dataloader)
+        self._told_rounds = 0
         if self._resumed is not None:
-            self._loop.load_state_dict(self._resumed)
+            self._loop.load_state_dict(self._resumed["loop"])
+            self._told_rounds = self._resumed["told_rounds"]
             self._resumed = None
-        self._told_rounds = len(self._loop.rounds)
         self._folder, self._show_progress, self._on_progress = Path(folder), show_progress, on_progress
 
     def simulate(self) -> None:
@@ -131,7 +141,7 @@ class Session:
             return {"stable/unstable_share": latest.unstable_share, "stable/spoiled_steps": self._spoiled_steps}
         factor = self.weight(estimate.gradients, own, new_window=latest.steps == 1)
         add_gradients(parameters, estimate.gradients, factor)
-        latest.learning_rate = self._rate.set(optimizer, self.learning_rate, self.loop.phases.lr_factor)
+        latest.learning_rate = self._rate.set(optimizer, self.learning_rate, self.loop.lr_factor)
         return {
             "stable/unstable_share": latest.unstable_share,
             "stable/observable_loss": estimate.loss,
@@ -187,20 +197,56 @@ class Session:
         return [_numbers(entry) for entry in rounds]
 
     def state_dict(self) -> dict[str, Any]:
-        """Phase, replicas, rounds and random streams, the global ones included."""
+        """Phase, replicas, rounds and random streams, the global ones included, of all processes, which all call this."""
         if self._loop is None:
-            return {}
-        return {"loop": self._loop.state_dict(), "weight": self.weight.state_dict(), "random": random_state()}
+            return self._loaded
+        own = {
+            "loop": self._loop.state_dict(),
+            "random": self._random_at_rest or random_state(),
+            "batches": self.batches,
+            "told_rounds": self._told_rounds,
+        }
+        return {"processes": self._loop.processes.gather(own), "weight": self.weight.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave: the loop's once it exists, the global random streams at once.
 
         Trainers draw the order of the first batches before they say that training starts.
+
+        Raises:
+            ValueError: If the state is of another number of processes.
         """
-        if state_dict:
-            self._resumed = state_dict["loop"]
-            restore_random_state(state_dict["random"])
-            self.weight.load_state_dict(state_dict["weight"])
+        if not state_dict:
+            return
+        processes, states = Processes.present(), state_dict["processes"]
+        if len(states) != processes.size:
+            raise ValueError(
+                f"the checkpoint holds the replicas of {len(states)} process(es), this run has {processes.size}: resume with "
+                "as many."
+            )
+        own = states[processes.rank]
+        self._loaded, self._resumed = state_dict, own
+        self.batches = own["batches"]
+        # Who goes on in the middle of an epoch needs its order of batches first.
+        self._random_loaded = self.batches.get("start", own["random"])
+        self.restore_random()
+        self.weight.load_state_dict(state_dict["weight"])
+
+    def restore_random(self) -> None:
+        """Put the global random streams back to where they were when the state was saved."""
+        restore_random_state(self._random_loaded)
+
+    def at_rest(self, resting: bool = True) -> None:
+        """Note the global random streams between two steps: the next one is taken again if it is interrupted.
+
+        Args:
+            resting: Whether an interruption goes back to now; otherwise it goes back to whenever it comes.
+        """
+        self._random_at_rest = random_state() if resting else None
+
+    def interrupted_at(self, random: dict[str, Any]) -> None:
+        """Have what is saved from now on go back to these global random streams."""
+        self._random_at_rest = random
 
     @contextmanager
     def _watched(self) -> Iterator[StABlELoop]:
@@ -215,8 +261,8 @@ class Session:
         try:
             yield self.loop
         except UnusablePotentialError as error:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / "worst_frame.extxyz"
+            path = self._folder / f"worst_frame{self.loop.processes.suffix}.extxyz"
+            path.parent.mkdir(parents=True, exist_ok=True)
             ase.io.write(path, error.frame)
             error.args = (f"{error} The worst frame is in {path}.",)
             raise

@@ -1,0 +1,122 @@
+"""Checkpoints of a native fairchem training: whole or not at all, with our state in them, and one more when told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from stable_plugin.processes import Processes
+from stable_plugin.storage import partial_folder, whole_folder
+from stable_plugin.training import Session
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "stable.pt"
+"""Name of our state in a folder of fairchem's checkpoint."""
+
+RESUME_FILE = "resume.yaml"
+"""Name of fairchem's configuration that goes on from the checkpoint it is in."""
+
+
+class ToldToStop(SystemExit):
+    """The process was told to stop, and ends as one that did as it was told."""
+
+
+def save_with(unit: Any, session: Session) -> None:
+    """Have each of the unit's checkpoints hold the session's state too, and appear once everything is in it.
+
+    fairchem goes on from the newest folder with a ``.metadata``, which it writes before it is done, and saves over the
+    folder that it has just resumed from.
+    """
+    save_unit = unit.save_state
+
+    def save_state(checkpoint_location: str) -> None:
+        first = Processes.present().rank == 0
+        folder = (
+            whole_folder(checkpoint_location, "checkpoint")
+            if first
+            else nullcontext(partial_folder(checkpoint_location))
+        )
+        with folder as partial:
+            # Of all processes, together: the others go on once the first has made the folder.
+            state = session.state_dict()
+            save_unit(str(partial))
+            if first:
+                torch.save(state, partial / STATE_FILE)
+                _name_place(partial / RESUME_FILE, checkpoint_location)
+
+    unit.save_state = save_state
+
+
+def load_with(unit: Any, session: Session) -> bool:
+    """Take up the session's state from the checkpoint that the unit goes on from, and say whether there was one."""
+    if unit.lazy_state_location is None:
+        return False
+    path = Path(unit.lazy_state_location) / STATE_FILE
+    if not path.is_file():
+        log.warning("%s has no %s: StABlE training begins afresh.", unit.lazy_state_location, STATE_FILE)
+        return False
+    session.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return True
+
+
+class Interruption:
+    """Hears SIGTERM and SIGINT in a single process that fairchem has started here, in place of fairchem.
+
+    fairchem's own handler goes back to the last checkpoint, and fails when it links it to a folder that it has just made.
+    On SLURM its own requeueing stays.
+
+    Args:
+        unit: Whose checkpoint is written.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, unit: Any) -> None:
+        self.unit = unit
+        self.told: str | None = None
+        self._handlers: dict[int, Any] = {}
+        local = str(getattr(unit.job_config.scheduler.mode, "value", unit.job_config.scheduler.mode)) == "local"
+        if local and Processes.present().size == 1 and threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+
+    def raise_if_told(self) -> None:
+        """Leave what is going on.
+
+        Raises:
+            ToldToStop: If a signal has come.
+        """
+        if self.told is not None:
+            raise ToldToStop(0)
+
+    def save(self) -> None:
+        """Write the checkpoint, and say how to go on."""
+        metadata = self.unit.job_config.metadata
+        folder = Path(metadata.checkpoint_dir) / f"step_{self.unit.train_progress.num_steps_completed}"
+        self.unit.save_state(str(folder))
+        self.forget()
+        log.warning("%s: training has stopped. Go on with: fairchem -c %s", self.told, folder / RESUME_FILE)
+
+    def forget(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _hear(self, number: int, frame: Any) -> None:
+        self.told = signal.Signals(number).name
+
+
+def _name_place(path: Path, place: str) -> None:
+    """Have fairchem's configuration name the place where its folder will be, not the one where it was written."""
+    if path.is_file():
+        config = OmegaConf.load(path)
+        config.job.runner_state_path = place
+        OmegaConf.save(config, path)

@@ -1,0 +1,140 @@
+"""Trainings in processes of their own, killed and gone on with, and compared to the last bit."""
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+SCRIPT = Path(__file__).with_name("killed_run.py")
+KILLS = 24
+
+
+class Trainings:
+    """A process that has imported what trainings need, and forks them."""
+
+    def __init__(self, kind):
+        command = [sys.executable, str(SCRIPT), kind]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
+        )
+        while (line := self._line()) != "ready":
+            assert line, "the process that forks trainings did not start"
+        self.child = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.child is not None:
+            os.kill(self.child, signal.SIGKILL)
+        self.server.stdin.close()
+        self.server.wait(30)
+
+    def start(self, folder, *, die=None, **arguments):
+        """Start a training in a folder, that dies while it writes if told where, and goes on from its last checkpoint."""
+        folder.mkdir(exist_ok=True)
+        order = {"folder": str(folder), "die": die, "arguments": arguments}
+        self.server.stdin.write(json.dumps(order).encode() + b"\n")
+        self.child = int(self._line())
+
+    def wait(self, timeout_s=None):
+        """How the training ended, as a process's exit status; None if it has not yet."""
+        if not select.select([self.server.stdout], [], [], timeout_s)[0]:
+            return None
+        self.child = None
+        return int(self._line())
+
+    def signal(self, number):
+        os.kill(self.child, number)
+
+    def _line(self):
+        return self.server.stdout.readline().decode().strip()
+
+
+def flat(name, value):
+    """Everything in nested dictionaries and lists but wall times: name and tensor or value."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from flat(f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from flat(f"{name}.{index}", each)
+    elif not name.endswith("wall_s"):
+        yield name, value
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+        assert same, f"{name}: {value} and {other[name]}"
+
+
+def stamps(paths):
+    return {(path, path.stat().st_mtime_ns) for path in paths}
+
+
+def ended(trainings, folder, status=0, timeout_s=300):
+    assert trainings.wait(timeout_s) == status, (folder / "output.txt").read_text()[-3000:]
+
+
+def kill_and_compare(trainings, make_folder, result, half_written, longest_bytes):
+    """Kill trainings until there were enough, let each go on until it is done, and compare it with one left alone.
+
+    Args:
+        trainings: Forks them.
+        make_folder: Gives a folder for a training, by its name.
+        result: Everything that a training ended with, flat.
+        half_written: Files of checkpoints that are not whole, by the folder of a training.
+        longest_bytes: Size of the longest file of a checkpoint.
+
+    Returns:
+        How many were killed by the clock, at a number of bytes, at a rename, and how many of all while they wrote.
+    """
+    whole = make_folder("whole")
+    began = time.monotonic()
+    trainings.start(whole)
+    ended(trainings, whole)
+    duration = time.monotonic() - began
+    expected = result(whole)
+
+    chance, generation = random.Random(0), 0
+    counts = {"clock": 0, "bytes": 0, "rename": 0, "writing": 0}
+    folder = make_folder("cut0")
+
+    def go_on(where):
+        nonlocal generation, folder
+        # Far enough to get somewhere before the next, for some of them.
+        delay = chance.uniform(0.0, 0.4 * duration)
+        number = chance.randrange(longest_bytes(whole)) if where == "bytes" else chance.randrange(3)
+        earlier = stamps(half_written(folder))
+        trainings.start(folder, die=None if where is None or where == "clock" else (where, delay, number))
+        status = trainings.wait(delay if where == "clock" else 300)
+        if status is None:
+            trainings.signal(signal.SIGKILL)
+            status = trainings.wait(30)
+        if status == 0:
+            assert_same(expected, result(folder))
+            generation += 1
+            folder = make_folder(f"cut{generation}")
+            return
+        assert status in (-signal.SIGKILL, -signal.SIGXFSZ), (folder / "output.txt").read_text()[-3000:]
+        counts[where] += 1
+        counts["writing"] += bool(stamps(half_written(folder)) - earlier)
+
+    while counts["clock"] + counts["bytes"] + counts["rename"] < KILLS:
+        go_on(chance.choice(["clock", "clock", "bytes", "rename"]))
+    if (folder / "output.txt").exists():
+        trainings.start(folder)
+        ended(trainings, folder)
+        assert_same(expected, result(folder))
+    print(f"{counts}, {duration:.1f} s each, {generation + 1} runs")
+    return counts
