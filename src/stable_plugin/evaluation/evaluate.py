@@ -26,7 +26,7 @@ from stable_plugin.observables import (
     TimeCorrelation,
     trajectory_of,
 )
-from stable_plugin.potentials import Potential, find_potential
+from stable_plugin.potentials import NoInteraction, Potential, find_potential
 from stable_plugin.simulation import Execution, Integrator, Langevin, Simulator
 from stable_plugin.simulation.window import NEVER
 from stable_plugin.systems import System, stack_positions
@@ -143,17 +143,31 @@ class Evaluator:
                     "frames are compared as they are recorded, so make them equal."
                 )
         self.integrator = integrator or Langevin()
-        self.n_replicas = checks.count("n_replicas", n_replicas)
+        self.n_replicas = checks.count("n_replicas", n_replicas, most=checks.MOST_REPLICAS)
         if not horizons_ps:
             raise ValueError("horizons_ps=[] is empty: give at least one time in ps.")
         self.horizons_ps = [checks.number("horizons_ps", horizon, above=0) for horizon in horizons_ps]
-        self.record_every_fs = record_every_fs
+        self.record_every_fs = checks.number("record_every_fs", record_every_fs, above=0)
         self.check_every_fs = check_every_fs
         self.execution = execution
-        self.seed = seed
+        self.seed = checks.seed(seed)
         self.detector.bind(self.system, self.reference)
         self.detector.check_reference(self.reference)
         self.detector.check_reference(self.starts, "starts")
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Bring out now what else does not fit together: this may be the last part of a run of hours."""
+        potential = find_potential(NoInteraction(), self.system)
+        simulator = Simulator(potential, self.integrator, self.detector, check_every_fs=self.check_every_fs)
+        simulator.check_record_every(checks.steps("record_every_fs", self.record_every_fs, self.integrator.timestep_fs))
+        for horizon in self.horizons_ps:
+            checks.steps("horizons_ps", horizon * 1000.0, self.integrator.timestep_fs)
+        for observable in self.observables:
+            observable.bind(self.system, self.reference[:1])
+        for series in self.dynamics:
+            assert self._trajectory is not None
+            series.bind(self.system, *self._trajectory)
 
     def evaluate(self, module: nn.Module, trajectories: Path | None = None, n_trajectories: int = 3) -> Evaluation:
         """Simulate and measure.

@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
+from stable_plugin import checks
 from stable_plugin.evaluation import Evaluation, Evaluator, mean_energy_error, summary, write_report
 from stable_plugin.lightning.callback import StABlECallback
 from stable_plugin.lightning.data import ExtxyzDataModule
+from stable_plugin.lightning.whole_files import write_whole_files
 from stable_plugin.potentials import load_potential
 from stable_plugin.training.gradients import BorrowedLearningRate
 
 try:
     from fairchem.core.components.runner import Runner
     from omegaconf import OmegaConf
+
+    from stable_plugin.fairchem.recipe import made
 except ImportError as error:
     raise ImportError(
         "recipes run through the fairchem command line, but fairchem-core is not installed: "
@@ -33,6 +38,9 @@ except ImportError as error:
     ) from error
 
 log = logging.getLogger(__name__)
+
+TRAINER_COUNTS = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 0, "max_epochs": -1}
+"""Smallest values of arguments of a Trainer; -1 epochs are as many as it takes."""
 
 PACKAGES = ("stable-plugin", "torch", "pytorch-lightning", "mace-torch", "fairchem-core", "e3nn", "ase")
 
@@ -54,6 +62,11 @@ class RunFolder(Runner):
         return (
             "cpu" if str(getattr(self.job_config.device_type, "value", self.job_config.device_type)) == "cpu" else "gpu"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device("cpu" if self.accelerator == "cpu" else "cuda")
 
     def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
         """Say how to go on; the run folder holds everything else."""
@@ -97,14 +110,27 @@ class StABlERunner(RunFolder):
         control: bool = False,
         title: str = "StABlE training",
     ) -> None:
-        self.model = model
-        self.data = data
-        self.supervised = supervised
-        self.stable = stable
-        self.stable_trainer = stable_trainer
-        self.evaluation = evaluation
-        self.control = control
-        self.title = title
+        parts = made(
+            type(self),
+            {
+                "model": model,
+                "data": data,
+                "supervised": supervised,
+                "stable": stable,
+                "stable_trainer": stable_trainer,
+                "evaluation": evaluation,
+                "control": control,
+                "title": title,
+            },
+        )
+        self.model = _family_module(parts["model"])
+        self.data = parts["data"]
+        self.supervised = parts["supervised"]
+        self.stable = parts["stable"]
+        self.stable_trainer = parts["stable_trainer"]
+        self.evaluation = parts["evaluation"]
+        self.control = parts["control"]
+        self.title = parts["title"]
 
     def run(self) -> Path:
         """Run what is not done yet.
@@ -112,6 +138,7 @@ class StABlERunner(RunFolder):
         Returns:
             Path of the report.
         """
+        self._rehearse()
         self.folder.mkdir(parents=True, exist_ok=True)
         module = self._trained("before", self.model, lambda: self._fit(self.supervised, "supervised", self.model, []))
         before = self._judged("before", module)
@@ -120,6 +147,15 @@ class StABlERunner(RunFolder):
         phase = json.loads((self.folder / "stable_phase.json").read_text())
         control = self._controlled(phase) if self.control else None
         return self._report(phase, before, after, control)
+
+    def _rehearse(self) -> None:
+        """Bring out now what would otherwise end the run after hours: later stages are set up once, and thrown away."""
+        for name in ("supervised", "stable_trainer"):
+            _rehearse_trainer(f"runner.{name}", getattr(self, name), self.accelerator)
+        try:
+            self.stable.session.settings.rehearse(self.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"runner.stable: {error}") from error
 
     def _fit(self, make_trainer: Callable[..., Trainer], stage: str, module: Any, callbacks: list[Callback]) -> None:
         folder = self.folder / stage
@@ -136,10 +172,12 @@ class StABlERunner(RunFolder):
             ],
             callbacks=[*callbacks, last],
         )
+        write_whole_files(trainer)
         # Later stages go on from the supervised one: an optimizer that knows the curvature of the energy/force loss
         # moves the weights that the fit does not depend on.
         checkpoint = _newest_checkpoint(folder) or _newest_checkpoint(self.folder / "supervised")
-        trainer.fit(module, self.data, ckpt_path=checkpoint, weights_only=False)
+        # Read with weights_only: a checkpoint that somebody else has put here does not get to run code.
+        trainer.fit(module, self.data, ckpt_path=checkpoint, weights_only=True)
 
     def _stabilise(self, module: LightningModule) -> None:
         began = time.perf_counter()
@@ -193,8 +231,7 @@ class StABlERunner(RunFolder):
         path = self.folder / f"{name}.json"
         if not path.is_file():
             log.info("evaluating the potential %s", name)
-            device = torch.device("cuda" if self.accelerator == "gpu" else "cpu")
-            evaluation = self.evaluation.evaluate(module.to(device), self.folder / "trajectories" / name)
+            evaluation = self.evaluation.evaluate(module.to(self.device), self.folder / "trajectories" / name)
             _write_json(path, evaluation.to_json())
         return Evaluation(**json.loads(path.read_text()))
 
@@ -243,9 +280,9 @@ class EvaluateRunner(RunFolder):
         title: str = "Stability in molecular dynamics",
         **arguments: Any,
     ) -> None:
-        self.model = load_potential(model, **arguments)
-        self.evaluation = evaluation
-        self.title = title
+        parts = made(type(self), {"model": model, "evaluation": evaluation, "title": title, **arguments})
+        self.evaluation, self.title = parts.pop("evaluation"), parts.pop("title")
+        self.model = load_potential(parts.pop("model"), **parts)
 
     def run(self) -> Path:
         """Simulate, measure and report.
@@ -254,8 +291,7 @@ class EvaluateRunner(RunFolder):
             Path of the report.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        device = torch.device("cuda" if self.accelerator == "gpu" else "cpu")
-        evaluation = self.evaluation.evaluate(self.model.to(device), self.folder / "trajectories")
+        evaluation = self.evaluation.evaluate(self.model.to(self.device), self.folder / "trajectories")
         report = {
             "title": self.title,
             "settings": self.settings(),
@@ -290,6 +326,48 @@ class _Rates(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.taken = state_dict["taken"]
+
+
+def _family_module(module: Any) -> Any:
+    lacking = [
+        name
+        for name in ("load_potential", "save_potential", "potential_suffix", "shift_energies")
+        if not hasattr(module, name)
+    ]
+    if lacking:
+        raise ValueError(
+            f"runner.model={module!r} has no {', '.join(lacking)}: give a module of stable_plugin.lightning, or one of your "
+            "own with these."
+        )
+    return module
+
+
+def _rehearse_trainer(path: str, make_trainer: Callable[..., Trainer], accelerator: str) -> None:
+    """Make a Trainer once, and refuse the numbers that Lightning itself takes and trips over later.
+
+    Raises:
+        ValueError: If it cannot be made, or would not train.
+    """
+    given = dict(getattr(make_trainer, "keywords", {}))
+    try:
+        for name, least in TRAINER_COUNTS.items():
+            if given.get(name) is not None:
+                checks.count(name, given[name], least=least)
+        if given.get("gradient_clip_val") is not None:
+            checks.number("gradient_clip_val", given["gradient_clip_val"], least=0)
+        with _quiet(logging.getLogger("pytorch_lightning.utilities.rank_zero")):
+            make_trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)
+    except Exception as error:  # Lightning's errors are of many kinds
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:

@@ -16,7 +16,14 @@ from stable_plugin import checks
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
 from stable_plugin.lightning.family import FamilyModule
 from stable_plugin.potentials.fairchem import FairchemPotential
-from stable_plugin.potentials.fairchem_files import FairchemModel, load_fairchem, new_fairchem, save_fairchem
+from stable_plugin.potentials.fairchem_files import (
+    FairchemModel,
+    check_new,
+    load_fairchem,
+    new_fairchem,
+    plain,
+    save_fairchem,
+)
 from stable_plugin.systems import System
 
 # After stable_plugin.potentials.fairchem, whose error says what to install when fairchem is missing.
@@ -74,16 +81,30 @@ class FairchemModule(FamilyModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # Plain, as a checkpoint that is read without trust can hold them.
+        backbone, heads = (None if config is None else plain(config) for config in (backbone, heads))
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         checks.number("lr", lr, above=0)
+        for name, number in (
+            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
+        ):  # fmt: skip
+            checks.number(name, number, least=0)
+        checks.seed(seed)
         if checkpoint is None and (backbone is None or heads is None):
-            raise ValueError("give checkpoint=, or backbone= and heads= of a new model.")
+            raise ValueError(
+                f"checkpoint={checkpoint!r}, backbone={backbone!r} and heads={heads!r} make no model: give checkpoint=, or "
+                "backbone= and heads= of a new one."
+            )
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.check_optimizer()
         self.model: Any = None
         if checkpoint is not None:
             self.load_potential(checkpoint)
         elif task_name is None:
             raise ValueError("a new model needs a name for its data set: give task_name=, for instance 'omol'.")
+        else:
+            assert backbone is not None and heads is not None
+            check_new(backbone, heads)
         self.metrics = nn.ModuleDict({name: MeanAbsoluteError() for name in TRAINED})
 
     @property
@@ -143,8 +164,11 @@ class FairchemModule(FamilyModule):
         """The network's predictions for one of fairchem's batches."""
         return self.model(batch)
 
+    def training_loss(self, batch: Any) -> Tensor:
+        return torch.stack(list(compute_loss(self.tasks, self(batch), batch).values())).sum()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = torch.stack(list(compute_loss(self.tasks, self(batch), batch).values())).sum()
+        loss = self.training_loss(batch)
         self.log("train/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
         return loss
 
@@ -174,7 +198,10 @@ class FairchemModule(FamilyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.model is not None
-        checkpoint["fairchem"] = {"model_config": self.model.model_config, "tasks_config": self.model.tasks_config}
+        checkpoint["fairchem"] = {
+            "model_config": plain(self.model.model_config),
+            "tasks_config": [plain(config) for config in self.model.tasks_config],
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.model is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from ase import Atoms
 from pytorch_lightning import LightningModule
+from torch import Tensor, nn
 
 
 class FamilyModule(LightningModule):
@@ -17,11 +18,13 @@ class FamilyModule(LightningModule):
     Attributes:
         model: The model; None until it is built.
         given_by: Name of the argument that gives one.
+        optimizer: Takes parameters, gives an optimizer; None for the family's own.
         scheduler: Takes the optimizer, gives a learning-rate scheduler, stepped once an epoch.
     """
 
     model: Any
     given_by: str
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None
     scheduler: Callable[[torch.optim.Optimizer], Any] | None
 
     @property
@@ -32,6 +35,14 @@ class FamilyModule(LightningModule):
     @abstractmethod
     def build(self, frames: Sequence[Atoms]) -> None:
         """Build a new model, with scales from labelled frames."""
+
+    @abstractmethod
+    def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
+        """Batches of the family's graphs, of labelled structures."""
+
+    @abstractmethod
+    def training_loss(self, batch: Any) -> Tensor:
+        """What is trained on, for one of these batches."""
 
     @abstractmethod
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -52,7 +63,43 @@ class FamilyModule(LightningModule):
                 f"{type(self).__name__} needs the training frames to build a new model: fit with a data module that has "
                 f"train_frames, such as ExtxyzDataModule, or give {self.given_by}=."
             )
-        self.build(frames)
+        try:
+            self.build(frames)
+            # A loader draws random numbers even where it does not shuffle.
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                self.training_loss(next(iter(self.dataloader(frames[:1], 1, shuffle=False)))).backward()
+        except Exception as error:  # whatever the arguments of a foreign model lead to, somewhere inside it
+            self.model = None
+            raise ValueError(
+                f"{type(self).__name__} cannot make a model that works on the first training frame "
+                f"({type(error).__name__}: {error}). Its arguments: "
+                f"{', '.join(f'{name}={value!r}' for name, value in self.options.items())}."
+            ) from error
+        self.zero_grad()
+
+    def check_optimizer(self) -> None:
+        """Take two steps with the optimizer and scheduler that were given, on a parameter of no importance.
+
+        Raises:
+            ValueError: If one of them does not work.
+        """
+        weight = nn.Parameter(torch.zeros(2))
+        name, value = "optimizer", self.optimizer
+        try:
+            optimizer = torch.optim.SGD([weight], lr=1.0) if self.optimizer is None else self.optimizer([weight])
+            name, value = "scheduler", self.scheduler
+            scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+            for _ in range(2):
+                weight.grad = torch.zeros_like(weight)
+                optimizer.step(lambda: 0.0)
+                if scheduler is not None:
+                    plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+                    scheduler.step(*[0.0] * plateau)
+        except Exception as error:  # of torch or of the user's own class
+            raise ValueError(
+                f"{name}={value} does not work ({type(error).__name__}: {error}): give one that takes "
+                f"{'parameters' if name == 'optimizer' else 'an optimizer'} and can be stepped."
+            ) from error
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer()

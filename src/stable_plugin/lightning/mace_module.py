@@ -27,6 +27,8 @@ from mace import modules as mace_modules  # isort: skip
 from mace.tools import AtomicNumberTable, torch_geometric  # isort: skip
 from mace.tools.scripts_utils import get_params_options  # isort: skip
 
+MOST_CHANNELS = 10_000
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -86,14 +88,33 @@ class MACEModule(FamilyModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model", "loss", "optimizer", "scheduler"])
-        checks.number("r_max", r_max, above=0)
+        checks.number("r_max", r_max, above=0, most=100)
+        for name, count, least, most in (
+            ("max_ell", max_ell, 0, 11),
+            ("correlation", correlation, 1, 8),
+            ("num_interactions", num_interactions, 1, 100),
+            ("num_bessel", num_bessel, 1, 1000),
+            ("num_polynomial_cutoff", num_polynomial_cutoff, 1, 1000),
+            *(("radial_MLP", width, 1, 100_000) for width in radial_MLP),
+        ):
+            checks.count(name, count, least=least, most=most)
+        for name, irreps in (("hidden_irreps", hidden_irreps), ("MLP_irreps", MLP_irreps)):
+            _check_irreps(name, irreps)
+        if isinstance(E0s, str) and E0s != "average":
+            raise ValueError(f"E0s={E0s!r}: give 'average' or energies in eV by atomic number.")
         checks.number("lr", lr, above=0)
+        for name, number in (
+            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
+        ):  # fmt: skip
+            checks.number(name, number, least=0)
+        checks.seed(seed)
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is not known: give one of {sorted(DTYPES)}.")
         if scaling not in mace_modules.scaling_classes:
             raise ValueError(f"scaling={scaling!r} is not known: give one of {sorted(mace_modules.scaling_classes)}.")
         self.loss = loss or mace_modules.WeightedEnergyForcesLoss(energy_weight, forces_weight)
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.check_optimizer()
         # Any: the attributes of a MACE model are not those that nn.Module declares.
         self.model: Any = load_mace(model) if isinstance(model, str | Path) else model
         self._statistics: dict[str, Any] | None = None
@@ -148,8 +169,12 @@ class MACEModule(FamilyModule):
         output: dict[str, Tensor] = self.model(batch.to_dict(), training=training)
         return output
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_loss(self, batch: Any) -> Tensor:
         loss: Tensor = self.loss(batch, self(batch, training=True))
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
         self.log("train/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
         return loss
 
@@ -230,8 +255,6 @@ class MACEModule(FamilyModule):
             keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
             configs = [mace_data.config_from_atoms(frame, keys) for frame in frames]
             by_number = mace_data.compute_average_E0s(configs, AtomicNumberTable(numbers))
-        elif isinstance(self.options.E0s, str):
-            raise ValueError(f"E0s={self.options.E0s!r}: give 'average' or energies in eV by atomic number.")
         else:
             by_number = {int(z): float(energy) for z, energy in dict(self.options.E0s).items()}
             missing = sorted(set(numbers) - set(by_number))
@@ -275,6 +298,19 @@ class MACEModule(FamilyModule):
                 # As mace_run_train does for its default model.
                 atomic_inter_shift=0.0,
             )
+
+
+def _check_irreps(name: str, irreps: str) -> None:
+    try:
+        parsed = o3.Irreps(irreps)
+        channels = max((each.mul for each in parsed), default=0)
+        if not 0 < channels <= MOST_CHANNELS:
+            raise ValueError(f"{channels} channels")
+    except Exception as error:  # e3nn parses with what raises many kinds
+        raise ValueError(
+            f"{name}={irreps!r} is no list of irreducible representations ({error}): give for instance '16x0e + 16x1o', with "
+            f"up to {MOST_CHANNELS} channels."
+        ) from error
 
 
 def _metrics() -> MetricCollection:

@@ -70,7 +70,7 @@ class RadialDistribution(LocalObservable):
             raise ValueError("target and target_file are both given: keep one.")
         self.pair = None if pair is None else (pair[0], pair[1])
         self.bin_width = checks.number("bin_width", bin_width, above=0)
-        self.smearing = checks.number("smearing", smearing, above=0)
+        self.smearing = checks.number("smearing", smearing, above=0, most=LONGEST_A)
         self.r_max = None if r_max is None else checks.number("r_max", r_max, least=2 * bin_width)
         self.intramolecular = intramolecular
         self._curve = None if target_file is None else read_curve(target_file)
@@ -96,7 +96,9 @@ class RadialDistribution(LocalObservable):
                 f"r_max={r_max:g} is more than the cell allows, {system.reach:.2f} Å (half its smallest height): lower it, "
                 "or use a larger cell."
             )
-        n_bins = int(r_max / self.bin_width + 1e-9)
+        n_bins = int(r_max / checks.bins("bin_width", self.bin_width, r_max) + 1e-9)
+        if n_bins < 2:
+            raise ValueError(f"bin_width={self.bin_width:g} is more than half of the range, {r_max:.2f} Å: lower it.")
         self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * self.bin_width
         self._system, self._pairs = system, self._chosen_pairs(system)
         shells = 4.0 / 3.0 * pi * self.bin_width**3 * (torch.arange(n_bins + 1, dtype=torch.float64) ** 3).diff()

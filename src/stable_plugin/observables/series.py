@@ -55,6 +55,7 @@ class TimeCorrelation(Metric):
         super().__init__(**kwargs)
         self.interval_fs = checks.number("interval_fs", interval_fs, above=0)
         self.max_lag_ps = checks.number("max_lag_ps", max_lag_ps, least=interval_fs / 1000.0)
+        checks.bins("interval_fs", interval_fs, max_lag_ps * 1000.0)
         self.n_lags = 1 + checks.steps("max_lag_ps", max_lag_ps * 1000.0, interval_fs)
         self.symbols = None if symbols is None else tuple(symbols)
         self.remove_drift = remove_drift

@@ -102,8 +102,9 @@ class DistanceDistribution(Observable):
     ) -> None:
         super().__init__(target, **kwargs)
         checks.number("bin_width", bin_width, above=0)
-        self.smearing = checks.number("smearing", smearing, above=0)
-        n_bins = round(checks.number("r_max", r_max, least=2 * bin_width) / bin_width)
+        checks.number("r_max", r_max, least=2 * bin_width)
+        self.smearing = checks.number("smearing", smearing, above=0, most=r_max)
+        n_bins = round(r_max / checks.bins("bin_width", bin_width, r_max))
         self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * bin_width
         self._system: System | None = None
 
@@ -144,8 +145,8 @@ class AngleDistribution(Observable):
         self, n_bins: int = 180, smearing: float = 1.0, target: Sequence[float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(target, **kwargs)
-        checks.count("n_bins", n_bins, least=2)
-        self.smearing = checks.number("smearing", smearing, above=0)
+        checks.count("n_bins", n_bins, least=2, most=checks.MOST_BINS)
+        self.smearing = checks.number("smearing", smearing, above=0, most=180)
         self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * (180.0 / n_bins)
         self._system: System | None = None
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from stable_plugin.potentials.base import Potential
-from stable_plugin.potentials.module import ModulePotential
+from stable_plugin.potentials.module import ModulePotential, NoInteraction
 from stable_plugin.systems import System
 
-__all__ = ["ModulePotential", "Potential", "find_potential", "load_potential"]
+__all__ = ["ModulePotential", "NoInteraction", "Potential", "find_potential", "load_potential"]
 
 
 FAIRCHEM_NAMES = ("uma-", "esen-", "allscaip-")

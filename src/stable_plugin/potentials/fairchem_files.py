@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from ase import Atoms
 from torch import nn
 
+from stable_plugin import checks
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY
 from stable_plugin.potentials.base import default_dtype, save_new
 from stable_plugin.potentials.fairchem import FairchemPotential, charge_and_spin, energy_task
@@ -24,11 +26,15 @@ from fairchem.core.calculate.pretrained_mlip import (  # isort: skip
     available_models,
     pretrained_checkpoint_path_from_name,
 )
+from fairchem.core.common.registry import registry  # isort: skip
 from fairchem.core.units.mlip_unit.api.inference import MLIPInferenceCheckpoint  # isort: skip
 from fairchem.core.units.mlip_unit.mlip_unit import Task  # isort: skip
 from fairchem.core.units.mlip_unit.utils import load_inference_model  # isort: skip
 
 CORE = "fairchem.core"
+
+LARGEST_SETTING = 100_000
+"""A network with more of anything is a slip of the pen, which would take all memory before it failed."""
 
 
 class FairchemModel(nn.Module):
@@ -98,7 +104,7 @@ class FairchemModel(nn.Module):
         references = task.element_references.element_references
         references += per_atom_eV
         index = self.tasks.index(task)
-        config = _plain(self.tasks_config[index])
+        config = plain(self.tasks_config[index])
         config["element_references"] = _element_references(references.tolist())
         self.tasks_config[index] = config
 
@@ -222,6 +228,48 @@ def _located(source: str | Path) -> Path:
         ) from error
 
 
+def check_new(backbone: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
+    """Refuse configurations of what is no part of a model: fairchem calls whatever they name.
+
+    Args:
+        backbone: As for :func:`new_fairchem`.
+        heads: Likewise.
+
+    Raises:
+        ValueError: If a name is not that of a network, an argument is not one of its, or a number is not one that it can be
+            built with.
+    """
+    parts = {"backbone": (backbone, "model"), **{f"heads.{name}": (head, "module") for name, head in heads.items()}}
+    if not heads:
+        raise ValueError(f"heads={heads!r} is empty: give at least one, with a module= that gives energies.")
+    for part, (config, key) in parts.items():
+        if not isinstance(config, Mapping) or key not in config:
+            raise ValueError(
+                f"{part}={config!r} does not say what it is: give {key}=, the name of a class of fairchem."
+            )
+        kind = _network_class(f"{part}.{key}", config[key])
+        parameters = inspect.signature(kind).parameters
+        open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+        for name, value in config.items():
+            if name != key and name not in parameters and not open_ended:
+                raise ValueError(
+                    f"{part}.{name}={value!r} is no argument of {config[key]}: it takes {', '.join(parameters)}."
+                )
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                checks.number(f"{part}.{name}", value, least=-LARGEST_SETTING, most=LARGEST_SETTING)
+
+
+def _network_class(name: str, value: Any) -> type:
+    try:
+        # As fairchem finds it, by a short name of its own or a full one.
+        found = registry.get_model_class(value)
+    except Exception as error:  # importing runs a module, from which anything can come
+        raise ValueError(f"{name}={value!r} is not found ({error}): give the name of a class of fairchem.") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{name}={value!r} is no network: give the name of a class of fairchem, or of a torch module.")
+    return found
+
+
 def _tasks(frames: Sequence[Atoms], dataset: str, energy_weight: float, forces_weight: float) -> list[dict[str, Any]]:
     """Energy and forces, referenced to elements by least squares and scaled by the spread of the forces."""
     n_elements = 1 + max(int(frame.numbers.max()) for frame in frames)
@@ -245,7 +293,7 @@ def _element_references(energies: list[float]) -> dict[str, Any]:
     }
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
     """A configuration without OmegaConf's types."""
     plain: Any = OmegaConf.to_container(config) if OmegaConf.is_config(config) else copy.deepcopy(config)
     return dict(plain)

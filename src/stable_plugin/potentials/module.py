@@ -54,3 +54,19 @@ class ModulePotential(Potential):
             f"{type(self.module).__name__} returned energies of shape {tuple(energies.shape)} for positions of shape "
             f"{tuple(positions.shape)}: return (n_replicas,) or (n_replicas, n_atoms)."
         )
+
+
+class NoInteraction(nn.Module):
+    """Atoms that do not feel each other: stands in for a model where only the settings around it are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Zero for each replica."""
+        return self.weight * positions.sum(dim=(1, 2))
+
+    def stable_potential(self, system: System) -> ModulePotential:
+        """The potential that simulates."""
+        return ModulePotential(self, system)

@@ -139,7 +139,7 @@ class NoseHooverChain(Integrator):
             least=5 * timestep_fs,
             hint="A thermostat faster than a few timesteps is not integrated.",
         )
-        self.chain_length = checks.count("chain_length", chain_length)
+        self.chain_length = checks.count("chain_length", chain_length, most=100)
 
     def degrees_of_freedom(self, n_atoms: int) -> int:
         """Without the centre of mass: without external forces its momentum is never thermalised, and is kept zero."""
