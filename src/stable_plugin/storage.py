@@ -14,6 +14,11 @@ TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "Parent directory")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EIO)
+"""What the system says to somebody who cannot write."""
+
+PROBE_BYTES = 4096
+
 
 @contextmanager
 def whole_file(path: str | Path, kind: str = "file") -> Iterator[Path]:
@@ -80,9 +85,12 @@ def explained(path: str | Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if not could_not_write(error) or getattr(error, "explained", False):
+        if not could_not_write(error) or is_explained(error):
             raise
-        explanation = OSError(f"{kind} {str(path)!r} cannot be written ({_reason(error)}): {way_out(path, error)}")
+        untouched = " What was there before is untouched." if os.path.exists(path) else ""
+        explanation = OSError(
+            f"{kind} {str(path)!r} cannot be written ({_reason(error)}): {way_out(path, error)}{untouched}"
+        )
         explanation.errno = _number(error)
         explanation.explained = True  # type: ignore[attr-defined]
         raise explanation from error
@@ -92,17 +100,41 @@ def could_not_write(error: BaseException) -> bool:
     """Whether it is the system that refused to write, or torch that says so in its own words."""
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in TORCH_WRITER)
-    return isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, OSError) and error.errno in REFUSED
+
+
+def is_explained(error: BaseException) -> bool:
+    """Whether an error says already which path cannot be written, and what to do."""
+    return getattr(error, "explained", False)
+
+
+def refusal(folder: str | Path) -> str | None:
+    """Try whether a folder can be written to: what is in the way, and the way out; None if nothing is."""
+    probe = Path(folder) / f".probe-{os.getpid()}"
+    try:
+        with explained(folder, "folder"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            try:
+                probe.write_bytes(bytes(PROBE_BYTES))
+            finally:
+                if os.path.isfile(probe):
+                    probe.unlink()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def way_out(path: str | Path, error: BaseException) -> str:
     """What to do about a path that cannot be written."""
-    folder = Path(path).parent
+    # A folder that cannot be made is itself the file that is in the way.
+    folder = Path(path) if _number(error) in (errno.EEXIST, errno.ENOTDIR) else Path(path).parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
         return f"{str(folder)!r} is a file where a folder is needed. Move it away, or choose another folder."
     number = _number(error)
+    if number == errno.ENOENT:
+        return f"{str(Path(path).parent)!r} does not exist. Make it, or choose another folder."
     if number is None or number in FULL:
         free = shutil.disk_usage(folder).free / 1e6
         return f"{free:.0f} MB are free in {str(folder)!r}. Make room, or choose a folder on another disk."
@@ -123,4 +155,6 @@ def _number(error: BaseException) -> int | None:
     number = getattr(error, "errno", None)
     if number is not None:
         return int(number)
+    if "does not exist" in str(error):
+        return errno.ENOENT
     return next((each for each in (errno.EROFS, errno.EACCES, errno.ENOENT) if os.strerror(each) in str(error)), None)

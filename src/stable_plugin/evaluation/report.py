@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from stable_plugin.evaluation import wording
 from stable_plugin.evaluation.canvas import house_style, png
 from stable_plugin.evaluation.figures import draw
 from stable_plugin.evaluation.page import render
+from stable_plugin.storage import explained, whole_file
 
 
 def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, Any]) -> Path:
@@ -38,6 +38,7 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
         FileExistsError: If the folder holds a report already; nothing is overwritten.
         ValueError: If there is neither ``evaluation`` nor both ``before`` and ``after``, or a curve and its axis
             differ in length.
+        OSError: If the folder cannot be written to; names the path and the way out.
     """
     run_dir = Path(run_dir)
     figure_dir, page = run_dir / "figures", run_dir / "report.html"
@@ -48,12 +49,14 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
             )
     report, curves = _plain(report), _plain(curves)
     _check_stages(report)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with explained(page, "report"):
+        run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "report.json", _json(report))
     _write(run_dir / "curves.json", _json(curves))
     with house_style():
         drawings = draw(report, curves)
-        figure_dir.mkdir()
+        with explained(page, "report"):
+            figure_dir.mkdir()
         for drawing in drawings:
             _write(figure_dir / f"{drawing.name}.png", png(drawing.figure))
         _write(page, render(report, drawings, curves.get("axes") or {}).encode())
@@ -145,9 +148,5 @@ def _json(value: Any) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file that appears under its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path, "report") as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

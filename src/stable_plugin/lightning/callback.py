@@ -16,7 +16,7 @@ from stable_plugin.detectors import Detector
 from stable_plugin.estimator import Loss, mean_squared_error
 from stable_plugin.frames import Frames
 from stable_plugin.lightning.interruption import Batches, Requeueing
-from stable_plugin.lightning.whole_files import write_whole_files
+from stable_plugin.lightning.whole_files import add_way_out, write_whole_files
 from stable_plugin.loop import Round, StABlELoop
 from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
@@ -221,12 +221,17 @@ class StABlECallback(Callback):
         self.session.after_step(trainer.optimizers)
         self._batches.on_train_batch_end(trainer, batch_idx)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what a validation in the middle of an epoch has drawn."""
+        self._batches.on_validation_end(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the next batches are those of another epoch."""
         self._batches.on_train_epoch_end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a checkpoint behind when the run is interrupted, to go on with ``trainer.fit(ckpt_path=...)``."""
+        add_way_out(trainer, exception)
         if not self.session.begun or not isinstance(exception, KeyboardInterrupt | SystemExit):
             return
         if trainer.world_size > 1:  # who is interrupted alone would wait for what the others have to save

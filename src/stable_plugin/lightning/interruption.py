@@ -68,6 +68,11 @@ class Batches:
             {} if is_last else {"taken": self._taken, "start": self._at_start, "random": random_state()}
         )
 
+    def on_validation_end(self, trainer: Any) -> None:
+        """A validation between two steps draws from the global random streams; it is not done again."""
+        if self.session.batches and trainer.fit_loop.epoch_loop.batch_progress.current.ready == self._taken:
+            self.session.batches["random"] = random_state()
+
     def on_train_epoch_end(self) -> None:
         """The next iterator is the next epoch's own."""
         self._iterator_is_new, self._taken, self.session.batches = False, 0, {}

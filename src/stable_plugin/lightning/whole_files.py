@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 from lightning_fabric.plugins import CheckpointIO
+
+from stable_plugin.loading import read_as_data
+from stable_plugin.storage import could_not_write, is_explained, refusal, whole_file
 
 
 class WholeFiles(CheckpointIO):
@@ -22,22 +25,25 @@ class WholeFiles(CheckpointIO):
         self.io = io
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save, and rename once it is whole; addresses of remote stores are passed on as they are."""
+        """Save, and rename once it is whole; addresses of remote stores are passed on as they are.
+
+        Raises:
+            OSError: If it cannot be written; names the path and the way out.
+        """
         if "://" in str(path):
             self.io.save_checkpoint(checkpoint, path, storage_options=storage_options)
             return
-        partial = f"{path}.partial"
-        try:
-            self.io.save_checkpoint(checkpoint, partial, storage_options=storage_options)
-            os.replace(partial, path)
-        except BaseException:
-            if os.path.isfile(partial):
-                os.remove(partial)
-            raise
+        with whole_file(path, "checkpoint") as partial:
+            self.io.save_checkpoint(checkpoint, str(partial), storage_options=storage_options)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As the other one does."""
-        checkpoint: dict[str, Any] = self.io.load_checkpoint(path, *args, **kwargs)
+        """As the other one does.
+
+        Raises:
+            ValueError: If it is damaged, or not made of what it may be made of; names the path and the way out.
+        """
+        with read_as_data(path):
+            checkpoint: dict[str, Any] = self.io.load_checkpoint(path, *args, **kwargs)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -51,3 +57,25 @@ def write_whole_files(trainer: Any) -> None:
     # The two Lightnings each have a class of this name.
     if type(strategy.checkpoint_io).__name__ == "TorchCheckpointIO":
         strategy.checkpoint_io = WholeFiles(strategy.checkpoint_io)
+
+
+def add_way_out(trainer: Any, error: BaseException) -> None:
+    """Tell an error of writing which of the run's folders it comes from, and how to go on.
+
+    Loggers raise what the system says, often without a path.
+    """
+    if not could_not_write(error):
+        return
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)]
+    if not is_explained(error):
+        folders = [logger.log_dir or logger.save_dir for logger in trainer.loggers]
+        folders += [callback.dirpath for callback in callbacks] + [trainer.default_root_dir]
+        for folder in dict.fromkeys(str(folder) for folder in folders if folder):
+            if (message := refusal(folder)) is not None:
+                error.add_note(message)
+    paths = {path for callback in callbacks for path in (callback.best_model_path, callback.last_model_path) if path}
+    whole = max(
+        (path for path in map(Path, paths) if path.is_file()), key=lambda path: path.stat().st_mtime, default=None
+    )
+    if whole is not None:
+        error.add_note(f"The last checkpoint is whole. Go on with ckpt_path={str(whole)!r}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stable_plugin.neighbors import Edges, edges_within
+from stable_plugin.storage import whole_file
 from stable_plugin.systems import System
 
 
@@ -151,13 +151,10 @@ def save_new(content: Any, path: str | Path) -> None:
 
     Raises:
         FileExistsError: If there is a file already.
+        OSError: If it cannot be written; names the path and the way out.
     """
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten: choose another path or remove it.")
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole_file(path, "model") as partial:
         torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
