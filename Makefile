@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 TORCH ?= torch==2.13.0
 # Further arguments for `make demo`, as in `make demo ARGS="runner.seed=1"`.
 ARGS ?=
+# Further arguments for pytest, as in `make test PYTEST="-k recipe"`.
+PYTEST ?=
 
 BIN := .venv/bin
 # -qq: errors only, progress is told by the echo lines.
@@ -12,8 +14,8 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq
 ENV := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-mace-only test-fairchem-only test-cuda test-slow check docs wheel bench bench-cuda \
-        data clean
+.PHONY: help env demo test test-mace-only test-fairchem-only test-cuda test-slow check examples list-examples coverage mutants docs \
+        wheel bench bench-cuda data clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,10 +44,32 @@ demo: $(ENV)  ## repair a MACE model of aspirin, on a CPU
 	$(BIN)/fairchem -c recipes/aspirin_mace.yaml $(ARGS)
 
 test: $(ENV)  ## run the tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST)
 
+# Results of what takes too long for every change are kept in docs/quality: `make test-slow coverage mutants`.
 test-slow: $(ENV)  ## run the tests that take long: real runs, killed and gone on with
-	$(BIN)/python -m pytest -q -m slow
+	mkdir -p build
+	$(BIN)/python -m pytest -q -m slow --junit-xml=build/slow.xml $(PYTEST); \
+	  result=$$?; $(BIN)/python .ci/record.py slow build/slow.xml; exit $$result
+
+# Tests that go through whole trainings measure nothing of the core that others do not.
+NOT_OF_THE_CORE := callback cuda evaluate fairchem_module fairchem_native fairchem_potential interruption killed \
+        killed_fairchem mace_module mace_periodic physical_validation readme recipe_fuzz recipes report runner survival \
+        trainer_features
+CORE_TESTS = $(filter-out $(NOT_OF_THE_CORE:%=tests/test_%.py),$(wildcard tests/test_*.py))
+
+coverage: $(ENV)  ## measure the branches of the core that tests run through; fails below 95 %
+	mkdir -p build
+	$(BIN)/python -m coverage run -m pytest -q -m "not slow" $(CORE_TESTS)
+	$(BIN)/python -m coverage json -q --fail-under=0 -o build/coverage.json
+	$(BIN)/python .ci/record.py coverage build/coverage.json
+	$(BIN)/python -m coverage report --skip-covered
+
+mutants: $(ENV)  ## change single operations of the core and see whether tests notice; fails below 85 %
+	rm -rf mutants
+	$(BIN)/python -m mutmut run --max-children 2
+	$(BIN)/python -m mutmut results --all true > build/mutants.txt
+	$(BIN)/python .ci/record.py mutants build/mutants.txt
 
 # Each family without the other, as a user of only one has it: an environment of its own, beside .venv.
 .venv-%/.installed: Makefile setup.cfg pyproject.toml
@@ -61,20 +85,36 @@ test-mace-only: .venv-mace/.installed  ## run the tests without fairchem
 test-fairchem-only: .venv-fairchem/.installed  ## run the tests without MACE
 	.venv-fairchem/bin/python -m pytest -q -m "not slow"
 
-check: $(ENV) docs wheel  ## lint, formatting, types, import contracts, documentation, wheel
+check: $(ENV)  ## lint, formatting, types, import contracts, documentation, wheel, examples
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs wheel examples
+
+# What users copy: examples in docstrings, Python on pages, and every recipe in its small form.
+EXAMPLES := tests/test_doctests.py tests/test_readme.py tests/test_recipes.py
+
+examples: $(ENV)  ## run the examples in docstrings, README and documentation, and every recipe in miniature
+	$(BIN)/python -m pytest -q $(EXAMPLES)
+
+list-examples:
+	@echo $(EXAMPLES)
 
 docs: .venv/.extra-docs  ## build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
-wheel: $(ENV)  ## build sdist and wheel, and import every module of the wheel
-	rm -rf build dist
+# The wheel goes into an environment of its own, in which only the dependencies are those of .venv: Python reads no
+# .pth file of a folder that a .pth file names, so the checkout that .venv points to is out of sight, and -I keeps out the
+# current folder and PYTHONPATH. Downloading torch and the families again would tell nothing more about the wheel.
+wheel: $(ENV)  ## build sdist and wheel, install the wheel into a clean environment, import every module
+	rm -rf build/clean build/lib build/bdist.* dist
 	$(BIN)/python -m build -o dist > /dev/null
-	$(BIN)/python -m pip install --disable-pip-version-check -qq --no-deps --target build/wheel dist/*.whl
-	PYTHONPATH=build/wheel $(BIN)/python -W ignore .ci/import_all.py build/wheel
+	$(PYTHON) -m venv --without-pip build/clean
+	$(BIN)/python -m pip --python build/clean/bin/python install --disable-pip-version-check -qq --no-deps dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(build/clean/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth
+	build/clean/bin/python -I -W ignore .ci/import_all.py build/clean
 
 bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=rounds for whole rounds
 	$(BIN)/python -m benchmarks $(GROUPS)
@@ -104,6 +144,6 @@ data: .venv/.extra-data  ## remake recipes/data (an hour and a half)
 	$(BIN)/python recipes/data/make_water.py slice --trajectory runs/water_spcfw_300K.npz
 
 clean:  ## remove what builds and checks leave behind, but not .venv and runs/
-	rm -rf build dist docs/_build src/*.egg-info
+	rm -rf build dist docs/_build mutants src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,16 +1,25 @@
-"""Import every module of the package, from where it was installed: ``python import_all.py FOLDER``."""
+"""Import every module of the package, from where it was installed: ``python -I import_all.py FOLDER``."""
 
 import importlib
 import pkgutil
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import stable_plugin
 
+folder = Path(sys.argv[1]).resolve()
 here = Path(stable_plugin.__file__)
-assert here.is_relative_to(Path(sys.argv[1]).resolve()), f"stable_plugin was imported from {here}, not {sys.argv[1]}"
+assert here.is_relative_to(folder), f"stable_plugin was imported from {here}, not {folder}"
 assert (here.parent / "py.typed").is_file(), "py.typed is missing"
+installed = distribution("stable-plugin")
+assert Path(str(installed.locate_file(""))).resolve().is_relative_to(folder), (
+    "the metadata are those of another install"
+)
+assert installed.metadata["License"] or installed.metadata["License-Expression"], "the wheel has no licence"
 modules = [each.name for each in pkgutil.walk_packages(stable_plugin.__path__, "stable_plugin.")]
 for name in modules:
-    importlib.import_module(name)
+    module = importlib.import_module(name)
+    assert Path(str(module.__file__)).is_relative_to(folder), f"{name} was imported from {module.__file__}"
+assert all(hasattr(stable_plugin, name) for name in stable_plugin.__all__)
 print(f"{len(modules)} modules of the wheel imported")

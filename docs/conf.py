@@ -8,7 +8,7 @@ copyright = "2026, the stable_plugin authors"
 release = version = installed_version("stable-plugin")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "quality"]  # quality.md includes what is in the folder
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -14,12 +14,12 @@ NEEDS = {
         "test_callback.py", "test_mace_module.py", "test_mace_periodic.py", "test_mace_potential.py", "test_readme.py",
         "test_runner.py", "test_trainer_features.py", "test_killed.py", "test_processes.py",
         "test_interruption.py", "test_memory.py",
-        "test_batch.py", "test_recipe_fuzz.py", "test_loading.py", "test_broken_files.py",
+        "test_batch.py", "test_ddp.py", "test_recipe_fuzz.py", "test_recipes.py", "test_loading.py", "test_broken_files.py",
     ],
     "fairchem": [
         "test_fairchem_module.py", "test_fairchem_native.py", "test_fairchem_potential.py", "test_readme.py",
         "test_runner.py", "test_killed_fairchem.py",
-        "test_recipe_fuzz.py", "test_loading.py", "test_broken_files.py",
+        "test_recipe_fuzz.py", "test_recipes.py", "test_loading.py", "test_broken_files.py",
     ],
 }  # fmt: skip
 collect_ignore = [name for family, names in NEEDS.items() if find_spec(family) is None for name in names]
