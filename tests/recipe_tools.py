@@ -126,7 +126,7 @@ class TimeIsOverError(BaseException):
 
 def run(recipe: dict, folder: Path, seconds: float = 60.0) -> Outcome:
     """Run a recipe from a file in ``folder``, with what ``fairchem -c`` does before and after the runner is made."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
     if isinstance(recipe.get("job"), dict) and isinstance(recipe["job"].get("run_dir"), str):

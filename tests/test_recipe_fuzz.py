@@ -106,9 +106,9 @@ def verdict(outcome, mistake):
         return "refused by fairchem"
     if (outcome.folder / "../../hacked").exists():
         return "hacked"
-    message = outcome.message
+    message = outcome.message.replace("\\", "")
     names = [str(key) for key in path if isinstance(key, str)]
-    named = re.search(r"runner[.:\[]|full_key: runner", message) or f"{names[-1]}=" in message
+    named = re.search(r"(runner|job)[.:\[]|full_key: runner", message) or f"{names[-1]}=" in message
     shown = kind in ("delete", "rename") or any(
         text in message
         for text in (

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch.distributed.checkpoint.api import CheckpointException
 
+from stable_plugin.loading import load_data
 from stable_plugin.processes import Processes
-from stable_plugin.storage import partial_folder, whole_folder
+from stable_plugin.storage import could_not_write, partial_folder, whole_folder
 from stable_plugin.training import Session
 
 log = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ def save_with(unit: Any, session: Session) -> None:
         with folder as partial:
             # Of all processes, together: the others go on once the first has made the folder.
             state = session.state_dict()
-            save_unit(str(partial))
+            _saved(lambda: save_unit(str(partial)))
             if first:
                 torch.save(state, partial / STATE_FILE)
                 _name_place(partial / RESUME_FILE, checkpoint_location)
@@ -63,7 +66,7 @@ def load_with(unit: Any, session: Session) -> bool:
     if not path.is_file():
         log.warning("%s has no %s: StABlE training begins afresh.", unit.lazy_state_location, STATE_FILE)
         return False
-    session.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    session.load_state_dict(load_data(path, "state of StABlE training"))
     return True
 
 
@@ -112,6 +115,17 @@ class Interruption:
 
     def _hear(self, number: int, frame: Any) -> None:
         self.told = signal.Signals(number).name
+
+
+def _saved(save: Callable[[], None]) -> None:
+    """Save, and if it fails raise what torch's distributed checkpoints wrap, which says what the matter was."""
+    try:
+        save()
+    except CheckpointException as error:
+        for cause, _ in error.failures.values():
+            if could_not_write(cause):
+                raise cause from error
+        raise
 
 
 def _name_place(path: Path, place: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import pkgutil
 import sys
 import types
 import typing
@@ -98,7 +99,8 @@ def _check_part(part: Mapping[str, Any], path: str, hint: Any) -> None:
         if not isinstance(part.get(key, default), bool):
             raise ValueError(f"{path}.{key}={_shown(part[key])} is no bool: give true or false.")
     if not _makes(target, partial, hint):
-        raise ValueError(f"{path}._target_={part['_target_']!r} makes no {_named(hint)}: name one that does.")
+        what = ", or set _partial_: true" if not partial and any(map(_is_callable_hint, _choices(hint))) else ""
+        raise ValueError(f"{path}._target_={part['_target_']!r} makes no {_named(hint)}: name one that does{what}.")
     arguments = {key: value for key, value in part.items() if key not in HYDRAS_OWN}
     parameters, open_ended = _parameters(target)
     for key, value in arguments.items():
@@ -132,7 +134,7 @@ def allowed(name: Any, path: str) -> Callable[..., Any]:
         raise ValueError(f"{path}={_shown(name)} is no name: give the full name of a class or function.")
     _refuse(name, name, path)
     try:
-        target = hydra.utils.get_object(name)
+        target = pkgutil.resolve_name(name)
     except Exception as error:  # importing runs a module, from which anything can come
         reason = str(error).strip().splitlines()
         raise ValueError(
@@ -188,8 +190,12 @@ def _makes(target: Any, partial: bool, hint: Any) -> bool:
         return True
     for choice in choices:
         origin = typing.get_origin(choice) or choice
-        if _is_callable_hint(choice) or not inspect.isclass(origin) or origin in (object, Any):
+        if not inspect.isclass(origin) or origin in (object, Any):
             return True
+        if _is_callable_hint(choice):
+            if any("__call__" in vars(base) for base in target.__mro__):
+                return True
+            continue
         if issubclass(target, origin):
             return True
     return False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from stable_plugin.lightning.callback import StABlECallback
 from stable_plugin.lightning.data import ExtxyzDataModule
 from stable_plugin.lightning.whole_files import write_whole_files
 from stable_plugin.potentials import load_potential
+from stable_plugin.storage import explained, is_explained, whole_file
 from stable_plugin.training.gradients import BorrowedLearningRate
 
 try:
@@ -43,6 +44,24 @@ TRAINER_COUNTS = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "l
 """Smallest values of arguments of a Trainer; -1 epochs are as many as it takes."""
 
 PACKAGES = ("stable-plugin", "torch", "pytorch-lightning", "mace-torch", "fairchem-core", "e3nn", "ase")
+
+
+def _going_on(run: Callable[[Any], Path]) -> Callable[[Any], Path]:
+    """Have errors of writing name the run folder, the way out, and the command that goes on with what is finished."""
+
+    @wraps(run)
+    def explaining(runner: RunFolder) -> Path:
+        try:
+            with explained(runner.folder, "run folder"):
+                return run(runner)
+        except OSError as error:
+            if is_explained(error):
+                error.add_note(
+                    f"What is finished stays. Go on with: fairchem -c {runner.job_config.metadata.config_path}"
+                )
+            raise
+
+    return explaining
 
 
 class RunFolder(Runner):
@@ -65,7 +84,16 @@ class RunFolder(Runner):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where the model is.
+
+        Raises:
+            ValueError: If there is no such device.
+        """
+        if self.accelerator != "cpu" and not torch.cuda.is_available():
+            raise ValueError(
+                f"job.device_type={str(self.job_config.device_type)!r}, but torch finds no CUDA device: set "
+                "job.device_type=CPU, or install a torch that is built for CUDA."
+            )
         return torch.device("cpu" if self.accelerator == "cpu" else "cuda")
 
     def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
@@ -87,8 +115,8 @@ class StABlERunner(RunFolder):
     """Supervised training, evaluation, StABlE training, evaluation, and a report of both.
 
     Args:
-        model: LightningModule to train, with ``load_potential``, ``save_potential``, ``potential_suffix`` and
-            ``shift_energies``.
+        model: LightningModule to train, with ``save_weights``, ``load_weights``, ``save_potential``,
+            ``potential_suffix`` and ``shift_energies``.
         data: Labelled frames.
         supervised: Gives the Trainer of the supervised phase, from further keyword arguments.
         stable: The StABlE phase.
@@ -132,6 +160,7 @@ class StABlERunner(RunFolder):
         self.control = parts["control"]
         self.title = parts["title"]
 
+    @_going_on
     def run(self) -> Path:
         """Run what is not done yet.
 
@@ -150,10 +179,11 @@ class StABlERunner(RunFolder):
 
     def _rehearse(self) -> None:
         """Bring out now what would otherwise end the run after hours: later stages are set up once, and thrown away."""
+        device = self.device
         for name in ("supervised", "stable_trainer"):
             _rehearse_trainer(f"runner.{name}", getattr(self, name), self.accelerator)
         try:
-            self.stable.session.settings.rehearse(self.device)
+            self.stable.session.settings.rehearse(device)
         except (TypeError, ValueError) as error:
             raise ValueError(f"runner.stable: {error}") from error
 
@@ -202,7 +232,7 @@ class StABlERunner(RunFolder):
 
     def _controlled(self, phase: dict[str, Any]) -> Evaluation | None:
         module = self.model  # what it held is in its file
-        module.load_potential(self._potential("before"))
+        module.load_weights(self._weights("before"))
         rates = [entry["learning_rate"] for entry in phase["rounds"] for _ in range(entry["steps"])]
         if not rates:
             return None
@@ -216,16 +246,20 @@ class StABlERunner(RunFolder):
 
     def _trained(self, name: str, module: Any, train: Callable[[], None]) -> Any:
         """The module as trained now, or as trained when this run was first started."""
-        path = self._potential(name)
-        if path.is_file():
-            module.load_potential(path)
+        weights = self._weights(name)
+        if weights.is_file():
+            module.load_weights(weights)
         else:
             train()
-            module.save_potential(path)
+            module.save_weights(weights)
+        # For others: a pickle, which is written here and never read.
+        potential = self.folder / f"{name}{self.model.potential_suffix}"
+        if not potential.is_file():
+            module.save_potential(potential)
         return module
 
-    def _potential(self, name: str) -> Path:
-        return self.folder / f"{name}{self.model.potential_suffix}"
+    def _weights(self, name: str) -> Path:
+        return self.folder / f"{name}.ckpt"
 
     def _judged(self, name: str, module: LightningModule) -> Evaluation:
         path = self.folder / f"{name}.json"
@@ -284,14 +318,16 @@ class EvaluateRunner(RunFolder):
         self.evaluation, self.title = parts.pop("evaluation"), parts.pop("title")
         self.model = load_potential(parts.pop("model"), **parts)
 
+    @_going_on
     def run(self) -> Path:
         """Simulate, measure and report.
 
         Returns:
             Path of the report.
         """
+        model = self.model.to(self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
-        evaluation = self.evaluation.evaluate(self.model.to(self.device), self.folder / "trajectories")
+        evaluation = self.evaluation.evaluate(model, self.folder / "trajectories")
         report = {
             "title": self.title,
             "settings": self.settings(),
@@ -331,7 +367,7 @@ class _Rates(Callback):
 def _family_module(module: Any) -> Any:
     lacking = [
         name
-        for name in ("load_potential", "save_potential", "potential_suffix", "shift_energies")
+        for name in ("load_weights", "save_weights", "save_potential", "potential_suffix", "shift_energies")
         if not hasattr(module, name)
     ]
     if lacking:
@@ -385,6 +421,5 @@ def _versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))

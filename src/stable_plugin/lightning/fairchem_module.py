@@ -208,6 +208,8 @@ class FairchemModule(FamilyModule):
             self.model = FairchemModel.from_configs(
                 **checkpoint["fairchem"], task_name=self.options.task_name, **self._electrons()
             )
+        else:
+            self.model.take_tasks(checkpoint["fairchem"]["tasks_config"])
 
     def _electrons(self) -> dict[str, Any]:
         return {name: self.options[name] for name in ("conservative", "charge", "spin")}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from ase import Atoms
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+
+from stable_plugin.loading import load_data
+from stable_plugin.potentials.base import save_new
 
 
 class FamilyModule(LightningModule):
@@ -76,6 +80,31 @@ class FamilyModule(LightningModule):
                 f"{', '.join(f'{name}={value!r}' for name, value in self.options.items())}."
             ) from error
         self.zero_grad()
+
+    def save_weights(self, path: str | Path) -> None:
+        """Write what :meth:`load_weights` takes up: tensors and plain values, which can be read without trust.
+
+        Raises:
+            FileExistsError: If there is a file already.
+        """
+        checkpoint: dict[str, Any] = {"state_dict": {name: each.cpu() for name, each in self.state_dict().items()}}
+        self.on_save_checkpoint(checkpoint)
+        save_new(checkpoint, path)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Go back to what :meth:`save_weights` wrote.
+
+        Raises:
+            ValueError: If the file is damaged, holds more than tensors and plain values, or those of another model.
+        """
+        checkpoint = load_data(path, "weights")
+        try:
+            self.on_load_checkpoint(checkpoint)
+            self.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"weights {str(path)!r} are of another model ({type(error).__name__}: {error})."
+            ) from error
 
     def check_optimizer(self) -> None:
         """Take two steps with the optimizer and scheduler that were given, on a parameter of no importance.

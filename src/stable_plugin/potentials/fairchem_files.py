@@ -65,8 +65,8 @@ class FairchemModel(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.model_config, self.tasks_config = model_config, list(tasks_config)
-        self.tasks: list[Task] = [hydra.utils.instantiate(config) for config in self.tasks_config]
+        self.model_config = model_config
+        self.take_tasks(tasks_config)
         self.dataset = task_name or energy_task(self.tasks).datasets[0]
         energy_task(self.tasks, self.dataset)
         self.conservative, self.charge, self.spin = conservative, charge, spin
@@ -82,11 +82,26 @@ class FairchemModel(nn.Module):
             tasks_config: As for the class.
             seed: Seeds the weights.
             arguments: Further arguments of the class.
+
+        Raises:
+            ValueError: If a configuration names anything but parts of fairchem and tensors: it may come from a file.
         """
+        _check_names(model_config, "model_config")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = hydra.utils.instantiate(copy.deepcopy(model_config))
         return cls(network, model_config, tasks_config, **arguments)
+
+    def take_tasks(self, tasks_config: Sequence[Any]) -> None:
+        """Predict what these configurations of tasks say, with their scales and element references.
+
+        Raises:
+            ValueError: If one names anything but parts of fairchem and tensors.
+        """
+        for index, config in enumerate(tasks_config):
+            _check_names(config, f"tasks_config[{index}]")
+        self.tasks_config = list(tasks_config)
+        self.tasks: list[Task] = [hydra.utils.instantiate(config) for config in self.tasks_config]
 
     def forward(self, data: Any) -> Any:
         """The network's own output."""
@@ -226,6 +241,24 @@ def _located(source: str | Path) -> Path:
             f"fairchem could not fetch checkpoint={str(source)!r} ({type(error).__name__}: {error}). Check the network and "
             "your access to the model, or give the path of a downloaded file."
         ) from error
+
+
+def _check_names(config: Any, path: str) -> None:
+    """Refuse to have hydra or fairchem call what is no part of a model."""
+    config = plain(config) if OmegaConf.is_config(config) else config
+    if isinstance(config, Mapping):
+        name = config.get("_target_")
+        tensor = str(name).startswith("torch.") and str(name).endswith("ensor") and str(name).count(".") == 1
+        if name is not None and not (str(name).startswith("fairchem.core.") or tensor):
+            raise ValueError(f"{path}._target_={name!r} is no part of fairchem, and is not called.")
+        for key in ("model", "module", "head_cls"):
+            if isinstance(config.get(key), str):
+                _network_class(f"{path}.{key}", config[key])
+        for key, value in config.items():
+            _check_names(value, f"{path}.{key}")
+    elif isinstance(config, list):
+        for index, entry in enumerate(config):
+            _check_names(entry, f"{path}[{index}]")
 
 
 def check_new(backbone: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
