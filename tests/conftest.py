@@ -18,7 +18,7 @@ NEEDS = {
     ],
     "fairchem": [
         "test_fairchem_module.py", "test_fairchem_native.py", "test_fairchem_potential.py", "test_readme.py",
-        "test_runner.py", "test_killed_fairchem.py",
+        "test_runner.py", "test_killed_fairchem.py", "test_storage_fairchem.py",
         "test_recipe_fuzz.py", "test_recipes.py", "test_loading.py", "test_broken_files.py",
     ],
 }  # fmt: skip

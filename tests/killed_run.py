@@ -22,7 +22,7 @@ TRAIN = ROOT / "recipes" / "data" / "aspirin_train.extxyz"
 
 
 def lightning(folder, slurm=False):
-    """Sixteen epochs of a small MACE model; checkpoints itself after each one."""
+    """Twelve epochs of a small MACE model; checkpoints itself after each one."""
     from ase.io import read
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.callbacks import ModelCheckpoint
@@ -32,6 +32,8 @@ def lightning(folder, slurm=False):
     from stable_plugin import BondDeviation, Execution, Langevin, Schedule, StABlECallback
     from stable_plugin.lightning import ExtxyzDataModule, MACEModule
 
+    if slurm:
+        _as_a_job(folder)
     seed_everything(1)
     module = MACEModule(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
     callback = StABlECallback(
@@ -50,7 +52,7 @@ def lightning(folder, slurm=False):
     )
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = Trainer(
-        max_epochs=16,
+        max_epochs=12,
         accelerator="cpu",
         callbacks=[callback, last],
         logger=CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
@@ -62,7 +64,20 @@ def lightning(folder, slurm=False):
     )
     data = ExtxyzDataModule(read(TRAIN, ":10"), batch_size=5)
     checkpoint = max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    print("training begins", flush=True)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+
+
+def _as_a_job(folder):
+    """What tells Lightning that it is one, and what it calls to requeue it."""
+    os.environ.update(
+        {f"SLURM_{name}": "0" for name in ("PROCID", "LOCALID", "NODEID")}, SLURM_JOB_ID="7", SLURM_NTASKS="1"
+    )
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.parent.mkdir(exist_ok=True)
+    scontrol.write_text("#!/bin/sh\necho $@\n")
+    scontrol.chmod(0o755)
+    os.environ["PATH"] = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def fairchem(folder):
@@ -95,8 +110,9 @@ def die(where, delay_s, number):
     """Arrange for this process to be killed, some time from now, while it writes."""
 
     def arm():
-        if where == "bytes":  # by the system, as soon as a file grows longer
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        if where in ("bytes", "full"):  # by the system, as soon as a file grows longer; or only told so
+            if where == "bytes":
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
             return
         renames = 0

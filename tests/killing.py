@@ -42,6 +42,7 @@ class Trainings:
         """Start a training in a folder, that dies while it writes if told where, and goes on from its last checkpoint."""
         folder.mkdir(exist_ok=True)
         order = {"folder": str(folder), "die": die, "arguments": arguments}
+        (folder / "output.txt").touch()
         self.server.stdin.write(json.dumps(order).encode() + b"\n")
         self.child = int(self._line())
 
@@ -86,55 +87,85 @@ def ended(trainings, folder, status=0, timeout_s=300):
     assert trainings.wait(timeout_s) == status, (folder / "output.txt").read_text()[-3000:]
 
 
-def kill_and_compare(trainings, make_folder, result, half_written, longest_bytes):
+class Whole:
+    """A training that was left alone: how long it took, and everything that it ended with, flat."""
+
+    def __init__(self, trainings, folder, result):
+        self.folder = folder
+        began = time.monotonic()
+        trainings.start(folder)
+        ended(trainings, folder)
+        self.duration = time.monotonic() - began
+        self.result = result(folder)
+
+
+def kill_and_compare(trainings, whole, make_folder, result, half_written, lengths):
     """Kill trainings until there were enough, let each go on until it is done, and compare it with one left alone.
 
     Args:
         trainings: Forks them.
+        whole: The one left alone.
         make_folder: Gives a folder for a training, by its name.
         result: Everything that a training ended with, flat.
         half_written: Files of checkpoints that are not whole, by the folder of a training.
-        longest_bytes: Size of the longest file of a checkpoint.
+        lengths: Lengths that files of a checkpoint alone reach, by the folder of a training.
 
     Returns:
         How many were killed by the clock, at a number of bytes, at a rename, and how many of all while they wrote.
     """
-    whole = make_folder("whole")
-    began = time.monotonic()
-    trainings.start(whole)
-    ended(trainings, whole)
-    duration = time.monotonic() - began
-    expected = result(whole)
-
     chance, generation = random.Random(0), 0
     counts = {"clock": 0, "bytes": 0, "rename": 0, "writing": 0}
-    folder = make_folder("cut0")
-
-    def go_on(where):
-        nonlocal generation, folder
+    folder = make_folder("killed0")
+    while counts["clock"] + counts["bytes"] + counts["rename"] < KILLS:
+        where = chance.choice(["clock", "clock", "bytes", "rename"])
         # Far enough to get somewhere before the next, for some of them.
-        delay = chance.uniform(0.0, 0.4 * duration)
-        number = chance.randrange(longest_bytes(whole)) if where == "bytes" else chance.randrange(3)
+        delay = chance.uniform(0.0, 0.3 * whole.duration)
+        number = chance.choice(lengths(whole.folder)) if where == "bytes" else chance.randrange(3)
         earlier = stamps(half_written(folder))
-        trainings.start(folder, die=None if where is None or where == "clock" else (where, delay, number))
+        trainings.start(folder, die=None if where == "clock" else (where, delay, number))
         status = trainings.wait(delay if where == "clock" else 300)
         if status is None:
             trainings.signal(signal.SIGKILL)
             status = trainings.wait(30)
         if status == 0:
-            assert_same(expected, result(folder))
+            assert_same(whole.result, result(folder))
             generation += 1
-            folder = make_folder(f"cut{generation}")
-            return
+            folder = make_folder(f"killed{generation}")
+            continue
         assert status in (-signal.SIGKILL, -signal.SIGXFSZ), (folder / "output.txt").read_text()[-3000:]
         counts[where] += 1
-        counts["writing"] += bool(stamps(half_written(folder)) - earlier)
-
-    while counts["clock"] + counts["bytes"] + counts["rename"] < KILLS:
-        go_on(chance.choice(["clock", "clock", "bytes", "rename"]))
-    if (folder / "output.txt").exists():
-        trainings.start(folder)
-        ended(trainings, folder)
-        assert_same(expected, result(folder))
-    print(f"{counts}, {duration:.1f} s each, {generation + 1} runs")
+        counts["writing"] += status == -signal.SIGXFSZ or bool(stamps(half_written(folder)) - earlier)
+    trainings.start(folder)
+    ended(trainings, folder)
+    assert_same(whole.result, result(folder))
+    print(f"{counts}, {whole.duration:.1f} s each, {generation + 1} runs")
     return counts
+
+
+def stop_and_compare(trainings, whole, folder, result, number, stops, begun, **arguments):
+    """Tell a training to stop again and again, each time later in it, then let it end, and compare it.
+
+    Args:
+        trainings: Forks it.
+        whole: The one left alone.
+        folder: Of the training.
+        result: Everything that a training ended with, flat.
+        number: The signal.
+        stops: How often.
+        begun: What a training prints when it begins.
+        arguments: Of the training.
+    """
+    chance, output = random.Random(1), folder / "output.txt"
+    for _ in range(stops):
+        printed = output.read_text().count(begun) if output.is_file() else 0
+        trainings.start(folder, **arguments)
+        while output.read_text().count(begun) == printed and trainings.wait(0.05) is None:
+            pass
+        if trainings.child is None or trainings.wait(chance.uniform(0.0, whole.duration / stops)) is not None:
+            break
+        trainings.signal(number)
+        # Before it listens, a signal ends a process as it ends any other.
+        assert trainings.wait(120) in (0, -number), output.read_text()[-3000:]
+    trainings.start(folder, **arguments)
+    ended(trainings, folder)
+    assert_same(whole.result, result(folder))

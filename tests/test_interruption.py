@@ -132,6 +132,7 @@ def test_a_run_that_is_told_to_stop_goes_on_as_if_it_had_not_been(tmp_path, fram
     stop_and_go_on(tmp_path, frames, expected, {"signal": told, **where}, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_same_with_accumulated_batches_and_validation_within_an_epoch(tmp_path, frames, monkeypatch):
     options = {"valid": True, "accumulate_grad_batches": 2, "val_check_interval": 1, "num_sanity_val_steps": 0}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

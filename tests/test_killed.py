@@ -1,10 +1,11 @@
 """Lightning runs that are killed at random moments go on from their last checkpoint as if nothing had happened."""
 
 import csv
+import signal
 
 import pytest
 import torch
-from killing import Trainings, flat, kill_and_compare
+from killing import Trainings, Whole, flat, kill_and_compare, stop_and_compare
 
 pytestmark = pytest.mark.slow
 
@@ -13,6 +14,11 @@ pytestmark = pytest.mark.slow
 def trainings():
     with Trainings("lightning") as forked:
         yield forked
+
+
+@pytest.fixture(scope="module")
+def whole(trainings, tmp_path_factory):
+    return Whole(trainings, tmp_path_factory.mktemp("whole"), result)
 
 
 def result(folder):
@@ -38,12 +44,28 @@ def logged(folder):
 
 
 @pytest.mark.timeout(3000)
-def test_a_lightning_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_last_bit(trainings, tmp_path):
+def test_a_lightning_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_last_bit(
+    trainings, whole, tmp_path
+):
     counts = kill_and_compare(
         trainings,
+        whole,
         tmp_path.joinpath,
         result,
         half_written=lambda folder: folder.glob("*.partial"),
-        longest_bytes=lambda folder: (folder / "last.ckpt").stat().st_size,
+        lengths=lambda folder: range(20_000, (folder / "last.ckpt").stat().st_size),
     )
     assert counts["writing"] >= 5
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("number", "written"), [(signal.SIGTERM, "interrupted*.ckpt"), (signal.SIGUSR1, "hpc_ckpt_*.ckpt")]
+)
+def test_a_lightning_run_told_to_stop_again_and_again_equals_the_uninterrupted_one(
+    trainings, whole, tmp_path, number, written
+):
+    slurm = number == signal.SIGUSR1
+    stop_and_compare(trainings, whole, tmp_path / "told", result, number, stops=5, begun="training begins", slurm=slurm)
+    assert list((tmp_path / "told").glob(written))
+    assert not slurm or "requeue 7" in (tmp_path / "told" / "output.txt").read_text()

@@ -1,11 +1,12 @@
 """Native fairchem trainings that are killed at random moments go on from their last checkpoint likewise."""
 
 import json
+import signal
 
 import pytest
 import yaml
 from fairchem_tools import native_config, write_aselmdb
-from killing import Trainings, flat, kill_and_compare
+from killing import Trainings, Whole, assert_same, ended, flat, kill_and_compare, stop_and_compare
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -45,8 +46,9 @@ def trainings():
         yield forked
 
 
-@pytest.fixture
-def make_folder(tmp_path, aspirin_frames):
+@pytest.fixture(scope="module")
+def make_folder(tmp_path_factory, aspirin_frames):
+    tmp_path = tmp_path_factory.mktemp("fairchem")
     write_aselmdb(tmp_path / "train.aselmdb", aspirin_frames[:8])
     write_aselmdb(tmp_path / "val.aselmdb", aspirin_frames[8:10])
 
@@ -61,6 +63,11 @@ def make_folder(tmp_path, aspirin_frames):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(trainings, make_folder):
+    return Whole(trainings, make_folder("whole"), result)
 
 
 def result(folder):
@@ -84,16 +91,38 @@ def logged(folder):
 
 
 @pytest.mark.timeout(3000)
-def test_a_fairchem_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_last_bit(trainings, make_folder):
-    def longest(folder):
+def test_a_fairchem_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_last_bit(
+    trainings, whole, make_folder
+):
+    def lengths(folder):
         final = folder / "run" / "checkpoints" / "final"
-        return max(path.stat().st_size for path in final.iterdir())
+        return range(200_000, max(path.stat().st_size for path in final.iterdir()))
 
     counts = kill_and_compare(
         trainings,
+        whole,
         make_folder,
         result,
         half_written=lambda folder: (folder / "run" / "checkpoints").glob(".partial/*/*"),
-        longest_bytes=longest,
+        lengths=lengths,
     )
     assert counts["writing"] >= 5
+
+
+@pytest.mark.timeout(1800)
+def test_a_fairchem_run_told_to_stop_again_and_again_equals_the_uninterrupted_one(trainings, whole, make_folder):
+    folder = make_folder("told")
+    stop_and_compare(trainings, whole, folder, result, signal.SIGTERM, stops=4, begun="Started train epoch")
+    assert "SIGTERM: training has stopped. Go on with: fairchem -c" in (folder / "output.txt").read_text()
+
+
+@pytest.mark.timeout(1800)
+def test_a_fairchem_run_whose_disk_fills_up_goes_on_from_its_last_checkpoint(trainings, whole, make_folder):
+    folder = make_folder("full")
+    trainings.start(folder, die=("full", 0.5 * whole.duration, 300_000))
+    ended(trainings, folder, status=1)
+    text = (folder / "output.txt").read_text()
+    assert f"OSError: checkpoint '{folder / 'run' / 'checkpoints'}" in text and "Make room" in text
+    trainings.start(folder)
+    ended(trainings, folder)
+    assert_same(whole.result, result(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,8 @@ def refusal(folder: str | Path) -> str | None:
 def way_out(path: str | Path, error: BaseException) -> str:
     """What to do about a path that cannot be written."""
     # A folder that cannot be made is itself the file that is in the way.
-    folder = Path(path) if _number(error) in (errno.EEXIST, errno.ENOTDIR) else Path(path).parent
+    itself = os.path.isdir(path) or _number(error) in (errno.EEXIST, errno.ENOTDIR)
+    folder = Path(path) if itself else Path(path).parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
@@ -136,13 +138,21 @@ def way_out(path: str | Path, error: BaseException) -> str:
     if number == errno.ENOENT:
         return f"{str(Path(path).parent)!r} does not exist. Make it, or choose another folder."
     if number is None or number in FULL:
-        free = shutil.disk_usage(folder).free / 1e6
-        return f"{free:.0f} MB are free in {str(folder)!r}. Make room, or choose a folder on another disk."
+        return f"{_free(folder)}. Make room, or choose a folder on another disk."
     if number == errno.EROFS:
         return f"{str(folder)!r} is mounted read-only. Choose another folder."
     if number in (errno.EACCES, errno.EPERM):
         return f"{str(folder)!r} may not be written to by this user. Change its permissions, or choose another folder."
     return "Choose another folder."
+
+
+def _free(folder: Path) -> str:
+    room = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free in {str(folder)!r}"
+    elsewhere = tempfile.gettempdir()
+    if os.stat(elsewhere).st_dev == os.stat(folder).st_dev:
+        return room
+    # Lightning writes there first, and moves.
+    return f"{room}, and {shutil.disk_usage(elsewhere).free / 1e6:.0f} MB in {elsewhere!r}, which TMPDIR sets"
 
 
 def _reason(error: BaseException) -> str:
