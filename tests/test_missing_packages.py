@@ -1,0 +1,74 @@
+"""What works where Lightning or the families are not installed, and what is said by the rest."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import importlib, json, pkgutil, sys, warnings
+
+warnings.simplefilter("ignore")
+missing = set(sys.argv[1].split(","))
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+import stable_plugin
+
+found = {}
+for module in pkgutil.walk_packages(stable_plugin.__path__, "stable_plugin.", onerror=lambda name: None):
+    try:
+        importlib.import_module(module.name)
+        found[module.name] = None
+    except ImportError as error:
+        found[module.name] = str(error)
+print(json.dumps(found))
+"""
+FAMILIES = {"mace": "mace", "fairchem": "fairchem,torchtnt,hydra,omegaconf"}
+TRAINERS = "pytorch_lightning,lightning,lightning_fabric"
+ADAPTERS = (
+    "lightning",
+    "fairchem",
+    "evaluation",
+    "potentials.mace",
+    "potentials.fairchem",
+    "potentials.fairchem_files",
+)
+
+
+def imported(missing):
+    """Every module of the package, and why it cannot be imported where some packages are not there."""
+    command = [sys.executable, "-c", SCRIPT, missing]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_core_needs_neither_trainer_nor_family():
+    found = imported(",".join([TRAINERS, "e3nn", *FAMILIES.values()]))
+    core = {
+        name: error
+        for name, error in found.items()
+        if not any(f"{name}.".startswith(f"stable_plugin.{adapter}.") for adapter in ADAPTERS)
+    }
+    assert {"stable_plugin.loop", "stable_plugin.estimator", "stable_plugin.training.session"} <= set(core)
+    assert {name: error for name, error in core.items() if error} == {}
+    assert found["stable_plugin.lightning"] is not None, "packages are missing indeed"
+
+
+@pytest.mark.parametrize(("family", "packages"), FAMILIES.items())
+def test_files_of_a_family_that_is_not_installed_say_which_extra_to_install(family, packages):
+    errors = {name: error for name, error in imported(packages).items() if error}
+    expected = {f"stable_plugin.potentials.{family}", f"stable_plugin.lightning.{family}_module"}
+    if family == "fairchem":
+        expected |= {"stable_plugin.potentials.fairchem_files", "stable_plugin.fairchem"}
+    assert expected <= set(errors)
+    assert {name: error for name, error in errors.items() if f"'stable-plugin[{family}]'" not in error} == {}
+    assert all(family in name for name in errors), "nothing else needs this family"
