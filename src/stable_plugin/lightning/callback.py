@@ -177,14 +177,17 @@ class StABlECallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find potential, structures and reference."""
-        requeueing = self._requeueing = Requeueing(trainer)
+        # Within the mixin nobody would hear of the exception that leaves a window: Lightning's own handler stays.
+        if self in trainer.callbacks:  # type: ignore[attr-defined]
+            self._requeueing = Requeueing(trainer)
 
         def stop_if_told() -> None:
             # Lightning looks between batches; a window can take longer than the grace that schedulers give. One process of
             # several does not stop by itself: the others would wait for it.
             if trainer.received_sigterm and trainer.world_size == 1:
                 raise SIGTERMException
-            requeueing.raise_if_told()
+            if self._requeueing is not None:
+                self._requeueing.raise_if_told()
 
         show_progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
         folder = trainer.default_root_dir
