@@ -22,8 +22,9 @@ RUNS_CODE = re.compile(
     r"weights_only=False|pickle\.loads?\(|allow_pickle=True|yaml\.(unsafe_|full_)?load\(|\beval\(|\bexec\(|os\.system\(|subprocess"
 )
 
-EXPLICIT = {"potentials/mace.py": 1, "potentials/fairchem_files.py": 1}
-"""Files that load what can run code, and how often: the loaders of a potential that the user names."""
+EXPLICIT = {"potentials/mace.py": 1, "potentials/fairchem_files.py": 1, "frames.py": 2}
+"""Files that load or start what runs code, and how often: the loaders of a potential that the user names, and the process
+that reads a database first, whose program is fixed and whose argument is a path."""
 
 
 class Malicious:

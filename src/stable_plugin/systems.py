@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 # Covalent radii fit equilibrium bonds; a thermal frame stretches them, so leave room.
@@ -21,6 +22,15 @@ BOND_TOLERANCE = 1.2
 
 CELL_TOLERANCE = 1e-4
 """Rounding of a cell in a file, in Å."""
+
+ONE_PLACE_A = 0.01
+"""Atoms closer than this in Å are one that is listed twice: nuclei repel each other."""
+
+WRAPPED_AT = (0.1270, 0.2910, 0.4130)
+"""In multiples of the cell vectors."""
+
+FLAT_SHARE = 1e-6
+"""A cell with less than this of the volume of a box with the same edges is flat."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +69,18 @@ class System:
             bonds: Pairs of bonded atoms; found from covalent radii if not given.
 
         Raises:
-            ValueError: If the structure has fewer than two atoms, non-finite positions, no masses, or repeats in space
-                without a cell.
+            ValueError: If the structure has fewer than two atoms, no masses, or is none (see :func:`check_geometry`).
         """
-        if atoms.pbc.any() and np.linalg.matrix_rank(atoms.cell[atoms.pbc]) < atoms.pbc.sum():
-            raise ValueError(
-                f"structures are periodic (pbc={atoms.pbc.tolist()}) but their cell {atoms.cell.tolist()} does not span "
-                "those directions: set atoms.cell, or atoms.pbc = False for a molecule."
-            )
         if len(atoms) < 2:
             raise ValueError(f"structures have {len(atoms)} atom(s): give a molecule of at least two.")
-        if not np.isfinite(atoms.positions).all():
-            raise ValueError("structures contain non-finite positions: remove those frames.")
-        if not (atoms.get_masses() > 0).all():
+        check_geometry(atoms, "a structure")
+        masses = atoms.get_masses()
+        if not (np.isfinite(masses) & (masses > 0)).all():
             raise ValueError("structures contain atoms without a mass: set them with atoms.set_masses().")
         pairs, endless = _covalent_bonds(atoms) if bonds is None else (_checked_bonds(bonds, len(atoms)), False)
         return cls(
             numbers=torch.tensor(atoms.numbers, dtype=torch.long),
-            masses=torch.tensor(atoms.get_masses(), dtype=torch.float64),
+            masses=torch.tensor(masses, dtype=torch.float64),
             bonds=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
             symbols=tuple(atoms.get_chemical_symbols()),
             cell=torch.tensor(atoms.cell.complete().array, dtype=torch.float64),
@@ -199,6 +203,54 @@ class System:
         return frame
 
 
+def check_geometry(atoms: Atoms, name: str) -> None:
+    """Refuse what is no structure of atoms. Which way round the cell's vectors are does not matter.
+
+    Args:
+        atoms: An ASE structure.
+        name: What it is, for the error.
+
+    Raises:
+        ValueError: If positions or cell are not finite, the cell does not span the directions that repeat, atoms have no
+            element, or two of them are in one place.
+    """
+    if not np.isfinite(atoms.positions).all():
+        raise ValueError(f"{name} has non-finite positions: remove that frame.")
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError(f"{name} has the cell {atoms.cell.tolist()}, which is not finite: set atoms.cell.")
+    if atoms.pbc.any():
+        complete = atoms.cell.complete().array
+        lengths = np.linalg.norm(complete, axis=1)
+        flat = abs(np.linalg.det(complete)) <= FLAT_SHARE * np.prod(lengths)
+        if (np.linalg.norm(atoms.cell.array[atoms.pbc], axis=1) == 0).any() or flat:
+            raise ValueError(
+                f"{name} is periodic (pbc={atoms.pbc.tolist()}) but its cell {atoms.cell.tolist()} does not span "
+                "those directions: set atoms.cell, or atoms.pbc = False for a molecule."
+            )
+    if (atoms.numbers < 1).any():
+        raise ValueError(f"{name} has an atom of atomic number {atoms.numbers.min()}, which is no element: name it.")
+    pairs = _in_one_place(atoms)
+    if len(pairs):
+        i, j = min(pairs)
+        raise ValueError(
+            f"{name} has two atoms in one place, {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} (counted from zero, "
+            f"{len(pairs)} such pair(s)): remove one of them, or that frame."
+        )
+
+
+def _in_one_place(atoms: Atoms) -> set[tuple[int, int]]:
+    """Pairs of atoms closer than any two are, images included."""
+    positions = atoms.positions
+    if atoms.pbc.any():
+        cell = atoms.cell.complete().array
+        places = np.linalg.solve(cell.T, positions.T).T
+        # Wrapped at a place of no symmetry, where no two atoms lie to both sides.
+        images = np.where(atoms.pbc, np.floor(places + WRAPPED_AT), 0.0)
+        positions = positions - images @ cell
+    pairs: set[tuple[int, int]] = cKDTree(positions).query_pairs(ONE_PLACE_A)
+    return pairs
+
+
 def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tensor:
     """Positions of frames of one composition, (n_frames, n_atoms, 3), float64.
 
@@ -209,7 +261,7 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
 
     Raises:
         ValueError: If there is no frame, or one has other atoms, another order of them, another cell, charge or spin,
-            or non-finite positions.
+            or is none (see :func:`check_geometry`).
     """
     if len(frames) == 0:
         raise ValueError(f"{name} holds no frame: give at least one structure.")
@@ -234,8 +286,7 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
                     f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has {label}={expected}: "
                     "keep the frames of one electronic state."
                 )
-        if not np.isfinite(frame.positions).all():
-            raise ValueError(f"{name}[{index}] has non-finite positions: remove that frame.")
+        check_geometry(frame, f"{name}[{index}]")
     return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)
 
 

@@ -182,6 +182,11 @@ class StABlERunner(RunFolder):
         device = self.device
         for name in ("supervised", "stable_trainer"):
             _rehearse_trainer(f"runner.{name}", getattr(self, name), self.accelerator)
+        if hasattr(self.model, "prepare"):
+            try:
+                self.model.prepare(self.data.train_frames)
+            except ValueError as error:
+                raise ValueError(f"runner.model: {error}") from error
         try:
             self.stable.session.settings.rehearse(device)
         except (TypeError, ValueError) as error:

@@ -67,6 +67,19 @@ class FamilyModule(LightningModule):
                 f"{type(self).__name__} needs the training frames to build a new model: fit with a data module that has "
                 f"train_frames, such as ExtxyzDataModule, or give {self.given_by}=."
             )
+        self.prepare(frames)
+
+    def prepare(self, frames: Sequence[Atoms]) -> None:
+        """Build a new model, unless there is one, and see whether it works.
+
+        Args:
+            frames: Labelled structures.
+
+        Raises:
+            ValueError: If there is no such model, or it fails on the first frame.
+        """
+        if self.model is not None:
+            return
         try:
             self.build(frames)
             # A loader draws random numbers even where it does not shuffle.
