@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from stable_plugin.evaluation.page import render
 from stable_plugin.evaluation.report import summary, write_report
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
 
@@ -463,3 +466,55 @@ def test_summary_of_a_whole_run() -> None:
         f"{report['extended']['after']['unstable']} of 32.",
         "StABlE phase: 13 windows, 48 optimizer steps, 332,800 MD steps, 452 s.",
     ]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.sampled_from(["", HOSTILE, "<img src=//a.b>"])
+)
+def test_whatever_text_is_in_a_report_none_of_it_is_markup(text: str, more: str) -> None:
+    text += more
+    report, _ = fabricated(control=None)
+    report |= {"title": text, "settings": {text: [text, {text: text}]}, "versions": {text: text}}
+    report["rounds"][0]["phase"] = text
+    for part in (report, report["extended"]):
+        for stage in ("before", "after"):
+            part[stage] |= {"detector": text, "observables": {text: 0.1}, "broken_atoms": {text: 2}}
+            part[stage]["observables_standard_error"] = {text: 0.01}
+    html = render(report, [], {text: {"kind": "bars", "x": [text], "xlabel": text, "ylabel": f"a / {text}"}})
+    plain, _ = fabricated(control=None)
+    for part in (plain, plain["extended"]):
+        for stage in ("before", "after"):
+            part[stage] |= {"detector": "(", "observables": {"a": 0.1}, "broken_atoms": {"a": 2}}
+            part[stage]["observables_standard_error"] = {"a": 0.01}
+    plain |= {"title": "a", "settings": {"a": ["a", {"a": "a"}]}, "versions": {"a": "a"}}
+    expected = render(plain, [], {"a": {"ylabel": "a / a"}})
+    # The very elements of a report without any such text, and no more.
+    assert [tag for tag, _ in Page(html).seen] == [tag for tag, _ in Page(expected).seen]
+    assert "default-src 'none'" in html
+    assert all(
+        not (attributes.get("href") or "#").lower().startswith(("http", "//")) for _, attributes in Page(html).seen
+    )
+
+
+def test_atoms_and_elements_of_hostile_names_are_escaped_in_figures_and_tables(tmp_path: Path) -> None:
+    report, curves = fabricated(control=None)
+    for stage in ("before", "after"):
+        report[stage]["broken_atoms"] = {HOSTILE: 2}
+    curves["axes"]["bond_lengths"]["x"] = [HOSTILE] * len(BONDS)
+    for axis in ("distance_distribution", "angle_distribution"):
+        curves["axes"][axis] |= {"xlabel": HOSTILE, "ylabel": HOSTILE}
+    html = write_report(tmp_path / "run", report, curves).read_text(encoding="utf-8")
+    tags = {tag for tag, _ in Page(html).seen}
+    assert "<script" not in html.lower() and tags.isdisjoint({"script", "iframe", "object", "embed", "img", "image"})
+    assert HOSTILE in Page(html).text
+
+
+def test_the_page_forbids_loading_anything(html: str) -> None:
+    (policy,) = (
+        a["content"] for _, a in Page(html).seen if str(a.get("http-equiv")).lower() == "content-security-policy"
+    )
+    assert policy is not None and "default-src 'none'" in policy
+    # What the figures need is in the page; nothing else is opened up again.
+    assert {part.split()[0] for part in policy.split(";") if part.strip()} <= {"default-src", "style-src", "img-src"}
+    assert "http" not in policy and "*" not in policy and "@import" not in html
