@@ -153,6 +153,25 @@ def test_a_replica_that_breaks_is_flagged_at_its_step():
     assert captured.stopped.tolist() == plain.stopped.tolist()
 
 
+def test_replicas_that_have_failed_leave_the_batch_of_a_captured_block():
+    atoms = molecule("C6H6")
+
+    def run(execution):
+        integrator, detector = Langevin(300.0, 0.5, 0.0), BondDeviation(0.8, 2.0)
+        simulator = simulator_of(atoms, "cuda", execution, integrator, detector, scale=0.01)
+        state = start_of(simulator, atoms)
+        velocities = state.velocities.clone()
+        velocities[:3, 0] += torch.tensor([1.0, 0.8, 1.0], device="cuda")[:, None]
+        window = simulator.run(state.with_(velocities=velocities), 100, 20, seeded("cuda"), stop_unstable=True)
+        return window, simulator.graphs.captures
+
+    (captured, captures), (plain, _) = run(CAPTURED), run(PLAIN)
+    assert captured.unstable_step.tolist() == plain.unstable_step.tolist()
+    assert captured.unstable.tolist() == [True, True, True, False]
+    assert captures >= 3, "for four, for one, and for what lies between"
+    assert torch.allclose(captured.positions[:, 3], plain.positions[:, 3], rtol=0, atol=1e-7)
+
+
 def test_no_step_waits_for_the_host(atoms):
     simulator = simulator_of(atoms, "cuda", PLAIN)
     state = start_of(simulator, atoms)

@@ -35,6 +35,19 @@ class Edges:
     index: Tensor
     shifts: Tensor
 
+    def of_range(self, first: int, last: int, n_atoms: int, cutoff: float) -> Edges:
+        """The edges of the replicas from ``first`` up to ``last``, counted from ``first``; one of padding if none."""
+        replica = self.index[1] // n_atoms
+        index = self.index[:, (replica >= first) & (replica < last)] - first * n_atoms
+        shifts = self.shifts[(replica >= first) & (replica < last)]
+        if index.shape[1] > 0 or isinf(cutoff):
+            return Edges(index, shifts)
+        return Edges(self.index.new_zeros(2, 1), _beyond(1, self.shifts, cutoff))
+
+    def renumbered(self, slot: Tensor, n_atoms: int) -> Edges:
+        """The edges of a batch in which each replica is at its ``slot`` (n_replicas,); without a host synchronisation."""
+        return Edges(slot[self.index // n_atoms] * n_atoms + self.index % n_atoms, self.shifts)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -84,9 +97,7 @@ class Pairs:
     def unlisted(cls, n_pairs: int, like: Tensor, cutoff: float) -> Pairs:
         """Padding: an atom with itself, shifted beyond the cutoff; device and dtype are those of ``like``."""
         index = torch.zeros(n_pairs, dtype=torch.long, device=like.device)
-        shifts = like.new_zeros(n_pairs, 3)
-        shifts[:, 0].fill_(2.0 * cutoff)
-        return cls(index, index.clone(), index.clone(), shifts)
+        return cls(index, index.clone(), index.clone(), _beyond(n_pairs, like, cutoff))
 
     def write(self, pairs: Pairs, cutoff: float) -> None:
         """Put other pairs, at most as many, in the place of these, and padding after them."""
@@ -300,6 +311,13 @@ def edges_within(positions: Tensor, cutoff: float, system: System) -> Edges:
         pairs_within(at, cutoff, system) if system.periodic else all_pairs(len(at), system.n_atoms, positions.device)
     )
     return pairs.edges_where(pairs.squared_distances(at) < cutoff**2, at, cutoff)
+
+
+def _beyond(n_pairs: int, like: Tensor, cutoff: float) -> Tensor:
+    """Shifts that no model sees across, (n_pairs, 3)."""
+    shifts = like.new_zeros(n_pairs, 3)
+    shifts[:, 0].fill_(2.0 * cutoff)
+    return shifts
 
 
 def _no_edges(positions: Tensor) -> Edges:

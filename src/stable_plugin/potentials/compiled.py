@@ -7,6 +7,7 @@ import types
 import torch
 from torch import Tensor
 
+from stable_plugin.memory import is_out_of_memory
 from stable_plugin.neighbors import Edges
 from stable_plugin.potentials.base import Potential, differentiated
 
@@ -54,6 +55,8 @@ class CompiledForces:
                 lambda at, listed: self._energies(at, listed.index, listed.shifts), positions, edges
             )
         except Exception as error:  # a compiler that is missing, or a model it cannot follow: many kinds
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"compile=True: {type(self._potential.module).__name__} could not be compiled "
                 f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}). Set compile=False."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
-from stable_plugin.neighbors import NeighborList
+from stable_plugin.neighbors import Edges, NeighborList
 from stable_plugin.potentials.base import Potential
 from stable_plugin.simulation.capture import BlockGraphs, CapturedBlock
 from stable_plugin.simulation.execution import Execution
@@ -139,9 +139,7 @@ class Simulator:
     def refresh(self, state: State) -> State:
         """The same positions and velocities under the weights that the potential has now."""
         with self.potential.frozen():
-            energies, forces = self.potential.energies_and_forces(
-                state.positions, self.potential.edges(state.positions)
-            )
+            energies, forces = self.forces.plain(state.positions, self.potential.edges(state.positions))
         return state.with_(energies=energies, forces=forces)
 
     @torch.no_grad()
@@ -165,7 +163,9 @@ class Simulator:
             generator: Source of the random numbers.
             on_block: Called with the steps done so far, after each block.
             active: Replicas that move, (n_replicas,); all of them if not given. The others rest and record nothing.
-            stop_unstable: Stop a replica as soon as it is unstable, as if it were beyond the discard limit.
+            stop_unstable: Stop a replica as soon as it is unstable, as if it were beyond the discard limit. Those that rest
+                leave the batch in which the model is called, where that is not compiled; as a smaller batch is rounded
+                differently, the others then go other ways than beside one that moves on.
             goes_on: Whether the window continues the one before, as far as detectors that look back are concerned.
         """
         checks.count("n_steps", n_steps)
@@ -213,7 +213,7 @@ class Simulator:
         """
         noise, memory = plan.generator.get_state(), self.detector.memory()
         done = torch.tensor(block.start, device=state.positions.device)
-        inputs = [*state.tensors(), progress.unstable_step, progress.moving, done]
+        inputs = [*state.tensors(), progress.unstable_step, progress.moving, self._batch(progress, plan), done]
         searching = False
         while True:
             self.neighbors.update(state.positions, progress.moving, self._reserve)
@@ -262,7 +262,8 @@ class Simulator:
         """Steps without a host synchronisation, unless ``searching`` for the neighbours at every one.
 
         Args:
-            inputs: The tensors of a :class:`State`, first unstable steps, which replicas move, steps done before.
+            inputs: The tensors of a :class:`State`, first unstable steps, which replicas move, those that the model is
+                called with, steps done before.
             n_steps: How many.
             look: Whether the detector looks at the end.
             plan: What the steps are part of.
@@ -271,7 +272,7 @@ class Simulator:
         Returns:
             The tensors of a :class:`State`, first unstable steps, which replicas move, where an edge was missing.
         """
-        *parts, unstable_step, moving, done = inputs
+        *parts, unstable_step, moving, batch, done = inputs
         state, masses = State(*parts), self.potential.system.masses
         missed = torch.zeros_like(moving)
 
@@ -281,7 +282,9 @@ class Simulator:
                 return self.forces(positions, self.potential.edges(positions))
             edges = self.neighbors.edges(positions, moving)
             missed = missed | (self.neighbors.missed(positions) & moving)
-            return self.forces(positions, edges)
+            return (
+                self.forces(positions, edges) if len(batch) == len(moving) else self._forces_of(batch, positions, edges)
+            )
 
         for step in range(1, n_steps + 1):
             proposal = self.integrator.step(state, masses, force, plan.generator)
@@ -292,6 +295,27 @@ class Simulator:
         outputs = [*state.tensors(), unstable_step, moving, missed]
         return self._looked_at(outputs, done + n_steps, plan) if look else outputs
 
+    def _batch(self, progress: _Progress, plan: _Plan) -> Tensor:
+        """Replicas that the model is called with, (n_batch,): all that move, and as many others as fill a usual size."""
+        n_replicas = len(progress.moving)
+        everyone = torch.arange(n_replicas, device=progress.moving.device)
+        if not plan.stop_unstable or self.forces.compiled:  # another size would have to be compiled anew
+            return everyone
+        n_moving = max(int(progress.moving.sum()), 1)
+        size = min(size for size in _ladder(n_replicas) if size >= n_moving)
+        return everyone if size == n_replicas else (~progress.moving).argsort(stable=True)[:size].sort().values
+
+    def _forces_of(self, batch: Tensor, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """Energies and forces of some replicas, and zero for the others, which have no edges."""
+        slot = torch.zeros_like(positions[:, 0, 0], dtype=torch.long)
+        slot = slot.index_copy(0, batch, torch.arange(len(batch), device=batch.device))
+        edges = edges.renumbered(slot, positions.shape[1])
+        energies, forces = self.forces(positions.index_select(0, batch), edges)
+        return (
+            energies.new_zeros(len(positions)).index_copy(0, batch, energies),
+            torch.zeros_like(positions).index_copy(0, batch, forces),
+        )
+
     def _looked_at(self, outputs: Sequence[Tensor], step: Tensor, plan: _Plan) -> list[Tensor]:
         """The outputs of a block with the detector's verdict at its end."""
         *parts, unstable_step, moving, missed = outputs
@@ -300,6 +324,14 @@ class Simulator:
         unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
         moving = moving & ~(broken if plan.stop_unstable else hopeless)
         return [*parts, unstable_step, moving, missed]
+
+
+def _ladder(n_replicas: int) -> list[int]:
+    """Sizes of the batch, each half the one before: few, as each is captured anew."""
+    sizes = [n_replicas]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
 
 
 def _largest_divisor(number: int, most: int) -> int:

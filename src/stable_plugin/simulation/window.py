@@ -47,6 +47,11 @@ class Window:
         return self.unstable_step != NEVER
 
     @property
+    def unstable_share(self) -> float:
+        """Share of the replicas that were flagged."""
+        return self.unstable.double().mean().item()
+
+    @property
     def duration_ps(self) -> float:
         """Simulated time per replica in ps."""
         return self.n_steps * self.timestep_fs / 1000.0
