@@ -25,7 +25,7 @@ def lightning(folder, slurm=False):
     """Twelve epochs of a small MACE model; checkpoints itself after each one."""
     from ase.io import read
     from pytorch_lightning import Trainer, seed_everything
-    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
     from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.plugins.environments import SLURMEnvironment
 
@@ -54,7 +54,7 @@ def lightning(folder, slurm=False):
     trainer = Trainer(
         max_epochs=12,
         accelerator="cpu",
-        callbacks=[callback, last],
+        callbacks=[callback, last, LambdaCallback(on_train_start=lambda *_: print("training begins", flush=True))],
         logger=CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
         log_every_n_steps=1,
         default_root_dir=folder,
@@ -64,7 +64,6 @@ def lightning(folder, slurm=False):
     )
     data = ExtxyzDataModule(read(TRAIN, ":10"), batch_size=5)
     checkpoint = max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
-    print("training begins", flush=True)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
 
 
@@ -83,7 +82,10 @@ def _as_a_job(folder):
 def fairchem(folder):
     """The configuration in the folder, through fairchem's command line, which finds the checkpoint to go on from."""
     from fairchem.core import _cli
+    from fairchem.core.launchers import slurm_launch
 
+    # A list of all packages, which takes longer than the training.
+    slurm_launch.write_environment_report = lambda **_: None
     _cli.main(argparse.Namespace(config=str(folder / "config.yaml")), [])
 
 
@@ -167,12 +169,22 @@ PRELOADED = {
 }
 
 
+def _compile_sampler():
+    """Numba takes longer than a training, and then once for all of them."""
+    import numpy as np
+    from fairchem.core.datasets.samplers.max_atom_distributed_sampler import get_batches
+
+    get_batches(np.array([21] * 8), np.arange(8), 84, 0)
+
+
 def serve(kind):
     """Fork a training per line; say its process id, and when it ends how."""
     sys.path.insert(0, str(Path(__file__).parent))
     torch.set_num_threads(1)
     for name in PRELOADED[kind]:
         importlib.import_module(name)
+    if kind == "fairchem":
+        _compile_sampler()
     # What runs beside the main thread does not live on in a child.
     assert threading.active_count() == 1
     print("ready", flush=True)

@@ -56,7 +56,7 @@ def make_folder(tmp_path_factory, aspirin_frames):
         folder = tmp_path / name
         folder.mkdir()
         log = {"_target_": "killed_run.LogToFile", "path": str(folder / "log.jsonl")}
-        config = native_config(tmp_path, "esen", epochs=6, callbacks=[log, STABLE])
+        config = native_config(tmp_path, "esen", epochs=6, callbacks=[log, STABLE], save_inference_ckpt=False)
         config["job"].update(run_dir=str(folder), timestamp_id="run")
         config["runner"]["callbacks"][0].update(checkpoint_every_n_steps=2, max_saved_checkpoints=2)
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -96,7 +96,7 @@ def test_a_fairchem_run_killed_again_and_again_equals_the_uninterrupted_one_to_t
 ):
     def lengths(folder):
         final = folder / "run" / "checkpoints" / "final"
-        return range(200_000, max(path.stat().st_size for path in final.iterdir()))
+        return range(1_000_000, max(path.stat().st_size for path in final.iterdir()))
 
     counts = kill_and_compare(
         trainings,
@@ -119,7 +119,7 @@ def test_a_fairchem_run_told_to_stop_again_and_again_equals_the_uninterrupted_on
 @pytest.mark.timeout(1800)
 def test_a_fairchem_run_whose_disk_fills_up_goes_on_from_its_last_checkpoint(trainings, whole, make_folder):
     folder = make_folder("full")
-    trainings.start(folder, die=("full", 0.5 * whole.duration, 300_000))
+    trainings.start(folder, die=("full", 0.5 * whole.duration, 1_000_000))
     ended(trainings, folder, status=1)
     text = (folder / "output.txt").read_text()
     assert f"OSError: checkpoint '{folder / 'run' / 'checkpoints'}" in text and "Make room" in text
