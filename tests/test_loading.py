@@ -14,6 +14,7 @@ import recipe_tools
 import torch
 
 from stable_plugin.fairchem.recipe import allowed, made
+from stable_plugin.frames import read_frames
 from stable_plugin.loading import load_data
 
 SOURCE = Path(__file__).parents[1] / "src" / "stable_plugin"
@@ -236,4 +237,14 @@ def test_arrays_are_read_without_pickles(tmp_path):
 
     with pytest.raises(ValueError, match="target_file="):
         read_curve(tmp_path / "objects.npy")
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["a.traj", "a.extxyz", "a.pckl", "a.pkl", "a.json", "a.db", "a.aselmdb", "a.py", "a.cif", "a.nc", "a"]
+)
+def test_structures_are_read_without_pickles_whatever_the_file_is_called(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps(Malicious(tmp_path / "mark"), protocol=2) + b"\n")
+    with pytest.raises(ValueError, match=rf"structures='.*{re.escape(name)}' cannot be read"):
+        read_frames(tmp_path / name)
     assert not (tmp_path / "mark").exists()

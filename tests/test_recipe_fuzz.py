@@ -91,6 +91,12 @@ def mutated(recipe, chance):
     return recipe, (kind, path, value)
 
 
+def leaves(value):
+    """The plain values in a value."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [leaf for entry in entries for leaf in ([entry] if not isinstance(entry, dict | list) else leaves(entry))]
+
+
 def verdict(outcome, mistake):
     """What became of it: runs, judged, refused, or a complaint about how it ended."""
     kind, path, value = mistake
@@ -109,14 +115,18 @@ def verdict(outcome, mistake):
     message = outcome.message.replace("\\", "")
     names = [str(key) for key in path if isinstance(key, str)]
     named = re.search(r"(runner|job)[.:\[]|full_key: runner", message) or f"{names[-1]}=" in message
-    shown = kind in ("delete", "rename") or any(
-        text in message
-        for text in (
-            repr(value)[:40],
-            repr(repr(value))[1:40],
-            str(value)[:40],
-            str(value).rpartition(".")[2],
-            *names[-1:],
+    shown = (
+        kind in ("delete", "rename")
+        or any(repr(leaf) in message for leaf in leaves(value))
+        or any(
+            text in message
+            for text in (
+                repr(value)[:40],
+                repr(repr(value))[1:40],
+                str(value)[:40],
+                str(value).rpartition(".")[2],
+                *names[-1:],
+            )
         )
     )
     if not named:
