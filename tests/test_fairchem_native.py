@@ -45,8 +45,8 @@ def test_a_native_run_becomes_stable_training_and_resumes_its_phase(folder):
     # The averaged weights are those that passed.
     assert all(torch.equal(tensor, averaged[f"module.{name}"]) for name, tensor in weights.items())
     state = torch.load(run / "checkpoints" / "final" / "stable.pt", weights_only=True)
-    assert state["loop"]["phases"]["name"] == "done"
-    rounds = state["loop"]["rounds"]
+    assert state["processes"][0]["loop"]["phases"]["name"] == "done"
+    rounds = state["processes"][0]["loop"]["rounds"]
     assert sum(entry["steps"] for entry in rounds) > 0
 
     # From the middle, the same windows and the same weights again.
@@ -54,7 +54,7 @@ def test_a_native_run_becomes_stable_training_and_resumes_its_phase(folder):
     middle = first.with_name("step_2")
     again = run_fairchem(folder, config, f"+job.runner_state_path={middle}")
     resumed, _ = trained(again)
-    repeated = torch.load(again / "checkpoints" / "final" / "stable.pt", weights_only=True)["loop"]["rounds"]
+    repeated = torch.load(again / "checkpoints" / "final" / "stable.pt", weights_only=True)["processes"][0]["loop"]["rounds"]
     for one, other in zip(rounds, repeated, strict=True):
         assert one["unstable_share"] == other["unstable_share"]
         assert one["observable_loss"] == pytest.approx(other["observable_loss"], rel=1e-6)
@@ -66,3 +66,20 @@ def test_two_callbacks_on_one_run_are_refused(folder):
     with pytest.raises(AssertionError, match=r"more than one StABlECallback"):
         run_fairchem(folder, config)
     shutil.rmtree(folder / "runs")
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_on_replicas_of_their_own(folder):
+    config = native_config(folder, "esen", epochs=20, callbacks=[STABLE])
+    config["job"]["scheduler"]["ranks_per_node"] = 2
+    config["runner"]["eval_dataloader"]["batch_sampler_fn"]["max_atoms"] = 21  # a batch for each
+    run = run_fairchem(folder, config)
+    first, second = torch.load(run / "checkpoints" / "final" / "stable.pt", weights_only=True)["processes"]
+    assert first["loop"]["phases"]["name"] == "done"
+
+    def without_times(rounds):
+        return [{name: value for name, value in entry.items() if name != "wall_s"} for entry in rounds]
+
+    assert without_times(first["loop"]["rounds"]) == without_times(second["loop"]["rounds"])
+    assert sum(entry["steps"] for entry in first["loop"]["rounds"]) > 0
+    assert not torch.equal(first["loop"]["state"][0], second["loop"]["state"][0])
