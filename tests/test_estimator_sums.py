@@ -10,7 +10,7 @@ import pytest
 import torch
 from ase import units
 from torch import nn
-from toys import TRIATOMIC
+from toys import TRIATOMIC, PairRepulsion
 
 from stable_plugin import System
 from stable_plugin.estimator import (
@@ -164,6 +164,7 @@ def test_the_estimate_of_a_loss_that_is_given_and_of_the_usual_one_differ(potent
 def test_the_parts_are_what_their_formulas_say():
     assert uniform_weights(4, torch.ones(1)).tolist() == [0.25] * 4
     assert uniform_weights(4, torch.ones(1)).dtype == torch.float64
+    assert uniform_weights(1, torch.ones(1)).tolist() == [1.0]
     assert effective_share(torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)) == pytest.approx(1 / (3 * 0.375))
     now, then = [0.1, 0.3, 0.2], [0.15, 0.2, 0.25]
     factors = [exp(-BETA * (new - old)) for new, old in zip(now, then, strict=True)]
@@ -200,6 +201,15 @@ def test_energies_are_those_of_the_atoms_of_each_frame(potential, positions):
     none = estimator.atomic_energies(positions[:0].float())
     assert (none.shape, none.dtype) == ((0, 3), torch.float64)
     assert all(parameter.requires_grad for parameter in potential.module.parameters())
+
+
+def test_the_model_is_told_who_is_near_whom(positions):
+    system, strength = System.from_atoms(TRIATOMIC), 0.5
+    estimator = BoltzmannEstimator(PairRepulsion(system, strength, cutoff=2.5), TEMPERATURE, 3)
+    for frame, energy in zip(positions.numpy(), estimator.energies(positions).tolist(), strict=True):
+        lengths = [np.linalg.norm(frame[i] - frame[j]) for i, j in [(0, 1), (0, 2), (1, 2)]]
+        expected = sum(2 * strength * max(0.0, 1.0 - length / 2.5) ** 2 for length in lengths)
+        assert energy == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("n_frames", [0, 1])
@@ -263,6 +273,13 @@ def test_a_single_frame_that_does_not_fit_is_an_error(positions):
     with pytest.raises(MemoryError, match="too large"):
         BoltzmannEstimator(narrow, TEMPERATURE, chunk=4).energies(positions)
     assert narrow.module.calls == [4, 2, 1]
+
+
+@pytest.mark.parametrize(("chunk", "calls"), [(7, [7]), (6, [6, 1]), (8, [7])])
+def test_the_model_is_called_with_whole_chunks_and_never_with_nothing(positions, chunk, calls):
+    recording = ModulePotential(Narrow(99, MemoryError()), System.from_atoms(TRIATOMIC))
+    BoltzmannEstimator(recording, TEMPERATURE, chunk).energies(positions)
+    assert recording.module.calls == calls
 
 
 def test_other_errors_are_not_tried_again(positions):
