@@ -16,10 +16,16 @@ ROOT = Path(__file__).parents[1]
 REPLICAS = 16
 """Half as many as in the recipe: half the time."""
 
+SIX_STEPS = ["runner.stable.steps_per_window=6", "+runner.stable.min_effective_share=0.1"]
+
+FRESH = "one simulation per step"
+
 WAYS = {
-    "reweighted": [],  # as in the recipe
-    "one simulation per step": ["runner.stable.steps_per_window=1"],
+    FRESH: ["runner.stable.steps_per_window=1"],
+    "six steps": SIX_STEPS,
+    "six steps, rate follows": [*SIX_STEPS, "+runner.stable.largest_step=3.0"],
 }
+"""The learning rate is the recipe's in all of them, up to what the last makes of it."""
 
 
 def rounds(seeds: int) -> list[Row]:
@@ -36,12 +42,11 @@ def rounds(seeds: int) -> list[Row]:
     case = f"demo with {REPLICAS} replicas, {seeds} seeds"
     rows = [row("rounds", case, f"{way}: MD steps of a replica", steps[way], "") for way in WAYS]
     rows += [row("rounds", case, f"{way}: time", seconds[way], "s") for way in WAYS]
-    fewer, faster = (ratios(each["one simulation per step"], each["reweighted"]) for each in (steps, seconds))
-    return [
-        *rows,
-        row("rounds", case, "MD steps, one simulation per step / reweighted", fewer, ""),
-        row("rounds", case, "time, one simulation per step / reweighted", faster, ""),
-    ]
+    for way in WAYS:
+        if way != FRESH:
+            rows.append(row("rounds", case, f"MD steps, {FRESH} / {way}", ratios(steps[FRESH], steps[way]), ""))
+            rows.append(row("rounds", case, f"time, {FRESH} / {way}", ratios(seconds[FRESH], seconds[way]), ""))
+    return rows
 
 
 def _until_none_fails(folder: Path, seed: int, changes: list[str]) -> tuple[float, float]:

@@ -63,6 +63,8 @@ class StABlECallback(Callback):
         gradient_ratio: See ``observable_weight``.
         steps_per_window: Optimizer steps on one window at most, by reweighting its frames.
         min_effective_share: A window is used up when reweighting leaves a smaller share of it effective.
+        largest_step: The learning rate is multiplied by up to this, or divided, so that the steps on a window use it up
+            together and none of them alone; one leaves it as it is.
         rewind_share: Share of stable replicas that start a simulation phase from an earlier checkpoint.
         local: What counts as a sample of its own for the local estimator, which sees one broken molecule among hundreds:
             ``Molecules()``, ``NearestMolecules(n)``, ``AtomsWithin(radius_A)``, or None for whole frames. ``auto`` takes
