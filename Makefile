@@ -132,7 +132,7 @@ test-cuda: .wheels/site  ## run the checks for a CUDA device, with the Python of
 	$(CUDA_RUN) pytest -q -m cuda -p no:cacheprovider tests/test_cuda.py
 
 bench-cuda: .wheels/site  ## time captured simulations on a CUDA device
-	$(CUDA_RUN) benchmarks md growth --device cuda
+	$(CUDA_RUN) benchmarks md growth memory --device cuda
 
 data: .venv/.extra-data  ## remake recipes/data (an hour and a half)
 	mkdir -p runs

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from benchmarks.cases import aspirin, peptide, peptide_mace, water
 from benchmarks.estimator import estimator
 from benchmarks.md import growth, md, neighbour_share
+from benchmarks.memory import memory
 from benchmarks.rounds import rounds
 from benchmarks.table import Row, show, write
 
@@ -41,6 +42,7 @@ def growth_rows(device: str, repeats: int) -> Iterator[list[Row]]:
 GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
     "md": md_rows,
     "growth": growth_rows,
+    "memory": lambda device, repeats: iter([memory(device, min(repeats, 3))]),
     "estimator": lambda device, repeats: estimator(min(repeats, 3)),
     "rounds": lambda device, repeats: iter([rounds(3)]),
 }
@@ -49,7 +51,9 @@ GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
 def main() -> None:
     """Measure the groups asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("groups", nargs="*", default=["md", "growth", "estimator"], help=f"of {', '.join(GROUPS)}")
+    parser.add_argument(
+        "groups", nargs="*", default=["md", "growth", "memory", "estimator"], help=f"of {', '.join(GROUPS)}"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()

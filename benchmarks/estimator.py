@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.cases import Case, aspirin
+from benchmarks.memory import in_its_own_process, peak_mb
 from benchmarks.table import Row, ratios, row
 from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
 
@@ -32,7 +31,7 @@ def estimator(repeats: int) -> Iterator[list[Row]]:
         measured: dict[str, list[tuple[int, float, float]]] = {"one backward": [], "gradient of every frame": []}
         for _ in range(repeats):
             for way, results in measured.items():
-                results.append(_in_its_own_process(way, n_frames, channels))
+                results.append(in_its_own_process(_measured, way, n_frames, channels))
         n_parameters = measured["one backward"][0][0]
         case = f"{n_frames} frames, {n_parameters} parameters"
         seconds = {way: [result[1] for result in results] for way, results in measured.items()}
@@ -41,11 +40,6 @@ def estimator(repeats: int) -> Iterator[list[Row]]:
             rows.append(row("estimator", case, f"{way}: peak memory", [result[2] for result in results], "MB"))
         faster = ratios(seconds["gradient of every frame"], seconds["one backward"])
         yield [*rows, row("estimator", case, "gradient of every frame / one backward", faster, "")]
-
-
-def _in_its_own_process(way: str, n_frames: int, channels: int) -> tuple[int, float, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (way, n_frames, channels))
 
 
 def _measured(way: str, n_frames: int, channels: int) -> tuple[int, float, float]:
@@ -60,11 +54,11 @@ def _measured(way: str, n_frames: int, channels: int) -> tuple[int, float, float
     few = aspirin(CHUNK, channels=channels)
     for _ in range(2):  # TorchScript settles
         one_backward(few, values[:CHUNK])
-    before = _peak_mb(reset=True)
+    before = peak_mb(reset=True)
     began = time.perf_counter()
     ways[way](case, values)
     seconds = time.perf_counter() - began
-    return sum(p.numel() for p in case.potential.trainable_parameters()), seconds, _peak_mb() - before
+    return sum(p.numel() for p in case.potential.trainable_parameters()), seconds, peak_mb() - before
 
 
 def one_backward(case: Case, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -95,11 +89,3 @@ def gradient_of_every_frame(case: Case, values: torch.Tensor) -> torch.Tensor:
     weights = uniform_weights(len(case.positions), case.positions)
     upstream = 2.0 * values.mean(dim=0)
     return surrogate_weights(values, upstream, weights, 500.0).float() @ torch.stack(matrix)
-
-
-def _peak_mb(reset: bool = False) -> float:
-    """Most memory that this process has held since the last reset, in megabytes; of Linux."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024.0 for line in lines if line.startswith("VmHWM"))

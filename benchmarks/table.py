@@ -71,7 +71,7 @@ def write(rows: Sequence[Row], device: str, settings: dict[str, Any]) -> Path:
     """Add the rows to the file of this day and device, in the place of earlier ones of the same cases."""
     path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-{device}.json"
     measured = {(each["group"], each["case"]) for each in rows}
-    earlier = json.loads(path.read_text())["rows"] if path.is_file() else []
+    earlier = json.loads(path.read_text()) if path.is_file() else {"settings": {}, "rows": []}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     machine: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device == "cuda":
@@ -80,8 +80,8 @@ def write(rows: Sequence[Row], device: str, settings: dict[str, Any]) -> Path:
         "machine": machine,
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": commit.stdout.strip(),
-        "settings": settings,
-        "rows": [*(each for each in earlier if (each["group"], each["case"]) not in measured), *rows],
+        "settings": {**earlier["settings"], **settings},
+        "rows": [*(each for each in earlier["rows"] if (each["group"], each["case"]) not in measured), *rows],
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path

@@ -1,0 +1,60 @@
+"""Memory: how much of it what is measured takes, each time in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks.cases import aspirin
+from benchmarks.table import Row, row
+from stable_plugin import Langevin
+from stable_plugin.simulation import Execution, Simulator
+
+T = TypeVar("T")
+
+FEW, MANY = 32, 256
+"""Replicas: the difference is what replicas take, without what the program itself does."""
+
+STEPS = 20
+
+
+def memory(device: str, repeats: int) -> list[Row]:
+    """Peak memory of a simulation per replica of aspirin."""
+    per_replica = []
+    for _ in range(repeats):
+        few, many = (in_its_own_process(_simulated, n, device) for n in (FEW, MANY))
+        per_replica.append((many - few) / (MANY - FEW))
+    return [row("memory", f"{FEW} to {MANY} aspirins, MACE", "plain, per replica", per_replica, "MB")]
+
+
+def in_its_own_process(measure: Callable[..., T], *arguments: Any) -> T:
+    """What a function of a module returns, called where nothing has been allocated before."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, arguments)
+
+
+def peak_mb(device: str = "cpu", reset: bool = False) -> float:
+    """Most memory since the last reset, in megabytes: of a CUDA device, or of this process on Linux."""
+    if device == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 2**20
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024.0 for line in lines if line.startswith("VmHWM"))
+
+
+def _simulated(n_replicas: int, device: str) -> float:
+    case = aspirin(n_replicas, device)
+    execution = Execution(capture=False, compile=False, threads=None)
+    simulator = Simulator(case.potential, Langevin(case.temperature_K), case.detector, execution=execution)
+    generator = torch.Generator(device).manual_seed(0)
+    state = simulator.prepare(case.positions, generator)
+    before = peak_mb(device, reset=True)
+    simulator.run(state, STEPS, STEPS, generator)
+    return peak_mb(device) - before
