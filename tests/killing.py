@@ -36,7 +36,7 @@ class Trainings:
         if self.child is not None:
             os.kill(self.child, signal.SIGKILL)
         self.server.stdin.close()
-        self.server.wait(30)
+        self.server.wait(120)
 
     def start(self, folder, *, die=None, **arguments):
         """Start a training in a folder, that dies while it writes if told where, and goes on from its last checkpoint."""

@@ -190,7 +190,7 @@ class StABlELoop:
         self.rounds: list[Round] = []
         self.on_progress: Callable[[Progress], None] = lambda progress: None
 
-        seed = self.processes.seed(seed)
+        seed = self._seed = self.processes.seed(seed)
         self._noise = torch.Generator(potential.device).manual_seed(seed)
         self._choices = torch.Generator().manual_seed(seed + 1)
         self._structures = structures
@@ -199,6 +199,7 @@ class StABlELoop:
         self._state = self.simulator.place(structures[taken], self._noise)
         # An interrupted window is simulated again: what is saved is the stream as the last whole window left it.
         self._noise_at_rest = self._noise.get_state()
+        self._forces_at_rest = self.simulator.forces.state_dict()
         self._learning_start = self._state
         self._history: deque[State] = deque(maxlen=10)
         self._unstable = torch.zeros(n_replicas, dtype=torch.bool, device=potential.device)
@@ -229,7 +230,8 @@ class StABlELoop:
         while self.phases.name == "simulate":
             with self._undone_if_interrupted():
                 if self.phases.stable_ps == 0.0:
-                    self._begin_simulation_phase()
+                    with self._own_random():
+                        self._begin_simulation_phase()
                 window = self._simulate("simulate", self._state)
             self._unstable = self._unstable | window.unstable
             share = self._share(self._unstable)
@@ -251,7 +253,8 @@ class StABlELoop:
             sample = self._new_sample()
             if sample is None:
                 return None
-            estimate = self.sampler.estimate(sample)
+            with self._own_random():
+                estimate = self.sampler.estimate(sample)
             self.step_size.begin_window()
         assert self._sample is not None
         self._sample.steps += 1
@@ -270,7 +273,7 @@ class StABlELoop:
             "unstable": self._unstable,
             "sample": None if self._sample is None else self._sample.state_dict(),
             "step_size": self.step_size.state_dict(),
-            "forces": self.simulator.forces.state_dict(),
+            "forces": self._forces_at_rest,
             "noise": self._noise_at_rest,
             "choices": self._choices.get_state(),
         }
@@ -297,6 +300,7 @@ class StABlELoop:
         self._sample = None if state["sample"] is None else Sample.from_state(state["sample"], device)
         self.step_size.load_state_dict(state["step_size"])
         self.simulator.forces.load_state_dict(state["forces"])
+        self._forces_at_rest = state["forces"]
         self._noise.set_state(state["noise"].cpu())
         self._noise_at_rest = self._noise.get_state()
         self._choices.set_state(state["choices"].cpu())
@@ -306,11 +310,13 @@ class StABlELoop:
         sample = self._sample
         if sample is None or self.phases.name != "learn" or sample.steps >= self.steps_per_window:
             return None
-        weights, share = self.sampler.reweighted(sample)
+        with self._own_random():
+            weights, share = self.sampler.reweighted(sample)
         self.step_size.follow(share)
         if not share >= self.min_effective_share:  # so that NaN is used up
             return None
-        return self.sampler.estimate(sample, weights)
+        with self._own_random():
+            return self.sampler.estimate(sample, weights)
 
     def _new_sample(self) -> Sample | None:
         """Frames of a new learning window, through as many simulation phases as it takes; None when done."""
@@ -319,7 +325,9 @@ class StABlELoop:
             self.simulation_phase()
             if self.phases.name == "done" or self._sample is not None:
                 return self._sample
-            window = self._simulate("learn", self.simulator.refresh(self._learning_start))
+            with self._own_random():
+                start = self.simulator.refresh(self._learning_start)
+            window = self._simulate("learn", start)
             share = self._share(window.unstable)
             self._note("learn", share, window)
             self._learning_start = self._afresh(window.unstable, window.start)
@@ -338,7 +346,8 @@ class StABlELoop:
         return self._sample
 
     def _sampled(self, window: Window) -> Sample:
-        return self.sampler.sample(window.frames(), self._state.n_replicas, self._choices)
+        with self._own_random():
+            return self.sampler.sample(window.frames(), self._state.n_replicas, self._choices)
 
     def _share(self, unstable: Tensor) -> float:
         """Share of unstable replicas, (n_replicas,), of those of all processes."""
@@ -361,8 +370,10 @@ class StABlELoop:
                 )
             )
 
-        window = self.simulator.run(start, self.n_steps, self.record_every, self._noise, show)
+        with self._own_random():
+            window = self.simulator.run(start, self.n_steps, self.record_every, self._noise, show)
         self._noise_at_rest = self._noise.get_state()
+        self._forces_at_rest = self.simulator.forces.state_dict()
         self._refuse_unusable(window)
         self._wall_s = time.perf_counter() - began
         return window
@@ -397,6 +408,18 @@ class StABlELoop:
         )
 
     @contextmanager
+    def _own_random(self) -> Iterator[None]:
+        """Global random streams that follow from the number of windows, and afterwards those of the trainer again.
+
+        Some models draw from them, as eSEN does the angle at which it looks along an edge. What a window draws that is
+        interrupted, and simulated again, must change nothing for the steps that follow.
+        """
+        device = self.potential.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self._seed + len(self.rounds))
+            yield
+
+    @contextmanager
     def _undone_if_interrupted(self) -> Iterator[None]:
         """A window that is interrupted is simulated again, and the phase it begins is begun again: from the same draws."""
         before = self._state, self._unstable, self._choices.get_state()
@@ -428,7 +451,8 @@ class StABlELoop:
         Where a replica failed, it may have come from what it cannot be saved from: a bond on its way to break.
         """
         drawn = torch.randint(len(self._structures), (state.n_replicas,), generator=self._choices)
-        fresh = self.simulator.prepare(self._structures[drawn], self._noise)
+        with self._own_random():
+            fresh = self.simulator.prepare(self._structures[drawn], self._noise)
         self._noise_at_rest = self._noise.get_state()
         return fresh.select(replicas, state)
 
