@@ -1,5 +1,7 @@
 """What the other tests of the core pass by: axes, refusals, files, and combinations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -29,9 +31,13 @@ from stable_plugin import (
     VelocityAutocorrelation,
 )
 from stable_plugin.estimator import BoltzmannEstimator
+from stable_plugin.loop import Progress
 from stable_plugin.potentials import find_potential, load_potential
 from stable_plugin.samples import Sampler
+from stable_plugin.simulation import memory
 from stable_plugin.systems import stack_positions
+from stable_plugin.training import progress as progress_line
+from stable_plugin.training.structures import training_structures
 
 SIDE = 9.0
 
@@ -237,3 +243,94 @@ def test_frames_of_nothing_or_of_another_state_are_refused():
     fractional.info["charge"] = 0.5
     with pytest.raises(ValueError, match=r"atoms\.info\['charge'\]=0\.5: give a whole number"):
         System.from_atoms(fractional)
+
+
+class Bar:
+    """Takes down what is shown."""
+
+    shown, made = [], []
+
+    def __init__(self, **settings):
+        self.n, self.closed, self.words = 0.0, False, ""
+        Bar.made.append(self)
+        self.settings = settings
+
+    def set_description_str(self, words, refresh):
+        self.words = words
+
+    def refresh(self):
+        Bar.shown.append((self.words, self.n))
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_progress_line_tells_what_is_known_and_begins_anew_with_each_window(monkeypatch):
+    monkeypatch.setattr(progress_line, "tqdm", Bar)
+    monkeypatch.setattr(Bar, "shown", [])
+    monkeypatch.setattr(Bar, "made", [])
+    loop = SimpleNamespace(n_steps=800, simulator=SimpleNamespace(integrator=SimpleNamespace(timestep_fs=0.5)))
+    steps = [
+        Progress("simulate", 0.1, 1.1, None, None, None),
+        Progress("simulate", 0.2, 1.2, 0.25, None, None),
+        Progress("learn", 0.05, 1.25, 0.5, 0.00123, 0.875),
+    ]
+    silent, line = (progress_line.ProgressLine(loop, enabled) for enabled in (False, True))
+    for step in steps:
+        silent.show(step)
+    silent.close()
+    assert Bar.made == []
+    for step in steps:
+        line.show(step)
+    assert Bar.shown == [
+        ("StABlE simulate · 1.10 ps", 0.1),
+        ("StABlE simulate · 1.20 ps · unstable 25%", 0.2),
+        ("StABlE learn · 1.25 ps · unstable 50% · loss 1.23e-03 · ESS 0.88", 0.05),
+    ]
+    assert [bar.settings["total"] for bar in Bar.made] == [0.4, 0.4]
+    assert [bar.closed for bar in Bar.made] == [True, False]
+    line.close()
+    assert Bar.made[-1].closed
+
+
+def test_structures_are_found_in_what_a_trainer_trains_on():
+    def loader(items):
+        return SimpleNamespace(dataset=items)
+
+    plain, asked = nn.Linear(1, 1), nn.Linear(1, 1)
+    asked.stable_structures = lambda of: (atoms for atoms in [of])
+    assert training_structures(asked, WATER) == [WATER]
+    assert training_structures(plain, loader([WATER, LIQUID])) == [WATER, LIQUID]
+    graphs = [SimpleNamespace(to_ase_single=lambda: WATER)]
+    assert training_structures(plain, loader(graphs)) == [WATER]
+    for nothing in (loader([]), loader([1, 2]), loader([WATER, 2]), SimpleNamespace()):
+        with pytest.raises(
+            TypeError, match=r"no structures found in the training data \(SimpleNamespace of .*structures="
+        ):
+            training_structures(plain, nothing)
+
+
+def test_graphs_of_mace_are_structures_in_boxes_or_not():
+    model = nn.Module()
+    model.atomic_energies_fn, model.atomic_numbers = nn.Identity(), torch.tensor([1, 8])
+    species = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    positions, cell = torch.tensor(WATER.positions), 7.0 * torch.eye(3, dtype=torch.float64)
+    for pbc in (None, torch.tensor([[False] * 3]), torch.tensor([[True, True, False]])):
+        graph = SimpleNamespace(node_attrs=species, positions=positions, cell=cell, pbc=pbc)
+        (atoms,) = training_structures(nn.Sequential(model), SimpleNamespace(dataset=[graph]))
+        assert atoms.symbols.get_chemical_formula(mode="reduce") == "OH2"
+        np.testing.assert_array_equal(atoms.positions, WATER.positions)
+        periodic = pbc is not None and bool(pbc.any())
+        assert atoms.pbc.tolist() == ([True, True, False] if periodic else [False] * 3)
+        np.testing.assert_array_equal(atoms.cell.array, cell.numpy() if periodic else np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize(("platform", "library"), [("darwin", {}), ("linux", {}), ("linux", {"mallopt": None})])
+def test_memory_is_kept_where_the_c_library_can(platform, library, monkeypatch):
+    told = []
+    if "mallopt" in library:
+        library = {"mallopt": lambda *setting: told.append(setting)}
+    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace(**library))
+    memory.keep_freed_memory()
+    assert told == ([(-3, 32 << 20), (-1, 1 << 30)] if library else [])
