@@ -17,6 +17,7 @@ from stable_plugin import (
     BondDeviation,
     BondLengths,
     DiffusionCoefficient,
+    Displacement,
     DistanceDistribution,
     LocalBondAmplitudes,
     LocalBondLengths,
@@ -32,7 +33,8 @@ from stable_plugin import (
 )
 from stable_plugin.estimator import BoltzmannEstimator
 from stable_plugin.loop import Progress
-from stable_plugin.potentials import find_potential, load_potential
+from stable_plugin.observables import trajectory_of
+from stable_plugin.potentials import ModulePotential, find_potential, load_potential
 from stable_plugin.samples import Sampler
 from stable_plugin.simulation import memory
 from stable_plugin.systems import stack_positions
@@ -126,6 +128,49 @@ def test_observables_that_are_bound_to_nothing_say_so():
         LocalBondLengths().bind(System.from_atoms(LIQUID, bonds=[]), jiggled(LIQUID, 2))
 
 
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (
+            lambda: Displacement(threshold=1.0).measure(jiggled(WATER, 2), jiggled(WATER, 2)),
+            RuntimeError,
+            r"Displacement has no reference yet: call bind\(system, reference\) first",
+        ),
+        (lambda: Molecules().system, RuntimeError, r"Molecules has no system yet: call bind\(system\) first"),
+        (
+            lambda: LocalBondLengths().per_site(jiggled(LIQUID, 2), torch.zeros(24, dtype=torch.long)),
+            RuntimeError,
+            r"LocalBondLengths has no system yet",
+        ),
+        (
+            lambda: DistanceDistribution().bind(System.from_atoms(LIQUID), jiggled(LIQUID, 2)),
+            ValueError,
+            r"DistanceDistribution counts each pair of atoms once.*use it for molecules\.",
+        ),
+        (lambda: trajectory_of([]), ValueError, r"frames is empty: give at least one structure"),
+        (lambda: trajectory_of([WATER, molecule("CO2")]), ValueError, r"frames\[1\] is CO2, not H2O"),
+        (
+            lambda: ModulePotential(nn.Linear(3, 3).double(), System.from_atoms(WATER)).energies_and_forces(
+                jiggled(WATER, 2), None
+            ),
+            ValueError,
+            r"Linear returned energies of shape \(2, 3, 3\) for positions of shape \(2, 3, 3\): return \(n_replicas,\)",
+        ),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(ask, error, message):
+    with pytest.raises(error, match=message):
+        ask()
+
+
+def test_a_charge_and_a_spin_are_taken_where_a_system_states_none():
+    charged = WATER.copy()
+    charged.info["charge"] = 1
+    neutral, stated = System.from_atoms(WATER).with_electrons(0, 1), System.from_atoms(charged).with_electrons(0, 2)
+    assert (neutral.charge, neutral.spin) == (0, 1)
+    assert (stated.charge, stated.spin) == (1, 2)
+
+
 def test_several_detectors_remember_together_and_each_is_asked_about_the_reference():
     system, frames = System.from_atoms(WATER), jiggled(WATER, 6)
     looking_back = ObservableDeviation(BondLengths(), threshold=0.2, looks=3)
@@ -184,8 +229,6 @@ def site_sampler(even_sampling=None, local=True):
 
         def forward(self, positions):
             return self.k * positions.square().sum(dim=-1)
-
-    from stable_plugin.potentials import ModulePotential
 
     observable = LocalBondLengths()
     observable.bind(system, jiggled(atoms, 6))
