@@ -54,7 +54,8 @@ def test_a_native_run_becomes_stable_training_and_resumes_its_phase(folder):
     middle = first.with_name("step_2")
     again = run_fairchem(folder, config, f"+job.runner_state_path={middle}")
     resumed, _ = trained(again)
-    repeated = torch.load(again / "checkpoints" / "final" / "stable.pt", weights_only=True)["processes"][0]["loop"]["rounds"]
+    final = torch.load(again / "checkpoints" / "final" / "stable.pt", weights_only=True)
+    repeated = final["processes"][0]["loop"]["rounds"]
     for one, other in zip(rounds, repeated, strict=True):
         assert one["unstable_share"] == other["unstable_share"]
         assert one["observable_loss"] == pytest.approx(other["observable_loss"], rel=1e-6)
