@@ -248,3 +248,11 @@ def test_structures_are_read_without_pickles_whatever_the_file_is_called(tmp_pat
     with pytest.raises(ValueError, match=rf"structures='.*{re.escape(name)}' cannot be read"):
         read_frames(tmp_path / name)
     assert not (tmp_path / "mark").exists()
+
+
+def test_an_error_of_somebody_elses_is_told_with_the_arguments_it_came_of():
+    from omegaconf import OmegaConf
+
+    part = {"_target_": "stable_plugin.AnyOf", "detectors": [{"_target_": "torchmetrics.MeanMetric", "extra": -0.5}]}
+    with pytest.raises(ValueError, match=r"runner\.first\.detectors.*Unexpected keyword.*extra=-0\.5"):
+        made(lambda first: first, {"first": OmegaConf.create(part)})

@@ -68,7 +68,29 @@ def _make(part: Any) -> Any:
         cause = error.__cause__
         if cause is None:
             raise ValueError(str(error)) from error
-        raise ValueError(f"{key}: {_told(cause)}") from cause
+        raise ValueError(f"{key}: {_told(cause)}{_given(_at(part, key), str(cause))}") from cause
+
+
+def _at(part: Any, key: str) -> Any:
+    """The part in a part that hydra calls by that key."""
+    if part._get_full_key(None) == key:
+        return part
+    entries = part.values() if isinstance(part, Mapping) else part
+    found = (_at(entry, key) for entry in entries if OmegaConf.is_config(entry))
+    return next((each for each in found if each is not None), None)
+
+
+def _given(part: Any, told: str) -> str:
+    """The plain arguments of a part, where an error of somebody else's names none with its value."""
+    plain: Any = None if part is None else OmegaConf.to_container(part, resolve=True)
+    arguments = {
+        key: value
+        for key, value in (plain.items() if isinstance(plain, Mapping) else ())
+        if key not in HYDRAS_OWN and not isinstance(value, Mapping | list)
+    }
+    if not arguments or any(f"{key}={value!r}" in told for key, value in arguments.items()) or "=" in told:
+        return ""
+    return f" It was given {', '.join(f'{key}={_shown(value)}' for key, value in arguments.items())}."
 
 
 def _told(error: BaseException) -> str:
