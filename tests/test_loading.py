@@ -253,6 +253,6 @@ def test_structures_are_read_without_pickles_whatever_the_file_is_called(tmp_pat
 def test_an_error_of_somebody_elses_is_told_with_the_arguments_it_came_of():
     from omegaconf import OmegaConf
 
-    part = {"_target_": "stable_plugin.AnyOf", "detectors": [{"_target_": "torchmetrics.MeanMetric", "extra": -0.5}]}
-    with pytest.raises(ValueError, match=r"runner\.first\.detectors.*Unexpected keyword.*extra=-0\.5"):
+    part = [{"_target_": "stable_plugin.BondLengths"}, {"_target_": "stable_plugin.BondLengths", "extra": -0.5}]
+    with pytest.raises(ValueError, match=r"runner\.first.*1.*Unexpected keyword.*extra=-0\.5"):
         made(lambda first: first, {"first": OmegaConf.create(part)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict
 from itertools import product
 
@@ -152,14 +153,39 @@ def test_thermal_velocities_scale_with_temperature_over_mass(masses, temperature
     np.testing.assert_allclose(drawn(masses, temperature_K).numpy(), unit.numpy() * scale, rtol=1e-9)
 
 
-@few
-@given(anything, anything, anything)
-def test_integrators_take_numbers_that_make_sense_and_name_the_others(temperature_K, timestep_fs, last):
-    for make, names in (
-        (lambda: Langevin(temperature_K, timestep_fs, last), ("temperature_K", "timestep_fs", "friction_per_ps")),
-        (lambda: NoseHooverChain(temperature_K, timestep_fs, last), ("temperature_K", "timestep_fs", "relaxation_fs")),
-    ):
-        accepted(make, names)
+ALONE = [
+    *((Langevin, name) for name in ("temperature_K", "timestep_fs", "friction_per_ps")),
+    *((NoseHooverChain, name) for name in ("temperature_K", "timestep_fs", "relaxation_fs", "chain_length")),
+    *(
+        (Schedule, name)
+        for name in ("trigger", "floor", "stable_ps", "lr_patience", "lr_cut", "max_lr_cuts", "max_windows")
+    ),
+    *((DistanceDistribution, name) for name in ("r_max", "bin_width", "smearing")),
+    *((RadialDistribution, name) for name in ("r_max", "bin_width", "smearing")),
+    *((AngleDistribution, name) for name in ("n_bins", "smearing")),
+    *((BondDeviation, name) for name in ("threshold", "discard")),
+    (RunawayTemperature, "threshold"),
+]
+
+
+TOGETHER = {"threshold": "discard", "bin_width": "r_max", "timestep_fs": "relaxation_fs", "r_max": "smearing|bin_width"}
+"""What may be named instead, as the two do not fit."""
+
+
+@pytest.mark.parametrize(("kind", "name"), ALONE, ids=lambda each: getattr(each, "__name__", each))
+@settings(few, max_examples=15)
+@given(value=anything)
+@example(value=math.nan)
+@example(value=10**30)
+@example(value="1")
+def test_an_argument_that_makes_no_sense_is_named_with_its_value(kind, name, value):
+    try:
+        kind(**{name: value})
+    except ValueError as error:
+        assert re.match(rf"({name}|{TOGETHER.get(name, name)})=", str(error)), error
+        assert repr(value) in str(error) or re.match(rf"({TOGETHER.get(name)}|floor|bin_width)=", str(error)), error
+    else:
+        assert isinstance(value, int | float | None) and value == value and value not in (10**30, math.inf)
 
 
 def accepted(make, names):
@@ -270,15 +296,6 @@ def test_distance_distributions_count_every_pair_once_whatever_their_bins(r_max,
 
 
 @few
-@given(anything, anything, anything)
-def test_bins_that_make_no_sense_are_named(r_max, bin_width, smearing):
-    names = ("r_max", "bin_width", "smearing")
-    accepted(lambda: DistanceDistribution(r_max, bin_width, smearing), names)
-    accepted(lambda: RadialDistribution(None, r_max, bin_width, smearing), names)
-    accepted(lambda: AngleDistribution(r_max, smearing), ("n_bins", "smearing"))
-
-
-@few
 @given(st.integers(0, 2**31), arrays(int, (8, 3), elements=st.integers(-2, 2)), st.permutations([0, 1, 2]))
 def test_radial_distributions_see_neither_images_nor_the_order_of_the_cells_vectors(seed, images, order):
     random = np.random.default_rng(seed)
@@ -357,15 +374,6 @@ def test_a_schedule_that_was_saved_goes_on_as_it_would_have(schedule, before, af
         if whole.name != "done":
             assert step(whole, share) == step(resumed, share)
     assert asdict(whole) == asdict(resumed)
-
-
-@few
-@given(anything, anything, anything, anything, anything)
-def test_schedules_that_make_no_sense_are_named(trigger, floor, stable_ps, count, cut):
-    names = ("trigger", "floor", "stable_ps", "lr_patience", "lr_cut", "max_lr_cuts", "max_windows")
-    accepted(lambda: Schedule(trigger, floor, stable_ps), names)
-    accepted(lambda: Schedule(lr_patience=count, lr_cut=cut), names)
-    accepted(lambda: Schedule(max_lr_cuts=count, max_windows=count), names)
 
 
 @few
