@@ -144,7 +144,10 @@ def test_an_interrupted_run_goes_on_without_training_again(workplace, told):
         ("runner.data.train=missing.extxyz", "runner.data: train='missing.extxyz' is not a file"),
         ("runner.stable.record_every_fs=7.0", "runner.stable: record_every=14 steps is not a multiple"),
         ("+runner.stable_trainer.log_every_n_step=1", "did you mean log_every_n_steps?"),
-        ("runner.stable.detector._target_=os.system", "runner.stable.detector._target_='os.system' is of Python's own library"),
+        (
+            "runner.stable.detector._target_=os.system",
+            "runner.stable.detector._target_='os.system' is of Python's own library",
+        ),
     ],
 )
 def test_a_mistake_in_the_recipe_is_named_and_nothing_is_trained(workplace, override, message):
