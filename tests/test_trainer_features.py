@@ -1,8 +1,10 @@
 """StABlECallback beside what else a Trainer can do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -12,10 +14,12 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from test_callback import frames, short_callback, small_module, trainer  # noqa: F401
+from test_callback import frames, kwargs_of, short_callback, small_module, trainer  # noqa: F401
+from torch import nn
 
-from stable_plugin import Schedule
+from stable_plugin import Execution, Schedule, StABlEMixin
 from stable_plugin.lightning import ExtxyzDataModule
+from stable_plugin.potentials import ModulePotential
 from stable_plugin.training.gradients import norm
 
 
@@ -66,9 +70,59 @@ def test_the_sum_of_both_gradients_is_clipped(tmp_path, frames):  # noqa: F811
     assert max(watch.lengths) == pytest.approx(0.1, rel=1e-3)
 
 
+class Distances(nn.Module):
+    """A small network of the distances to the first atom, which autocast may run in half precision."""
+
+    def __init__(self, n_atoms):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(n_atoms - 1, 8), nn.SiLU(), nn.Linear(8, 1))
+        self.seen = set()
+
+    def forward(self, positions):
+        hidden = self.layers[0](torch.linalg.vector_norm(positions[:, 1:] - positions[:, :1], dim=-1))
+        self.seen.add((hidden.dtype, torch.is_grad_enabled() and not positions.requires_grad))
+        return self.layers[2](self.layers[1](hidden))[:, 0]
+
+
+class Mixed(StABlEMixin, LightningModule):
+    def __init__(self, structures, **arguments):
+        super().__init__()
+        self.network = Distances(len(structures[0]))
+        self.structures, self.own = structures, set()
+        self.configure_stable(structures=structures, **arguments)
+
+    def stable_potential(self, system):
+        return ModulePotential(self.network, system)
+
+    def training_step(self, batch, batch_idx):
+        observable_loss = self.stable_loss()
+        simulated, self.network.seen = self.network.seen, set()
+        loss = self.network(batch).square().mean()
+        self.own |= self.network.seen
+        self.network.seen = simulated
+        return None if observable_loss is None else loss + observable_loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-9)
+
+    def train_dataloader(self):
+        positions = torch.tensor([frame.positions for frame in self.structures], dtype=torch.float32)
+        return torch.utils.data.DataLoader(positions, batch_size=5)
+
+
 def test_the_simulation_stays_in_its_precision_when_training_is_mixed(tmp_path, frames):  # noqa: F811
-    _, _, watch = fit(tmp_path, frames, precision="bf16-mixed")
-    assert watch.dtypes == {torch.float32}
+    short = kwargs_of(short_callback)
+    module = Mixed(
+        frames, **{**short, "schedule": Schedule(trigger=0.5, stable_ps=0.02), "execution": Execution(compile=False)}
+    )
+    trainer(tmp_path, precision="bf16-mixed", max_epochs=1).fit(module)
+    assert {dtype for dtype, _ in module.own} == {torch.bfloat16}
+    assert {dtype for dtype, _ in module.network.seen} == {torch.float32}, "simulation and estimator"
+
+
+def test_mace_which_cannot_run_in_mixed_precision_says_so_at_the_start(tmp_path, frames):  # noqa: F811
+    with pytest.raises(MisconfigurationException, match=r"precision='bf16-mixed'.*MACE.*'32-true'"):
+        fit(tmp_path, frames, precision="bf16-mixed")
 
 
 def test_epochs_may_be_cut_short(tmp_path, frames):  # noqa: F811
@@ -93,3 +147,24 @@ def test_the_usual_callbacks_work(tmp_path, frames):  # noqa: F811
 def test_averages_of_weights_are_refused_at_the_start(tmp_path, frames, averaging):  # noqa: F811
     with pytest.raises(MisconfigurationException, match=r"Averaging would hand back averages .* leave it out"):
         fit(tmp_path, frames, averaging())
+
+
+def test_a_gradient_that_is_not_finite_adds_nothing_to_the_mixins_loss_and_the_third_ends_the_run(tmp_path, frames):  # noqa: F811
+    module = Mixed(frames, **{**kwargs_of(short_callback), "execution": Execution(compile=False)})
+    losses, gradient = [], module._stable.session.gradient
+
+    def spoil():
+        estimate = gradient()
+        return estimate and replace(
+            estimate, gradients=[torch.full_like(each, torch.nan) for each in estimate.gradients]
+        )
+
+    def watched():
+        losses.append(StABlEMixin.stable_loss(module))
+        return losses[-1]
+
+    module._stable.session.gradient, module.stable_loss = spoil, watched
+    with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
+        trainer(tmp_path, max_epochs=9).fit(module)
+    assert [loss.item() for loss in losses] == [0.0, 0.0]
+    assert all(parameter.isfinite().all() for parameter in module.parameters())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
@@ -188,6 +189,15 @@ class MACEModule(FamilyModule):
         if self.optimizer is not None:
             return self.optimizer(self.model.parameters())
         return torch.optim.Adam(**get_params_options(self._mace_options(), self.model))
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        precision = str(self.trainer.precision)
+        if precision.endswith("-mixed"):
+            raise MisconfigurationException(
+                f"Trainer(precision={precision!r}) has MACE's tensor products multiply numbers of two precisions, which they "
+                f"refuse: use precision='32-true' with dtype='float32', or '64-true' with dtype='float64'."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mace_statistics"] = self._statistics

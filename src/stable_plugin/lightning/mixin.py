@@ -56,7 +56,10 @@ class StABlEMixin:
         """The observables' loss, whose gradient is the Boltzmann estimate; simulates when it has to.
 
         Returns:
-            A scalar: zero before ``start_epoch``; None when training is done.
+            A scalar: zero before ``start_epoch``, and where its gradient is not finite; None when training is done.
+
+        Raises:
+            FloatingPointError: If the gradient was not finite three times in a row.
         """
         module: Any = self
         if module.current_epoch < self._stable.start_epoch:
@@ -65,6 +68,8 @@ class StABlEMixin:
         self._stable.tell(module.trainer)
         if estimate is None:
             return None
+        if self._stable.session.spoiled(estimate):
+            return torch.zeros((), device=module.device)
         parameters = self._stable.loop.potential.trainable_parameters()
         return with_gradient(estimate.loss, parameters, estimate.gradients)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
+import torch
 from torch import Tensor, nn, optim
 
 from stable_plugin import checks
@@ -136,7 +137,7 @@ class Session:
             return None
         latest = self.loop.rounds[-1]
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self._spoiled(estimate, own):
+        if self.spoiled(estimate, own):
             optimizer.zero_grad(set_to_none=True)
             return {"stable/unstable_share": latest.unstable_share, "stable/spoiled_steps": self._spoiled_steps}
         factor = self.weight(estimate.gradients, own, new_window=latest.steps == 1)
@@ -151,8 +152,12 @@ class Session:
             "stable/observable_gradient_norm": norm(estimate.gradients),
         }
 
-    def _spoiled(self, estimate: Estimate, own: Sequence[Tensor]) -> bool:
+    def spoiled(self, estimate: Estimate, own: Sequence[Tensor] = ()) -> bool:
         """Whether a gradient is not finite, and the step must not be taken.
+
+        Args:
+            estimate: Of the observables.
+            own: Gradient of the trainer's own loss, as far as it is known.
 
         Raises:
             FloatingPointError: If it is the observables' for the third time in a row.
@@ -259,7 +264,9 @@ class Session:
 
         self.loop.on_progress = show
         try:
-            yield self.loop
+            # Within a training_step the trainer may have asked for less precision than a simulation needs.
+            with torch.autocast(self.loop.potential.device.type, enabled=False):
+                yield self.loop
         except UnusablePotentialError as error:
             path = self._folder / f"worst_frame{self.loop.processes.suffix}.extxyz"
             path.parent.mkdir(parents=True, exist_ok=True)
