@@ -39,6 +39,7 @@ def pairs(n_molecules):
     """So many molecules in a row, and the potential that holds each together."""
     atoms = Atoms(f"N{2 * n_molecules}", positions=np.zeros((2 * n_molecules, 3)))
     atoms.positions[:, 0] = SPACING * np.repeat(np.arange(n_molecules), 2)
+    atoms.positions[1::2, 1] = 1.0
     system = System.from_atoms(atoms, bonds=[(2 * m, 2 * m + 1) for m in range(n_molecules)])
     return system, ModulePotential(Pairs(), system)
 

@@ -17,8 +17,8 @@ NARROW = 1e-9
 def gas(n_frames=3, side=9.0, slant=0.25, n_atoms=60, seed=0):
     random = np.random.default_rng(seed)
     cell = side * np.array([[1.0, 0.0, 0.0], [slant, 1.0, 0.0], [-slant, slant, 1.0]])
-    atoms = Atoms("CO" * (n_atoms // 2), positions=np.zeros((n_atoms, 3)), cell=cell, pbc=True)
-    return atoms, torch.tensor(random.uniform(-0.5, 1.5, size=(n_frames, n_atoms, 3)) @ cell)
+    frames = random.uniform(-0.5, 1.5, size=(n_frames, n_atoms, 3)) @ cell
+    return Atoms("CO" * (n_atoms // 2), positions=frames[0], cell=cell, pbc=True), torch.tensor(frames)
 
 
 def bound(observable, atoms, frames):

@@ -151,8 +151,8 @@ class Sampler:
             members = self._members(part, sample.positions)
             energies = atomic.sum(dim=1) if members is None else members.energies(atomic)
             weights.append(reweighting(energies, part.energies, self.estimator.temperature_K, self.processes))
-        shares = torch.tensor([effective_share(each, self.processes) for each in weights])
-        return weights, shares.min().item()  # NaN if one of them is
+        shares = [effective_share(each, self.processes) for each in weights]
+        return weights, torch.tensor(shares, dtype=torch.float64).min().item()  # NaN if one of them is
 
     def observed_loss(self, positions: Tensor) -> float:
         """Loss of all observables over frames, (n_frames, n_atoms, 3) in Å, and over those of all processes."""
