@@ -120,6 +120,8 @@ def verdict(outcome, mistake):
     named = re.search(r"(runner|job)[.:\[]|full_key: runner", message) or f"{names[-1]}=" in message
     told = [value, *leaves(value)]
     texts = {text[:40] for each in told for text in (repr(each), str(each), str(each).rpartition(".")[2]) if text}
+    if names[-1] == "_recursive_":  # hydra's own, which says what kind it is
+        told.append(type(value).__name__)
     # What refers to something else is told as that, and what is to be filled in as missing.
     shown = (
         kind in ("delete", "rename")

@@ -321,7 +321,13 @@ class EvaluateRunner(RunFolder):
     ) -> None:
         parts = made(type(self), {"model": model, "evaluation": evaluation, "title": title, **arguments})
         self.evaluation, self.title = parts.pop("evaluation"), parts.pop("title")
-        self.model = load_potential(parts.pop("model"), **parts)
+        try:
+            self.model = load_potential(parts.pop("model"), **parts)
+        except TypeError as error:  # an argument that the family's loader does not have
+            given = ", ".join(f"runner.{name}={value!r}" for name, value in parts.items())
+            raise ValueError(
+                f"{given or 'runner.model'}: {error}. Leave out what is no argument of the loader."
+            ) from error
 
     @_going_on
     def run(self) -> Path:
