@@ -131,9 +131,11 @@ class Simulator:
             ValueError: If ``record_every`` steps is not a multiple of the steps between two checks.
         """
         if record_every % self.check_every:
+            timestep_fs = self.integrator.timestep_fs
             raise ValueError(
                 f"record_every={record_every} steps is not a multiple of the {self.check_every} steps between two "
-                "checks: a recorded frame must have been checked. Change record_every_fs or check_every_fs."
+                f"checks: a recorded frame must have been checked. Change record_every_fs={record_every * timestep_fs:g} or "
+                f"check_every_fs={self.check_every * timestep_fs:g}."
             )
 
     def refresh(self, state: State) -> State:
