@@ -119,9 +119,11 @@ def verdict(outcome, mistake):
     names = [str(key) for key in path if isinstance(key, str)]
     named = re.search(r"(runner|job)[.:\[]|full_key: runner", message) or f"{names[-1]}=" in message
     told = [value, *leaves(value)]
-    texts = {text[:40] for each in told for text in (repr(each), str(each), str(each).rpartition(".")[2]) if text}
     if names[-1] == "_recursive_":  # hydra's own, which says what kind it is
         told.append(type(value).__name__)
+    if kind == "extra" and path[:-1] == ("runner",):  # Python's own, which says the name
+        told.append(names[-1])
+    texts = {text[:40] for each in told for text in (repr(each), str(each), str(each).rpartition(".")[2]) if text}
     # What refers to something else is told as that, and what is to be filled in as missing.
     shown = (
         kind in ("delete", "rename")

@@ -2,16 +2,23 @@
 
 import os
 import signal
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning import Trainer
 from test_storage import MEGABYTE, files_up_to
 
+from stable_plugin import Execution, StABlECallback
 from stable_plugin.fairchem.checkpoints import STATE_FILE, Interruption, ToldToStop, save_with
 from stable_plugin.fairchem.runner import EvaluateRunner, StABlERunner
+from stable_plugin.lightning import ExtxyzDataModule
 from stable_plugin.potentials.base import save_new
+
+ASPIRIN = Path(__file__).parents[1] / "recipes" / "data" / "aspirin_train.extxyz"
 
 
 class Unit:
@@ -121,3 +128,35 @@ def test_a_run_folder_that_is_a_file_is_named(tmp_path, kind, monkeypatch):
     runner.model = torch.nn.Module()
     with pytest.raises(OSError, match=r"run folder .*/run' is a file where a folder is needed. Move it away"):
         runner.run()
+
+
+def test_a_run_stops_although_the_exception_that_should_have_ended_it_was_lost(tmp_path):
+    pytest.importorskip("mace")
+    from stable_plugin.lightning import MACEModule
+
+    class Told(StABlECallback):
+        looks = 0
+
+        def on_train_start(self, run, module):
+            super().on_train_start(run, module)
+            measure = self.loop.simulator.detector.measure
+
+            def measured(positions, velocities):
+                self.looks += 1
+                if self.looks == 3:
+                    runner.save_state(str(tmp_path))  # as fairchem's handler does; its sys.exit() goes under
+                return measure(positions, velocities)
+
+            self.loop.simulator.detector.measure = measured
+
+    runner = runner_in(tmp_path / "run")
+    runner.raise_if_told()
+    runner.data = ExtxyzDataModule(ASPIRIN)
+    module = MACEModule(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
+    callback = Told(n_replicas=2, window_ps=0.1, check_every_fs=5.0, execution=Execution(compile=False, threads=1))
+    with pytest.raises(SystemExit):
+        runner._fit(partial(Trainer, max_epochs=1, enable_progress_bar=False), "stable", module, [callback])
+    assert callback.looks == 3
+    assert (runner.folder / "stable" / "interrupted-step=0.ckpt").is_file()
+    with pytest.raises(SystemExit):
+        runner.raise_if_told()

@@ -81,12 +81,10 @@ def _at(part: Any, key: str) -> Any:
 
 
 def _given(part: Any, told: str) -> str:
-    """The plain arguments of a part, where an error of somebody else's names none with its value."""
+    """The arguments of a part, where an error of somebody else's names none with its value."""
     plain: Any = None if part is None else OmegaConf.to_container(part, resolve=True)
     arguments = {
-        key: value
-        for key, value in (plain.items() if isinstance(plain, Mapping) else ())
-        if key not in HYDRAS_OWN and not isinstance(value, Mapping | list)
+        key: value for key, value in (plain.items() if isinstance(plain, Mapping) else ()) if key not in HYDRAS_OWN
     }
     if not arguments or any(f"{key}={value!r}" in told for key, value in arguments.items()) or "=" in told:
         return ""

@@ -70,6 +70,9 @@ class RunFolder(Runner):
     Run it again with the configuration that an interrupted run leaves behind, and it goes on from the last epoch.
     """
 
+    _told_to_stop = False
+    _trainer: Trainer | None = None
+
     @property
     def folder(self) -> Path:
         """The run folder, ``<job.run_dir>/<job.timestamp_id>``."""
@@ -97,12 +100,37 @@ class RunFolder(Runner):
         return torch.device("cpu" if self.accelerator == "cpu" else "cuda")
 
     def save_state(self, checkpoint_location: str, is_preemption: bool = False) -> bool:
-        """Say how to go on; the run folder holds everything else."""
+        """Say how to go on; the run folder holds everything else.
+
+        fairchem calls this where a signal comes, and ends the process with an exception there. It can be lost: compilers
+        and finalizers of foreign code catch what they do not know. So the run also ends at the next place that looks.
+        """
+        self._told_to_stop = True
+        self._tell_trainer()
         log.warning("Interrupted. Go on with: fairchem -c %s", Path(checkpoint_location) / "resume_config.yaml")
         return True
 
     def load_state(self, checkpoint_location: str | None) -> None:
         """Nothing to load: the run folder is found through the configuration."""
+
+    def raise_if_told(self) -> None:
+        """End the run here, if it was told to stop.
+
+        Raises:
+            SystemExit: As fairchem does.
+        """
+        if self._told_to_stop:
+            raise SystemExit(0)
+
+    def watch(self, trainer: Trainer) -> None:
+        """Have this Trainer stop as well, if the run is told to, or has been."""
+        self._trainer = trainer
+        self._tell_trainer()
+
+    def _tell_trainer(self) -> None:
+        if self._told_to_stop and self._trainer is not None:
+            # As Lightning's own handler of SIGTERM does; it has none for SIGINT.
+            self._trainer._signal_connector.received_sigterm = True
 
     def settings(self) -> dict[str, Any]:
         """The recipe as it was run."""
@@ -208,6 +236,7 @@ class StABlERunner(RunFolder):
             callbacks=[*callbacks, last],
         )
         write_whole_files(trainer)
+        self.watch(trainer)
         # Later stages go on from the supervised one: an optimizer that knows the curvature of the energy/force loss
         # moves the weights that the fit does not depend on.
         checkpoint = _newest_checkpoint(folder) or _newest_checkpoint(self.folder / "supervised")
@@ -268,6 +297,7 @@ class StABlERunner(RunFolder):
 
     def _judged(self, name: str, module: LightningModule) -> Evaluation:
         path = self.folder / f"{name}.json"
+        self.raise_if_told()
         if not path.is_file():
             log.info("evaluating the potential %s", name)
             evaluation = self.evaluation.evaluate(module.to(self.device), self.folder / "trajectories" / name)
