@@ -15,8 +15,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from stable_plugin import BondDeviation, Execution, Langevin, Schedule, StABlECallback
+from stable_plugin import BondDeviation, Execution, Langevin, Schedule, StABlECallback, StABlEMixin
 from stable_plugin.lightning import ExtxyzDataModule, MACEModule
+from stable_plugin.lightning.mixin import WithinModule
 
 TRAIN = Path(__file__).parents[1] / "recipes" / "data" / "aspirin_train.extxyz"
 VALID = TRAIN.with_name("aspirin_valid.extxyz")
@@ -28,7 +29,7 @@ def frames():
     return read(TRAIN, ":12")
 
 
-class Told(StABlECallback):
+class Told:
     """Gets a signal at a look of the detector, or at the end of a batch; both are counted from one over the whole run."""
 
     signal = at_look = at_batch = None
@@ -52,11 +53,28 @@ class Told(StABlECallback):
             os.kill(os.getpid(), self.signal)
 
 
-def fit(folder, frames, *, told=None, slurm=False, valid=False, dropout=0.0, **trainer):
+class ToldCallback(Told, StABlECallback):
+    pass
+
+
+class ToldWithin(Told, WithinModule):
+    pass
+
+
+class Mixed(StABlEMixin, MACEModule):
+    """Adds the loss in its own step, after some of it is done."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        observable_loss = self.stable_loss()
+        return None if observable_loss is None else loss + 10.0 * observable_loss
+
+
+def fit(folder, frames, *, told=None, slurm=False, valid=False, mixin=False, **trainer):
     """Train, from the newest checkpoint there is, and return how often the detector looked, per window told of."""
     seed_everything(1)
-    module = MACEModule(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
-    callback = Told(
+    module = (Mixed if mixin else MACEModule)(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
+    callback = (ToldWithin if mixin else ToldCallback)(
         integrator=Langevin(500.0, 0.5, 1.0),
         n_replicas=4,
         window_ps=0.005,
@@ -70,11 +88,12 @@ def fit(folder, frames, *, told=None, slurm=False, valid=False, dropout=0.0, **t
     )
     for name, value in (told or {}).items():
         setattr(callback, name, value)
+    module._stable = callback  # what configure_stable() does for the mixin
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     run = Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
-        callbacks=[callback, last],
+        callbacks=[last] if mixin else [callback, last],
         logger=CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
         log_every_n_steps=1,
         default_root_dir=folder,
@@ -130,6 +149,16 @@ def test_a_run_that_is_told_to_stop_goes_on_as_if_it_had_not_been(tmp_path, fram
     expected, looks = whole
     where = {name: 1 + int(value * looks) if name == "at_look" else value for name, value in where.items()}
     stop_and_go_on(tmp_path, frames, expected, {"signal": told, **where}, monkeypatch)
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
+def test_so_does_one_whose_module_adds_the_loss_itself(tmp_path, frames, told, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    looks = fit(whole, frames, mixin=True).looks
+    cut.mkdir()
+    stop_and_go_on(
+        cut, frames, result(whole), {"signal": told, "at_look": 1 + int(0.6 * looks)}, monkeypatch, mixin=True
+    )
 
 
 @pytest.mark.slow

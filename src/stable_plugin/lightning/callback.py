@@ -162,16 +162,24 @@ class StABlECallback(Callback):
                 "the Trainer has more than one StABlECallback, which would both move the same weights: keep one, with all "
                 "observables in it."
             )
-        if stage == "fit" and not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "StABlECallback adds its gradient before Trainer's optimizer step, which manual optimization "
-                f"({type(pl_module).__name__}.automatic_optimization = False) bypasses: use StABlEMixin and its "
-                "stable_loss() in training_step."
-            )
         if stage == "fit":
+            self.refuse_steps_of_its_own(pl_module)
             _refuse_averages(trainer)
             _refuse_sharded(trainer)
         write_whole_files(trainer)
+
+    def refuse_steps_of_its_own(self, module: LightningModule) -> None:
+        """Refuse a module that takes its optimizer steps itself.
+
+        Raises:
+            MisconfigurationException: If it does.
+        """
+        if not module.automatic_optimization:
+            raise MisconfigurationException(
+                "StABlECallback adds its gradient before Trainer's optimizer step, which manual optimization "
+                f"({type(module).__name__}.automatic_optimization = False) bypasses: use StABlEMixin and its "
+                "stable_loss() in training_step."
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what the order of the first epoch's batches comes from."""
@@ -179,9 +187,7 @@ class StABlECallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find potential, structures and reference."""
-        # Within the mixin nobody would hear of the exception that leaves a window: Lightning's own handler stays.
-        if self in trainer.callbacks:  # type: ignore[attr-defined]
-            self._requeueing = Requeueing(trainer)
+        self._requeueing = Requeueing(trainer)
 
         def stop_if_told() -> None:
             # Lightning looks between batches; a window can take longer than the grace that schedulers give. One process of

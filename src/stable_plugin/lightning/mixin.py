@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
 from stable_plugin.lightning.callback import StABlECallback
@@ -15,7 +16,7 @@ class StABlEMixin:
     """For a LightningModule that writes its own ``training_step``, also with manual optimization.
 
     Mix it in before ``LightningModule``, call :meth:`configure_stable` in ``__init__``, and add :meth:`stable_loss` to
-    the loss. Hooks that the module overrides call ``super()``.
+    the loss. A module that overrides ``configure_callbacks`` adds its own to those of ``super()``.
 
     Example:
         >>> from pytorch_lightning import LightningModule
@@ -32,7 +33,7 @@ class StABlEMixin:
         ...         return self.my_loss(batch) + 100.0 * observable_loss
     """
 
-    _stable: StABlECallback
+    _stable: WithinModule
 
     def configure_stable(self, **arguments: Any) -> None:
         """Set StABlE training up.
@@ -50,7 +51,7 @@ class StABlEMixin:
                     f"configure_stable({name}=...) does not apply to the mixin: multiply stable_loss() with a factor "
                     "and set the optimizer's learning rate yourself."
                 )
-        self._stable = StABlECallback(**arguments)
+        self._stable = WithinModule(**arguments)
 
     def stable_loss(self) -> Tensor | None:
         """The observables' loss, whose gradient is the Boltzmann estimate; simulates when it has to.
@@ -73,27 +74,19 @@ class StABlEMixin:
         parameters = self._stable.loop.potential.trainable_parameters()
         return with_gradient(estimate.loss, parameters, estimate.gradients)
 
-    def on_train_start(self) -> None:
-        """Find potential, structures and reference."""
-        module: Any = self
-        super().on_train_start()  # type: ignore[misc]
-        self._stable.on_train_start(module.trainer, module)
+    def configure_callbacks(self) -> list[Callback]:
+        """What simulates, saves and resumes, beside the callbacks of the Trainer."""
+        return [*super().configure_callbacks(), self._stable]  # type: ignore[misc]
 
-    def on_train_epoch_start(self) -> None:
-        """Simulate until it is time to learn."""
-        module: Any = self
-        super().on_train_epoch_start()  # type: ignore[misc]
-        self._stable.on_train_epoch_start(module.trainer, module)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save phase, replicas and random streams."""
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        checkpoint["stable"] = self._stable.state_dict()
+class WithinModule(StABlECallback):
+    """All of the callback but the step, which is the module's own."""
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put them back."""
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        self._stable.load_state_dict(checkpoint.get("stable", {}))
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        """Leave the step as it is: :meth:`StABlEMixin.stable_loss` has its part in it."""
+
+    def refuse_steps_of_its_own(self, module: LightningModule) -> None:
+        """A module that takes its steps itself can add the loss to them."""
 
 
 def with_gradient(value: float, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> Tensor:
