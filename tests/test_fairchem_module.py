@@ -5,7 +5,7 @@ import torch
 from fairchem_tools import network, write_aselmdb
 from pytorch_lightning import Trainer
 
-from stable_plugin import Schedule, StABlECallback
+from stable_plugin import Execution, Schedule, StABlECallback
 from stable_plugin.frames import read_labelled
 from stable_plugin.lightning import ExtxyzDataModule, FairchemModule
 from stable_plugin.potentials.fairchem_files import load_fairchem
@@ -157,3 +157,20 @@ def _system(atoms):
     from stable_plugin import System
 
     return System.from_atoms(atoms)
+
+
+def test_mixed_precision_is_for_training_and_changes_no_digit_of_a_simulation(tmp_path, data):
+    rounds, losses = [], []
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        ours = module()
+        callback = StABlECallback(
+            n_replicas=2, window_ps=0.02, record_every_fs=5.0, schedule=Schedule(trigger=0.01, stable_ps=0.02, max_windows=1),
+            execution=Execution(compile=False, threads=1),
+        )  # fmt: skip
+        run = trainer(tmp_path, callback, max_epochs=1, limit_train_batches=1, precision=precision)
+        run.fit(ours, data)
+        rounds.append(callback.rounds[0].observable_loss)
+        losses.append(run.callback_metrics["train/loss"].item())
+    assert rounds[0] == rounds[1]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)

@@ -13,7 +13,8 @@ import pytest
 import recipe_tools
 import torch
 
-from stable_plugin.fairchem.recipe import allowed, made
+from stable_plugin.fairchem.recipe import made
+from stable_plugin.fairchem.targets import allowed
 from stable_plugin.frames import read_frames
 from stable_plugin.loading import load_data
 
