@@ -1,5 +1,6 @@
 """Trainings in processes of their own, killed and gone on with, and compared to the last bit."""
 
+import csv
 import json
 import os
 import random
@@ -58,6 +59,26 @@ class Trainings:
 
     def _line(self):
         return self.server.stdout.readline().decode().strip()
+
+
+def trained(folder):
+    """Everything in the last checkpoint of a Lightning run but wall times, and what was logged."""
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=False)
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    kept = {name: checkpoint[name] for name in names}
+    (kept["stable"],) = (state for state in checkpoint["callbacks"].values() if "processes" in state)
+    return {**dict(flat("", kept)), "logged": _logged(folder)}
+
+
+def _logged(folder):
+    """What was logged last of each step: a run that goes on logs the steps after its checkpoint again."""
+    last = {}
+    for path in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                filled = {key: value for key, value in row.items() if value}
+                last[row["step"], tuple(sorted(filled))] = filled
+    return last
 
 
 def flat(name, value):

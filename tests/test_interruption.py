@@ -1,15 +1,13 @@
 """A run that is told to stop saves and stops, wherever it is, and goes on as if it had not been."""
 
-import csv
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-import torch
 from ase.io import read
-from killing import assert_same, flat
+from killing import assert_same, trained
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -108,32 +106,13 @@ def fit(folder, frames, *, told=None, slurm=False, valid=False, mixin=False, **t
     return callback
 
 
-def result(folder):
-    checkpoint = torch.load(folder / "last.ckpt", weights_only=False)
-    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
-    kept = {name: checkpoint[name] for name in names}
-    (kept["stable"],) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("Told"))
-    return {**dict(flat("", kept)), "logged": logged(folder)}
-
-
-def logged(folder):
-    """What was logged last of each step: a run that goes on logs the steps after its checkpoint again."""
-    last = {}
-    for path in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                filled = {key: value for key, value in row.items() if value}
-                last[row["step"], tuple(sorted(filled))] = filled
-    return last
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, frames):
     folder = tmp_path_factory.mktemp("whole")
     callback = fit(folder, frames)
     phases = [entry.phase for entry in callback.rounds]
     assert phases.count("simulate") >= 3 and phases.count("learn") >= 3
-    return result(folder), callback.looks
+    return trained(folder), callback.looks
 
 
 STOPS = [
@@ -157,7 +136,7 @@ def test_so_does_one_whose_module_adds_the_loss_itself(tmp_path, frames, told, m
     looks = fit(whole, frames, mixin=True).looks
     cut.mkdir()
     stop_and_go_on(
-        cut, frames, result(whole), {"signal": told, "at_look": 1 + int(0.6 * looks)}, monkeypatch, mixin=True
+        cut, frames, trained(whole), {"signal": told, "at_look": 1 + int(0.6 * looks)}, monkeypatch, mixin=True
     )
 
 
@@ -170,7 +149,7 @@ def test_the_same_with_accumulated_batches_and_validation_within_an_epoch(tmp_pa
     for share in (0.5, 0.75):
         cut.mkdir(exist_ok=True)
         told = {"signal": signal.SIGTERM, "at_look": 1 + int(share * looks)}
-        stop_and_go_on(cut, frames, result(whole), told, monkeypatch, **options)
+        stop_and_go_on(cut, frames, trained(whole), told, monkeypatch, **options)
         shutil.rmtree(cut)
 
 
@@ -191,4 +170,4 @@ def stop_and_go_on(folder, frames, expected, told, monkeypatch, **options):
     assert len(written) == 1 and written[0].startswith("hpc_ckpt" if slurm else "interrupted"), written
     assert not slurm or (folder / "requeued").read_text().split() == ["requeue", "7"]
     fit(folder, frames, slurm=slurm, **options)
-    assert_same(expected, result(folder))
+    assert_same(expected, trained(folder))

@@ -1,11 +1,9 @@
 """Lightning runs that are killed at random moments go on from their last checkpoint as if nothing had happened."""
 
-import csv
 import signal
 
 import pytest
-import torch
-from killing import Trainings, Whole, flat, kill_and_compare, stop_and_compare
+from killing import Trainings, Whole, kill_and_compare, stop_and_compare, trained
 
 pytestmark = pytest.mark.slow
 
@@ -22,25 +20,9 @@ def whole(trainings, tmp_path_factory):
 
 
 def result(folder):
-    """Everything in the last checkpoint but wall times, and what was logged."""
-    checkpoint = torch.load(folder / "last.ckpt", weights_only=False)
-    names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
-    kept = {name: checkpoint[name] for name in names}
-    (kept["stable"],) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("StABlE"))
-    everything = {**dict(flat("", kept)), "logged": logged(folder)}
+    everything = trained(folder)
     assert any("rounds.8." in name for name in everything)
     return everything
-
-
-def logged(folder):
-    """What was logged last of each step: a run that goes on logs the steps after its checkpoint again."""
-    last = {}
-    for path in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                filled = {key: value for key, value in row.items() if value}
-                last[row["step"], tuple(sorted(filled))] = filled
-    return last
 
 
 @pytest.mark.timeout(3000)
