@@ -270,6 +270,9 @@ def test_three_such_gradients_in_a_row_end_the_run_with_the_weights_before_them(
     with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
         trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert torch.equal(weights(module), callback.weights_before)
+    saved = torch.load(tmp_path / "interrupted-step=0.ckpt", weights_only=False)
+    module.load_state_dict(saved["state_dict"])
+    assert torch.equal(weights(module), callback.weights_before)
 
 
 def test_a_learning_rate_that_has_run_out_is_an_error_not_a_run_without_effect(tmp_path, frames):

@@ -1,5 +1,6 @@
 """StABlE training inside fairchem's own training, through its command line."""
 
+import os
 import shutil
 
 import pytest
@@ -67,6 +68,19 @@ def test_two_callbacks_on_one_run_are_refused(folder):
     with pytest.raises(AssertionError, match=r"more than one StABlECallback"):
         run_fairchem(folder, config)
     shutil.rmtree(folder / "runs")
+
+
+def test_three_gradients_in_a_row_that_are_not_finite_leave_the_weights_before_them(folder, monkeypatch):
+    (folder / "spoiled.py").write_text("def loss(mean, target):\n    return (mean - target).sum() * float('nan')\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    spoiled = {**STABLE, "loss": {"_target_": "spoiled.loss", "_partial_": True}}
+    config = native_config(folder, "esen", epochs=20, callbacks=[spoiled])
+    with pytest.raises(AssertionError, match="not finite, 3 optimizer steps in a row"):
+        run_fairchem(folder, config)
+    (run,) = (folder / "runs").iterdir()
+    (untrained, _), (saved, _) = trained(run, "step_0"), trained(run, "step_2")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in untrained.items())
+    assert (run / "checkpoints" / "step_2" / "stable.pt").is_file()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from stable_plugin.fairchem.checkpoints import Interruption, ToldToStop, load_wi
 from stable_plugin.lightning.callback import StABlECallback as LightningCallback
 from stable_plugin.potentials.fairchem import FairchemPotential
 from stable_plugin.systems import System
-from stable_plugin.training import Session
+from stable_plugin.training import Session, SpoiledGradientsError
 
 # After stable_plugin.potentials.fairchem, whose error says what to install when fairchem is missing.
 from torchtnt.framework.callback import Callback  # isort: skip
@@ -129,8 +129,8 @@ class StABlECallback(Callback):
             self._in_train_step = True
             try:
                 return train_step(state, data)
-            except ToldToStop:
-                # The step that was under way is taken again.
+            except (ToldToStop, SpoiledGradientsError):
+                # The step that was under way is taken again by whoever goes on.
                 unit.optimizer.zero_grad(set_to_none=True)
                 self._in_train_step = False
                 self._interruption.save()

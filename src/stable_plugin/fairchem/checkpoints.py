@@ -105,7 +105,7 @@ class Interruption:
         folder = Path(metadata.checkpoint_dir) / f"step_{self.unit.train_progress.num_steps_completed}"
         self.unit.save_state(str(folder))
         self.forget()
-        log.warning("%s: training has stopped. Go on with: fairchem -c %s", self.told, folder / RESUME_FILE)
+        log.warning("training was stopped. Go on with: fairchem -c %s", folder / RESUME_FILE)
 
     def forget(self) -> None:
         """Put the handlers back that were there before."""

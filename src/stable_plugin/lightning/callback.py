@@ -21,7 +21,7 @@ from stable_plugin.loop import Round, StABlELoop
 from stable_plugin.observables import Observable
 from stable_plugin.phases import Schedule
 from stable_plugin.simulation import Execution, Integrator
-from stable_plugin.training import Local, LoopSettings, Session, Weight
+from stable_plugin.training import Local, LoopSettings, Session, SpoiledGradientsError, Weight
 
 log = logging.getLogger(__name__)
 
@@ -241,11 +241,13 @@ class StABlECallback(Callback):
         self._batches.on_train_epoch_end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave a checkpoint behind when the run is interrupted, to go on with ``trainer.fit(ckpt_path=...)``."""
+        """Leave a checkpoint behind when the run is stopped, to go on with ``trainer.fit(ckpt_path=...)``."""
         add_way_out(trainer, exception)
-        if not self.session.begun or not isinstance(exception, KeyboardInterrupt | SystemExit):
+        if not self.session.begun:
             return
-        if trainer.world_size > 1:  # who is interrupted alone would wait for what the others have to save
+        # Spoiled gradients are everybody's; who is interrupted alone would wait for what the others have to save.
+        interrupted = isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.world_size == 1
+        if not interrupted and not isinstance(exception, SpoiledGradientsError):
             return
         self.session.after_step(trainer.optimizers)
         self._batches.go_back(trainer)
@@ -253,7 +255,7 @@ class StABlECallback(Callback):
             return
         path = Path(trainer.default_root_dir) / f"interrupted-step={trainer.global_step}.ckpt"
         trainer.save_checkpoint(path)
-        log.warning("StABlE training was interrupted. Go on with ckpt_path=%r.", str(path))
+        log.warning("StABlE training was stopped. Go on with ckpt_path=%r.", str(path))
 
     def tell(self, trainer: Trainer) -> None:
         """Log the new windows, and end training when the session is done."""

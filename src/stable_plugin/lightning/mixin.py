@@ -60,7 +60,7 @@ class StABlEMixin:
             A scalar: zero before ``start_epoch``, and where its gradient is not finite; None when training is done.
 
         Raises:
-            FloatingPointError: If the gradient was not finite three times in a row.
+            SpoiledGradientsError: If the gradient was not finite three times in a row.
         """
         module: Any = self
         if module.current_epoch < self._stable.start_epoch:

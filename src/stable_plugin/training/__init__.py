@@ -2,7 +2,7 @@
 
 from stable_plugin.training.defaults import Local
 from stable_plugin.training.gradients import Weight
-from stable_plugin.training.session import Session
+from stable_plugin.training.session import Session, SpoiledGradientsError
 from stable_plugin.training.settings import LoopSettings
 
-__all__ = ["Local", "LoopSettings", "Session", "Weight"]
+__all__ = ["Local", "LoopSettings", "Session", "SpoiledGradientsError", "Weight"]

@@ -28,6 +28,10 @@ MOST_SPOILED_STEPS = 3
 """So many gradients in a row that are not finite end a run."""
 
 
+class SpoiledGradientsError(FloatingPointError):
+    """The gradient of the observables was not finite, several optimizer steps in a row."""
+
+
 class Session:
     """What the callbacks of all trainers do: they only say when, and where the numbers go.
 
@@ -127,7 +131,7 @@ class Session:
 
         Raises:
             ValueError: If the optimizer does not hold the parameters that are simulated with.
-            FloatingPointError: If gradients were not finite three times in a row.
+            SpoiledGradientsError: If the observables' gradient was not finite three times in a row.
         """
         parameters = self.loop.potential.trainable_parameters()
         _refuse_foreign(optimizer, parameters)
@@ -160,7 +164,7 @@ class Session:
             own: Gradient of the trainer's own loss, as far as it is known.
 
         Raises:
-            FloatingPointError: If it is the observables' for the third time in a row.
+            SpoiledGradientsError: If it is the observables' for the third time in a row.
         """
         if isfinite(norm(estimate.gradients)):
             self._spoiled_steps = 0
@@ -172,7 +176,7 @@ class Session:
         self._spoiled_steps += 1
         latest = self.loop.rounds[-1].round
         if self._spoiled_steps == MOST_SPOILED_STEPS:
-            raise FloatingPointError(
+            raise SpoiledGradientsError(
                 f"the gradient of the observables is not finite, {MOST_SPOILED_STEPS} optimizer steps in a row up to window "
                 f"{latest}; none of them was taken, the weights are those before. Lower the learning rate, or give the "
                 "detector a smaller discard limit."
