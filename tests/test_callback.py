@@ -270,7 +270,7 @@ def test_three_such_gradients_in_a_row_end_the_run_with_the_weights_before_them(
     with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
         trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert torch.equal(weights(module), callback.weights_before)
-    saved = torch.load(tmp_path / "interrupted-step=0.ckpt", weights_only=False)
+    saved = torch.load(tmp_path / "interrupted-step=2.ckpt", weights_only=False)
     module.load_state_dict(saved["state_dict"])
     assert torch.equal(weights(module), callback.weights_before)
 
