@@ -228,7 +228,7 @@ def test_the_reference_water_diffuses_and_vibrates_as_its_model_does():
     [
         ({"interval_fs": 0.0}, r"interval_fs=0\.0"),
         ({"interval_fs": 1.0, "max_lag_ps": 0.0001}, r"max_lag_ps=0\.0001"),
-        ({"interval_fs": 3.0, "max_lag_ps": 0.01}, r"max_lag_ps=10 fs is not a whole number"),
+        ({"interval_fs": 3.0, "max_lag_ps": 0.01}, r"max_lag_ps=0\.01 ps is not a whole number"),
         ({"interval_fs": 1.0, "max_lag_ps": 0.01, "fit_from_ps": 0.01}, r"fit_from_ps=0\.01"),
     ],
 )

@@ -11,6 +11,7 @@ from toys import tiny_mace
 
 from stable_plugin import BondDeviation, BondLengths, Langevin
 from stable_plugin.evaluation import Evaluator, evaluate
+from stable_plugin.loop import UnusablePotentialError
 from stable_plugin.potentials import ModulePotential
 
 DATA = Path(__file__).parents[1] / "recipes" / "data"
@@ -80,6 +81,14 @@ def test_a_potential_without_forces_loses_every_replica_and_the_numbers_agree(tm
     assert len(list(tmp_path.glob("failed*.extxyz"))) == 3
 
 
+def test_a_potential_without_a_number_is_told_from_one_that_fails():
+    with pytest.raises(
+        UnusablePotentialError, match=r"all 4 replicas have failed in their start frames .*finite"
+    ) as error:
+        evaluator().evaluate(Network(float("nan")))
+    assert np.allclose(error.value.frame.positions, read(HELDOUT, 0).positions)
+
+
 def test_later_horizons_count_at_least_as_many_failures_and_the_same_seed_the_same():
     settings = {"horizons_ps": [0.02, 0.04, 0.2], "integrator": Langevin(1500.0, 0.5, 1.0)}
     one, other = (evaluator(**settings).evaluate(Network(0.05)).summaries for _ in range(2))
@@ -121,6 +130,7 @@ def test_one_call_is_enough():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"horizons_ps": [1000000000]}, r"horizons_ps=1000000000 ps is 2e\+12 timesteps"),
         ({"horizons_ps": []}, "horizons_ps="),
         ({"horizons_ps": [-1.0]}, "horizons_ps=-1"),
         ({"n_replicas": 0}, "n_replicas=0"),

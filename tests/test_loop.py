@@ -464,7 +464,7 @@ def test_replicas_that_are_not_finite_count_as_unstable(reference):
         ({"rewind_share": -0.1}, r"rewind_share=-0\.1"),
         ({"chunk": 0}, "chunk=0"),
         ({"observables": []}, r"observables=\[\] is empty"),
-        ({"window_ps": 0.1003}, r"window_ps=100\.3 fs is not a whole number of timesteps of 0\.5 fs"),
+        ({"window_ps": 0.1003}, r"window_ps=0\.1003 ps is not a whole number of timesteps of 0\.5 fs"),
         ({"record_every_fs": 10.2}, r"record_every_fs=10\.2 fs is not a whole number"),
         ({"record_every_fs": 12.0}, r"record_every=24 steps is not a multiple of the 10 steps between two checks"),
         ({"record_every_fs": 100.0, "n_replicas": 1}, "record_every_fs=100 gives fewer than two frames per window"),

@@ -113,16 +113,19 @@ def steps(name: str, duration_fs: float, timestep_fs: float) -> int:
     Raises:
         ValueError: If the duration is shorter than a timestep, not a multiple of it, or endless.
     """
-    number(name, duration_fs, above=0)
+    # Told as the user wrote it: in the unit that the argument is named for.
+    unit, fs = ("ps", 1000.0) if name.endswith("_ps") else ("fs", 1.0)
+    number(name, duration_fs / fs, above=0)
     n_steps = round(min(duration_fs / timestep_fs, 2.0 * MOST_STEPS))
+    given = f"{name}={duration_fs / fs:.12g} {unit}"
     if n_steps > MOST_STEPS:
         raise ValueError(
-            f"{name}={duration_fs:g} fs is {duration_fs / timestep_fs:.3g} timesteps of {timestep_fs:g} fs, which no machine "
-            "gets through: give less time, or a longer timestep."
+            f"{given} is {duration_fs / timestep_fs:.3g} timesteps of {timestep_fs:g} fs, which no machine gets through: "
+            "give less time, or a longer timestep."
         )
     if n_steps < 1 or not math.isclose(n_steps * timestep_fs, duration_fs, rel_tol=1e-6):
         raise ValueError(
-            f"{name}={duration_fs:g} fs is not a whole number of timesteps of {timestep_fs:g} fs: "
-            f"give a multiple, for instance {max(n_steps, 1) * timestep_fs:g} fs."
+            f"{given} is not a whole number of timesteps of {timestep_fs:g} fs: "
+            f"give a multiple, for instance {max(n_steps, 1) * timestep_fs / fs:.12g} {unit}."
         )
     return n_steps

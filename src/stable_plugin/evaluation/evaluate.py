@@ -18,6 +18,7 @@ from stable_plugin import checks
 from stable_plugin.detectors import BondDeviation, Detector
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
 from stable_plugin.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labelled
+from stable_plugin.loop import UnusablePotentialError
 from stable_plugin.observables import (
     AngleDistribution,
     BondLengths,
@@ -177,6 +178,9 @@ class Evaluator:
             trajectories: Folder for a few failed and a few stable trajectories as extxyz; none are written if not
                 given.
             n_trajectories: How many of each.
+
+        Raises:
+            UnusablePotentialError: If no replica lives for a single step.
         """
         potential = find_potential(module, self.system)
         reference = self.reference.to(potential.system.masses)
@@ -187,6 +191,7 @@ class Evaluator:
             assert self._trajectory is not None
             series.bind(self.system, *self._trajectory)
         run = self._simulate(potential)
+        self._refuse_unusable(run, potential.system)
         broken = self._broken(run, potential.system)
         if trajectories is not None:
             self._write(run, potential.system, trajectories, n_trajectories, broken)
@@ -233,6 +238,15 @@ class Evaluator:
             torch.cat(positions), torch.cat(velocities), torch.cat(valid), torch.cat(times), failed_ps,
             state.positions.cpu(),
         )  # fmt: skip
+
+    def _refuse_unusable(self, run: _Run, system: System) -> None:
+        if (run.failed_ps > 0.0).any():
+            return
+        raise UnusablePotentialError(
+            f"all {self.n_replicas} replicas have failed in their start frames ({self.detector}): there is nothing to "
+            "measure. The potential gives no finite forces there: train it again, at a lower learning rate, or check its units.",
+            system.atoms(run.last[0].to(system.masses)),
+        )
 
     def _broken(self, run: _Run, system: System) -> dict[int, str]:
         """Which atoms broke, such as ``C1-H14``, by replica that failed; those where no atom stands out are left out."""
