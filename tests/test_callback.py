@@ -317,7 +317,7 @@ def test_a_module_without_a_potential_is_refused(tmp_path, frames):
     [
         ({"n_replicas": 0}, "n_replicas=0"),
         ({"n_replicas": 2.5}, "n_replicas=2.5"),
-        ({"window_ps": -1.0}, "window_ps=-1000"),
+        ({"window_ps": -1.0}, r"window_ps=-1\.0 is out of range"),
         ({"record_every_fs": 0.7}, "record_every_fs=0.7"),
         ({"steps_per_window": 0}, "steps_per_window=0"),
         ({"min_effective_share": 1.5}, "min_effective_share=1.5"),
