@@ -113,7 +113,7 @@ def test_a_fairchem_run_killed_again_and_again_equals_the_uninterrupted_one_to_t
 def test_a_fairchem_run_told_to_stop_again_and_again_equals_the_uninterrupted_one(trainings, whole, make_folder):
     folder = make_folder("told")
     stop_and_compare(trainings, whole, folder, result, signal.SIGTERM, stops=4, begun="Started train epoch")
-    assert "training was stopped. Go on with: fairchem -c" in (folder / "output.txt").read_text()
+    assert "SIGTERM: training has stopped. Go on with: fairchem -c" in (folder / "output.txt").read_text()
 
 
 @pytest.mark.timeout(1800)

@@ -96,7 +96,7 @@ def test_a_signal_is_heard_here_and_left_to_submitit_on_a_cluster(tmp_path, numb
     with pytest.raises(ToldToStop) as stopped:
         interruption.raise_if_told()
     assert stopped.value.code == 0
-    interruption.save()
+    interruption.save(interruption.told)
     assert weights(tmp_path / "step_6") == 1
     assert signal.getsignal(number) is before
 

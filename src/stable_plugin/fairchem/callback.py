@@ -87,7 +87,7 @@ class StABlECallback(Callback):
                 self.session.simulate()
                 self._tell(state, unit)
         except ToldToStop:
-            self._interruption.save()
+            self._interruption.save(self._interruption.told)
             raise
 
     def on_train_step_end(self, state: State, unit: Any) -> None:
@@ -129,11 +129,11 @@ class StABlECallback(Callback):
             self._in_train_step = True
             try:
                 return train_step(state, data)
-            except (ToldToStop, SpoiledGradientsError):
+            except (ToldToStop, SpoiledGradientsError) as error:
                 # The step that was under way is taken again by whoever goes on.
                 unit.optimizer.zero_grad(set_to_none=True)
                 self._in_train_step = False
-                self._interruption.save()
+                self._interruption.save(self._interruption.told or type(error).__name__)
                 raise
             finally:
                 self._in_train_step = False

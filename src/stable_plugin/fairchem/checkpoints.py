@@ -99,13 +99,13 @@ class Interruption:
         if self.told is not None:
             raise ToldToStop(0)
 
-    def save(self) -> None:
-        """Write the checkpoint, and say how to go on."""
+    def save(self, reason: str) -> None:
+        """Write the checkpoint, and say why training has stopped and how to go on."""
         metadata = self.unit.job_config.metadata
         folder = Path(metadata.checkpoint_dir) / f"step_{self.unit.train_progress.num_steps_completed}"
         self.unit.save_state(str(folder))
         self.forget()
-        log.warning("training was stopped. Go on with: fairchem -c %s", folder / RESUME_FILE)
+        log.warning("%s: training has stopped. Go on with: fairchem -c %s", reason, folder / RESUME_FILE)
 
     def forget(self) -> None:
         """Put the handlers back that were there before."""

@@ -106,7 +106,9 @@ class RunFolder(Runner):
         and finalizers of foreign code catch what they do not know. So the run also ends at the next place that looks.
         """
         self._told_to_stop = True
-        self._tell_trainer()
+        if self._trainer is not None:
+            # As Lightning's own handler of SIGTERM does; it has none for SIGINT.
+            self._trainer._signal_connector.received_sigterm = True
         log.warning("Interrupted. Go on with: fairchem -c %s", Path(checkpoint_location) / "resume_config.yaml")
         return True
 
@@ -121,16 +123,6 @@ class RunFolder(Runner):
         """
         if self._told_to_stop:
             raise SystemExit(0)
-
-    def watch(self, trainer: Trainer) -> None:
-        """Have this Trainer stop as well, if the run is told to, or has been."""
-        self._trainer = trainer
-        self._tell_trainer()
-
-    def _tell_trainer(self) -> None:
-        if self._told_to_stop and self._trainer is not None:
-            # As Lightning's own handler of SIGTERM does; it has none for SIGINT.
-            self._trainer._signal_connector.received_sigterm = True
 
     def settings(self) -> dict[str, Any]:
         """The recipe as it was run."""
@@ -236,7 +228,8 @@ class StABlERunner(RunFolder):
             callbacks=[*callbacks, last],
         )
         write_whole_files(trainer)
-        self.watch(trainer)
+        self._trainer = trainer
+        self.raise_if_told()
         # Later stages go on from the supervised one: an optimizer that knows the curvature of the energy/force loss
         # moves the weights that the fit does not depend on.
         checkpoint = _newest_checkpoint(folder) or _newest_checkpoint(self.folder / "supervised")
