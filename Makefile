@@ -93,7 +93,7 @@ check: $(ENV)  ## lint, formatting, types, import contracts, documentation, whee
 	$(MAKE) docs wheel examples
 
 # What users copy: examples in docstrings, Python on pages, and every recipe in its small form.
-EXAMPLES := tests/test_doctests.py tests/test_readme.py tests/test_recipes.py
+EXAMPLES := tests/docs tests/integrations/recipes/test_recipes.py
 
 examples: $(ENV)  ## run the examples in docstrings, README and documentation, and every recipe in miniature
 	$(BIN)/python -m pytest -q $(EXAMPLES)
@@ -129,7 +129,7 @@ CUDA_RUN = PYTHONPATH=src:.:.wheels/site $(CUDA_PYTHON) -m
 	touch $@
 
 test-cuda: .wheels/site  ## run the checks for a CUDA device, with the Python of this machine
-	$(CUDA_RUN) pytest -q -m cuda -p no:cacheprovider tests/test_cuda.py
+	$(CUDA_RUN) pytest -q -m cuda -p no:cacheprovider tests/md/test_cuda.py
 
 bench-cuda: .wheels/site  ## time captured simulations on a CUDA device
 	$(CUDA_RUN) benchmarks md growth memory --device cuda

@@ -12,7 +12,7 @@ from benchmarks.cases import aspirin, peptide, peptide_mace, water
 from benchmarks.estimator import estimator
 from benchmarks.md import growth, md, neighbour_share
 from benchmarks.memory import memory
-from benchmarks.rounds import rounds
+from benchmarks.windows import rounds
 from benchmarks.table import Row, show, write
 
 
@@ -44,7 +44,7 @@ GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
     "growth": growth_rows,
     "memory": lambda device, repeats: iter([memory(device, min(repeats, 3))]),
     "estimator": lambda device, repeats: estimator(min(repeats, 3)),
-    "rounds": lambda device, repeats: iter([rounds(3)]),
+    "windows": lambda device, repeats: iter([rounds(3)]),
 }
 
 

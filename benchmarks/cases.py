@@ -13,10 +13,10 @@ from ase.io import read
 from mace import modules
 
 from stable_plugin import BondDeviation, Detector, System
-from stable_plugin.frames import read_labelled
-from stable_plugin.potentials import Potential
-from stable_plugin.potentials.base import default_dtype
-from stable_plugin.potentials.mace import MACEPotential
+from stable_plugin.md.frames import read_labelled
+from stable_plugin.models import Potential
+from stable_plugin.models.base import default_dtype
+from stable_plugin.models.mace import MACEPotential
 
 from e3nn import o3  # isort: skip  (after mace, which configures it)
 
@@ -56,7 +56,7 @@ def peptide_mace(n_replicas: int, device: str = "cpu") -> Case:
 
 def peptide(n_replicas: int) -> Case:
     """eSEN, as in the peptide recipe."""
-    from stable_plugin.potentials.fairchem_files import new_fairchem
+    from stable_plugin.models.fairchem.files import new_fairchem
 
     models = "fairchem.core.models.uma.escn_md"
     backbone = {

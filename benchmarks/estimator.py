@@ -11,7 +11,7 @@ import torch
 from benchmarks.cases import Case, aspirin
 from benchmarks.memory import in_its_own_process, peak_mb
 from benchmarks.table import Row, ratios, row
-from stable_plugin.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
+from stable_plugin.algorithm.estimator import BoltzmannEstimator, surrogate_weights, uniform_weights
 
 FRAMES, PARAMETERS = (64, 256, 512, 1024), (8, 128, 256)
 """Frames of an aspirin, and channels of its model: 20,000 to a million parameters."""

@@ -17,8 +17,8 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from benchmarks.cases import Case
 from benchmarks.table import Row, in_turn, ratios, row
 from stable_plugin import Langevin
-from stable_plugin.simulation import Execution, Simulator
-from stable_plugin.simulation.capture import BlockGraphs
+from stable_plugin.md import Execution, Simulator
+from stable_plugin.md.backends.cuda_graph import BlockGraphs
 
 FRICTION_PER_PS = 1.0
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.cases import aspirin
 from benchmarks.table import Row, row
 from stable_plugin import Langevin
-from stable_plugin.simulation import Execution, Simulator
+from stable_plugin.md import Execution, Simulator
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from stable_plugin import (
     BondDeviation,
     BondLengths,
     DiffusionCoefficient,
-    Displacement,
     DistanceDistribution,
+    LindemannCriterion,
     LocalBondAmplitudes,
     LocalBondLengths,
     LocalContactAmplitudes,
@@ -31,15 +31,15 @@ from stable_plugin import (
     System,
     VelocityAutocorrelation,
 )
-from stable_plugin.estimator import BoltzmannEstimator
-from stable_plugin.loop import Progress
+from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.algorithm.training_loop import Progress
+from stable_plugin.algorithm.window_data import WindowEstimator
+from stable_plugin.integrations import progress as progress_line
+from stable_plugin.integrations.structures import training_structures
+from stable_plugin.md.system import stack_positions
+from stable_plugin.models import ModulePotential, find_potential, load_potential
 from stable_plugin.observables import trajectory_of
-from stable_plugin.potentials import ModulePotential, find_potential, load_potential
-from stable_plugin.samples import Sampler
-from stable_plugin.simulation import memory
-from stable_plugin.systems import stack_positions
-from stable_plugin.training import progress as progress_line
-from stable_plugin.training.structures import training_structures
+from stable_plugin.runtime import allocator as memory
 
 SIDE = 9.0
 
@@ -132,9 +132,9 @@ def test_observables_that_are_bound_to_nothing_say_so():
     ("ask", "error", "message"),
     [
         (
-            lambda: Displacement(threshold=1.0).measure(jiggled(WATER, 2), jiggled(WATER, 2)),
+            lambda: LindemannCriterion(threshold=1.0).measure(jiggled(WATER, 2), jiggled(WATER, 2)),
             RuntimeError,
-            r"Displacement has no reference yet: call bind\(system, reference\) first",
+            r"LindemannCriterion has no reference yet: call bind\(system, reference\) first",
         ),
         (lambda: Molecules().system, RuntimeError, r"Molecules has no system yet: call bind\(system\) first"),
         (
@@ -178,11 +178,11 @@ def test_several_detectors_remember_together_and_each_is_asked_about_the_referen
     both.bind(system, frames)
     both.begin(2)
     moving = torch.zeros(2, 3, 3, dtype=torch.float64)
-    both.judge(frames[:2], moving)
+    both.classify(frames[:2], moving)
     memory = both.memory()
-    expected = [tensor.clone() for tensor in both.judge(3.0 * frames[2:4], moving)]
-    both.recall(memory)
-    again = both.judge(3.0 * frames[2:4], moving)
+    expected = [tensor.clone() for tensor in both.classify(3.0 * frames[2:4], moving)]
+    both.load_state_dict(memory)
+    again = both.classify(3.0 * frames[2:4], moving)
     assert all(torch.equal(mine, other) for mine, other in zip(again, expected, strict=True))
     assert expected[0].all()
     both.check_reference(frames)
@@ -233,7 +233,7 @@ def site_sampler(even_sampling=None, local=True):
     observable = LocalBondLengths()
     observable.bind(system, jiggled(atoms, 6))
     estimator = BoltzmannEstimator(ModulePotential(Ideal(), system), 300.0)
-    return Sampler(estimator, [observable], local=Molecules() if local else None, even_sampling=even_sampling)
+    return WindowEstimator(estimator, [observable], local=Molecules() if local else None, even_sampling=even_sampling)
 
 
 @pytest.mark.parametrize(

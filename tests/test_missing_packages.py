@@ -58,17 +58,21 @@ def test_the_core_needs_neither_trainer_nor_family():
         for name, error in found.items()
         if not any(f"{name}.".startswith(f"stable_plugin.{adapter}.") for adapter in ADAPTERS)
     }
-    assert {"stable_plugin.loop", "stable_plugin.estimator", "stable_plugin.training.session"} <= set(core)
+    assert {
+        "stable_plugin.algorithm.training_loop",
+        "stable_plugin.algorithm.estimator",
+        "stable_plugin.integrations.session",
+    } <= set(core)
     assert {name: error for name, error in core.items() if error} == {}
-    assert found["stable_plugin.lightning"] is not None, "packages are missing indeed"
+    assert found["stable_plugin.integrations.lightning"] is not None, "packages are missing indeed"
 
 
 @pytest.mark.parametrize(("family", "packages"), FAMILIES.items())
 def test_files_of_a_family_that_is_not_installed_say_which_extra_to_install(family, packages):
     errors = {name: error for name, error in imported(packages).items() if error}
-    expected = {f"stable_plugin.potentials.{family}", f"stable_plugin.lightning.{family}_module"}
+    expected = {f"stable_plugin.models.{family}", f"stable_plugin.integrations.lightning.{family}_module"}
     if family == "fairchem":
-        expected |= {"stable_plugin.potentials.fairchem_files", "stable_plugin.fairchem"}
+        expected |= {"stable_plugin.models.fairchem.files", "stable_plugin.integrations.fairchem"}
     assert expected <= set(errors)
     assert {name: error for name, error in errors.items() if f"'stable-plugin[{family}]'" not in error} == {}
     assert all(family in name for name in errors), "nothing else needs this family"

@@ -27,11 +27,11 @@ from stable_plugin import (
     RunawayTemperature,
     Schedule,
     System,
-    checks,
 )
-from stable_plugin.neighborhoods import even_sample
-from stable_plugin.phases import Phases
-from stable_plugin.systems import ONE_PLACE_A, check_geometry, stack_positions
+from stable_plugin.algorithm.neighborhoods import even_sample
+from stable_plugin.algorithm.schedule import PhaseTracker
+from stable_plugin.md.system import ONE_PLACE_A, check_geometry, stack_positions
+from stable_plugin.runtime import checks
 from stable_plugin.units import BOLTZMANN
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -94,7 +94,7 @@ def test_distances_are_those_of_the_nearest_image_as_far_as_is_promised(atoms):
     shifts = np.array(list(product(*images))) @ atoms.cell.array
     vectors = atoms.positions[second] - atoms.positions[first]
     nearest = np.linalg.norm(vectors[:, None] + shifts, axis=-1).min(axis=1)
-    within = nearest < system.reach
+    within = nearest < system.minimum_image_cutoff
     np.testing.assert_allclose(found[within], nearest[within], atol=1e-9)
     assert (found >= nearest - 1e-9).all()
 
@@ -109,7 +109,7 @@ def test_bonds_do_not_depend_on_the_images_that_atoms_lie_in_nor_on_the_order_of
     )
     first, second = System.from_atoms(atoms), System.from_atoms(moved)
     assert first.bonds.tolist() == second.bonds.tolist()
-    assert first.endless == second.endless
+    assert first.is_extended == second.is_extended
     assert first.molecules.tolist() == second.molecules.tolist()
     assert first.reach == pytest.approx(second.reach) or first.reach == second.reach == math.inf
 
@@ -158,7 +158,15 @@ ALONE = [
     *((NoseHooverChain, name) for name in ("temperature_K", "timestep_fs", "relaxation_fs", "chain_length")),
     *(
         (Schedule, name)
-        for name in ("trigger", "floor", "stable_ps", "lr_patience", "lr_cut", "max_lr_cuts", "max_windows")
+        for name in (
+            "max_unstable_fraction",
+            "min_unstable_fraction",
+            "stable_ps",
+            "lr_patience",
+            "lr_cut",
+            "max_lr_cuts",
+            "max_windows",
+        )
     ),
     *((DistanceDistribution, name) for name in ("r_max", "bin_width", "smearing")),
     *((RadialDistribution, name) for name in ("r_max", "bin_width", "smearing")),
@@ -239,9 +247,9 @@ def test_a_higher_threshold_calls_no_more_replicas_unstable(one, other, displace
     for threshold in sorted((one, other)):
         detector = BondDeviation(threshold, discard=threshold)
         detector.bind(system, rest)
-        broken, hopeless = detector.judge(frames, torch.zeros_like(frames))
-        assert broken[0] and hopeless[0]
-        assert (broken == hopeless).all()
+        broken, discarded = detector.classify(frames, torch.zeros_like(frames))
+        assert broken[0] and discarded[0]
+        assert (broken == discarded).all()
         verdicts[threshold] = broken
     assert (verdicts[max(one, other)] <= verdicts[min(one, other)]).all()
 
@@ -254,8 +262,8 @@ def test_any_of_several_detectors_is_their_union(threshold, temperature_K, value
     either = AnyOf(detectors)
     either.bind(system, rest)
     frames, velocities = rest + torch.tensor(values), 0.2 * torch.tensor(values).flip(0)
-    found = either.judge(frames, velocities)[0]
-    assert (found == sum(d.judge(frames, velocities)[0].int() for d in detectors).bool()).all()
+    found = either.classify(frames, velocities)[0]
+    assert (found == sum(d.classify(frames, velocities)[0].int() for d in detectors).bool()).all()
     assert ((either.measure(frames, velocities) > 1.0) == found).all()
 
 
@@ -315,8 +323,8 @@ def test_radial_distributions_see_neither_images_nor_the_order_of_the_cells_vect
 def schedules(draw):
     trigger = draw(st.floats(0.01, 1.0))
     return Schedule(
-        trigger=trigger,
-        floor=draw(st.floats(0.0, 0.99)) * trigger,
+        max_unstable_fraction=trigger,
+        min_unstable_fraction=draw(st.floats(0.0, 0.99)) * trigger,
         stable_ps=draw(st.floats(0.1, 3.0)),
         lr_patience=draw(st.integers(1, 4)),
         lr_cut=draw(st.floats(0.01, 1.0)),
@@ -334,7 +342,7 @@ def step(phases, share):
 @settings(few, max_examples=100)
 @given(schedules(), st.lists(shares, min_size=1, max_size=40))
 def test_schedules_end_for_a_reason_and_never_cut_too_often(schedule, outcomes):
-    phases, stable = Phases(schedule), 0.0
+    phases, stable = PhaseTracker(schedule), 0.0
     for share in outcomes:
         was = phases.name
         after = step(phases, share)
@@ -343,12 +351,12 @@ def test_schedules_end_for_a_reason_and_never_cut_too_often(schedule, outcomes):
         used_up = schedule.max_windows is not None and phases.learning_windows >= schedule.max_windows
         if was == "simulate":
             stable += 0.4
-            assert (after == "learn") if share >= schedule.trigger else True
+            assert (after == "learn") if share >= schedule.max_unstable_fraction else True
             if after == "done":
-                assert share <= schedule.floor and stable >= schedule.stable_ps * (1 - 1e-6)
+                assert share <= schedule.min_unstable_fraction and stable >= schedule.stable_ps * (1 - 1e-6)
         else:
             assert (after == "done") == used_up
-            if not used_up and share <= schedule.floor:
+            if not used_up and share <= schedule.min_unstable_fraction:
                 assert after == "simulate"
         if after != "simulate":
             stable = 0.0
@@ -364,11 +372,11 @@ def test_schedules_end_for_a_reason_and_never_cut_too_often(schedule, outcomes):
 @few
 @given(schedules(), st.lists(shares, max_size=20), st.lists(shares, min_size=1, max_size=20))
 def test_a_schedule_that_was_saved_goes_on_as_it_would_have(schedule, before, after):
-    whole = Phases(schedule)
+    whole = PhaseTracker(schedule)
     for share in before:
         if whole.name != "done":
             step(whole, share)
-    resumed = Phases(schedule)
+    resumed = PhaseTracker(schedule)
     resumed.load_state_dict(whole.state_dict())
     for share in after:
         if whole.name != "done":

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stable_plugin.algorithm.neighborhoods import AtomsWithin, Molecules, NearestMolecules
+from stable_plugin.algorithm.schedule import Schedule
 from stable_plugin.detectors import (
     AnyOf,
     BondDeviation,
     ClosestContact,
+    CoordinationNumber,
     Detector,
-    Displacement,
     IntermolecularContact,
-    NeighborCount,
+    LindemannCriterion,
     NonFinite,
     ObservableDeviation,
     RunawayTemperature,
 )
-from stable_plugin.neighborhoods import AtomsWithin, Molecules, NearestMolecules
+from stable_plugin.md import Execution, Langevin, NoseHooverChain, System
 from stable_plugin.observables import (
     AngleDistribution,
     BondAmplitudes,
@@ -33,12 +35,9 @@ from stable_plugin.observables import (
     RadialDistribution,
     VelocityAutocorrelation,
 )
-from stable_plugin.phases import Schedule
-from stable_plugin.simulation import Execution, Langevin, NoseHooverChain
-from stable_plugin.systems import System
 
 if TYPE_CHECKING:
-    from stable_plugin.lightning import StABlECallback, StABlEMixin
+    from stable_plugin.integrations.lightning import StABlECallback, StABlEMixin
 
 __all__ = [
     "AngleDistribution",
@@ -48,13 +47,14 @@ __all__ = [
     "BondDeviation",
     "BondLengths",
     "ClosestContact",
+    "CoordinationNumber",
     "Detector",
     "DiffusionCoefficient",
-    "Displacement",
     "DistanceDistribution",
     "Execution",
     "IntermolecularContact",
     "Langevin",
+    "LindemannCriterion",
     "LocalBondAmplitudes",
     "LocalBondLengths",
     "LocalContactAmplitudes",
@@ -62,7 +62,6 @@ __all__ = [
     "MeanSquaredDisplacement",
     "Molecules",
     "NearestMolecules",
-    "NeighborCount",
     "NonFinite",
     "NoseHooverChain",
     "Observable",
@@ -81,7 +80,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Who only simulates or measures does not wait for Lightning.
     if name in ("StABlECallback", "StABlEMixin"):
-        from stable_plugin import lightning
+        from stable_plugin.integrations import lightning
 
         return getattr(lightning, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Instability detectors."""
 
 from stable_plugin.detectors.base import AnyOf, Detector
-from stable_plugin.detectors.condensed import Displacement, NeighborCount, ObservableDeviation
+from stable_plugin.detectors.condensed import CoordinationNumber, LindemannCriterion, ObservableDeviation
 from stable_plugin.detectors.geometry import BondDeviation, ClosestContact, IntermolecularContact
 from stable_plugin.detectors.thermal import NonFinite, RunawayTemperature
 
@@ -9,10 +9,10 @@ __all__ = [
     "AnyOf",
     "BondDeviation",
     "ClosestContact",
+    "CoordinationNumber",
     "Detector",
-    "Displacement",
     "IntermolecularContact",
-    "NeighborCount",
+    "LindemannCriterion",
     "NonFinite",
     "ObservableDeviation",
     "RunawayTemperature",

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin import checks
-from stable_plugin.systems import System
+from stable_plugin.md.system import System
+from stable_plugin.runtime import checks
 
 
 class Detector(ABC):
@@ -27,7 +27,7 @@ class Detector(ABC):
     unit = ""
 
     capturable = True
-    """Whether :meth:`judge` can be part of a CUDA graph: no memory, no host synchronisation, shapes that are known."""
+    """Whether :meth:`classify` can be part of a CUDA graph: no memory, no host synchronisation, shapes that are known."""
 
     def __init__(self, threshold: float, discard: float | None = None) -> None:
         self.threshold = checks.number("threshold", threshold)
@@ -55,16 +55,16 @@ class Detector(ABC):
             velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
         """
 
-    def judge(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
         """Which replicas are unstable, and which are beyond the discard limit; both (n_replicas,).
 
         A value that is not a number counts as both.
         """
         value = self.measure(positions, velocities)
-        hopeless = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
-        return ~(value <= self.threshold), hopeless
+        discarded = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
+        return ~(value <= self.threshold), discarded
 
-    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
         """The atoms behind the value of each replica, n_replicas tuples; empty where no atom stands out.
 
         Args:
@@ -76,11 +76,11 @@ class Detector(ABC):
     def begin(self, n_replicas: int) -> None:  # noqa: B027  (most detectors have no memory)
         """Forget what was seen: a new simulation begins. For detectors that look back in time."""
 
-    def memory(self) -> Any:
+    def state_dict(self) -> Any:
         """What a detector that looks back in time has seen, to be put back by :meth:`recall`; None for the others."""
         return None
 
-    def recall(self, memory: Any) -> None:  # noqa: B027  (most detectors have no memory)
+    def load_state_dict(self, state: Any) -> None:  # noqa: B027  (most detectors have no memory)
         """Go back to what :meth:`memory` gave: the steps since are simulated again."""
 
     def check_reference(self, frames: Tensor, name: str = "reference") -> None:
@@ -132,17 +132,17 @@ class AnyOf(Detector):
         ]
         return torch.stack(values).amax(dim=0)
 
-    def judge(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
-        verdicts = [detector.judge(positions, velocities) for detector in self.detectors]
-        broken, hopeless = zip(*verdicts, strict=True)
-        return torch.stack(broken).any(dim=0), torch.stack(hopeless).any(dim=0)
+    def classify(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
+        verdicts = [detector.classify(positions, velocities) for detector in self.detectors]
+        broken, discarded = zip(*verdicts, strict=True)
+        return torch.stack(broken).any(dim=0), torch.stack(discarded).any(dim=0)
 
-    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
         """Of the first detector that calls the replica unstable."""
         found: list[tuple[int, ...]] = [() for _ in positions]
         for detector in reversed(self.detectors):
-            broken, _ = detector.judge(positions, velocities)
-            own = detector.culprits(positions, velocities)
+            broken, _ = detector.classify(positions, velocities)
+            own = detector.offending_atoms(positions, velocities)
             found = [mine if flag else other for mine, other, flag in zip(own, found, broken.tolist(), strict=True)]
         return found
 
@@ -150,12 +150,12 @@ class AnyOf(Detector):
         for detector in self.detectors:
             detector.begin(n_replicas)
 
-    def memory(self) -> Any:
-        return [detector.memory() for detector in self.detectors]
+    def state_dict(self) -> Any:
+        return [detector.state_dict() for detector in self.detectors]
 
-    def recall(self, memory: Any) -> None:
-        for detector, own in zip(self.detectors, memory, strict=True):
-            detector.recall(own)
+    def load_state_dict(self, state: Any) -> None:
+        for detector, own in zip(self.detectors, state, strict=True):
+            detector.load_state_dict(own)
 
     def check_reference(self, frames: Tensor, name: str = "reference") -> None:
         for detector in self.detectors:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
 from stable_plugin.detectors.geometry import DISTANCES_AT_ONCE
+from stable_plugin.md.system import System
 from stable_plugin.observables.base import Observable
-from stable_plugin.systems import System
+from stable_plugin.runtime import checks
 
 
-class Displacement(Detector):
+class LindemannCriterion(Detector):
     """Mean square displacement of a replica's atoms from their sites, in Å²; for solids.
 
     Sites are the mean positions of the reference. The displacement of the centre of mass is left out: in a
@@ -44,19 +44,19 @@ class Displacement(Detector):
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         return self._squares(positions).mean(dim=-1)
 
-    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
         """The atom that has gone furthest."""
         return [(int(atom),) for atom in torch.nan_to_num(self._squares(positions), nan=torch.inf).argmax(dim=-1)]
 
     def _squares(self, positions: Tensor) -> Tensor:
         if self._sites is None or self._shares is None:
-            raise RuntimeError("Displacement has no reference yet: call bind(system, reference) first.")
+            raise RuntimeError("LindemannCriterion has no reference yet: call bind(system, reference) first.")
         moved = positions - self._sites.to(positions)
         together = (self._shares.to(positions)[:, None] * moved).sum(dim=1, keepdim=True)
         return (moved - together).square().sum(dim=-1)
 
 
-class NeighborCount(Detector):
+class CoordinationNumber(Detector):
     """How far the mean number of neighbours of an atom is off that of the reference.
 
     Neighbours are atoms of other molecules, or all others in a system without molecules. Catches a liquid that
@@ -78,21 +78,21 @@ class NeighborCount(Detector):
         self._expected: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
-        if self.distance > system.reach:
+        if self.distance > system.minimum_image_cutoff:
             raise ValueError(
-                f"distance={self.distance:g} is more than the cell allows, {system.reach:.2f} Å (half its smallest "
+                f"distance={self.distance:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its smallest "
                 "height): lower it, or use a larger cell."
             )
         pairs = torch.combinations(torch.arange(system.n_atoms), 2)
         molecules = system.molecules.cpu()[pairs]
         apart = molecules[:, 0] != molecules[:, 1]
-        watched = pairs[apart] if apart.any() and not system.endless else pairs
+        watched = pairs[apart] if apart.any() and not system.is_extended else pairs
         self._system, self._pairs = system, watched.to(system.bonds.device)
         self._expected = self._neighbors(reference).mean()
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         if self._expected is None:
-            raise RuntimeError("NeighborCount has no reference yet: call bind(system, reference) first.")
+            raise RuntimeError("CoordinationNumber has no reference yet: call bind(system, reference) first.")
         return (self._neighbors(positions) - self._expected.to(positions)).abs()
 
     def _neighbors(self, positions: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class NeighborCount(Detector):
         return torch.where(torch.isfinite(positions).flatten(1).all(dim=1), near, torch.nan)
 
     def __str__(self) -> str:
-        return f"NeighborCount(distance={self.distance:g}, threshold={self.threshold:g})"
+        return f"CoordinationNumber(distance={self.distance:g}, threshold={self.threshold:g})"
 
 
 class ObservableDeviation(Detector):
@@ -148,11 +148,11 @@ class ObservableDeviation(Detector):
     def begin(self, n_replicas: int) -> None:
         self._recent = []
 
-    def memory(self) -> Any:
+    def state_dict(self) -> Any:
         return list(self._recent)
 
-    def recall(self, memory: Any) -> None:
-        self._recent = list(memory)
+    def load_state_dict(self, state: Any) -> None:
+        self._recent = list(state)
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         """Looks at the replicas, and gives the error of the mean over this and earlier looks."""

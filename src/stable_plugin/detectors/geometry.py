@@ -7,9 +7,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
-from stable_plugin.systems import System
+from stable_plugin.md.system import System
+from stable_plugin.runtime import checks
 
 DISTANCES_AT_ONCE = 2_000_000
 """Distances held in memory at a time."""
@@ -41,7 +41,7 @@ class BondDeviation(Detector):
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         return self._deviations(positions).amax(dim=-1)
 
-    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
         """The two atoms of the bond that is furthest off."""
         worst = torch.nan_to_num(self._deviations(positions), nan=torch.inf).argmax(dim=-1)
         return pairs_of(self._bound_system.bonds, worst)
@@ -84,7 +84,7 @@ class _Contact(Detector):
         shortest = [system.distances(positions, part).amin(dim=-1) for part in pairs.split(at_once)]
         return -torch.stack(shortest).amin(dim=0)
 
-    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
         """The two atoms that are closest."""
         system, pairs = self._bound()
         distances = [system.distances(frame, pairs) for frame in positions]
@@ -130,10 +130,10 @@ class IntermolecularContact(_Contact):
     def _watched(self, system: System) -> Tensor:
         molecules = system.molecules.cpu()
         watched = (molecules[:, None] != molecules).triu().nonzero()
-        if system.endless or len(watched) == 0:
+        if system.is_extended or len(watched) == 0:
             raise ValueError(
                 "IntermolecularContact finds no two molecules in the system: use ClosestContact for a single molecule, "
-                "and Displacement or NeighborCount for a solid."
+                "and LindemannCriterion or CoordinationNumber for a solid."
             )
         return watched
 

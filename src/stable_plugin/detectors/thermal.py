@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stable_plugin import checks
 from stable_plugin.detectors.base import Detector
-from stable_plugin.simulation.state import kinetic_temperature
-from stable_plugin.systems import System
+from stable_plugin.md.state import kinetic_temperature
+from stable_plugin.md.system import System
+from stable_plugin.runtime import checks
 
 
 class RunawayTemperature(Detector):
@@ -34,7 +34,7 @@ class RunawayTemperature(Detector):
             raise RuntimeError("RunawayTemperature has no masses yet: call bind(system, reference) first.")
         return kinetic_temperature(velocities, self._masses.to(velocities))
 
-    def culprits(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
         """The atom with the most kinetic energy."""
         assert self._masses is not None
         energies = self._masses.to(velocities) * velocities.square().sum(dim=-1)

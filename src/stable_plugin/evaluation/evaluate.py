@@ -14,11 +14,14 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from stable_plugin import checks
+from stable_plugin.algorithm.training_loop import UnusablePotentialError
 from stable_plugin.detectors import BondDeviation, Detector
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
-from stable_plugin.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labelled
-from stable_plugin.loop import UnusablePotentialError
+from stable_plugin.md import Execution, Integrator, Langevin, Simulator
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labelled
+from stable_plugin.md.system import System, stack_positions
+from stable_plugin.md.window import NEVER
+from stable_plugin.models import NoInteraction, Potential, find_potential
 from stable_plugin.observables import (
     AngleDistribution,
     BondLengths,
@@ -27,10 +30,7 @@ from stable_plugin.observables import (
     TimeCorrelation,
     trajectory_of,
 )
-from stable_plugin.potentials import NoInteraction, Potential, find_potential
-from stable_plugin.simulation import Execution, Integrator, Langevin, Simulator
-from stable_plugin.simulation.window import NEVER
-from stable_plugin.systems import System, stack_positions
+from stable_plugin.runtime import checks
 
 SEGMENT_PS = 0.5
 """Time between two looks at whether any replica is left."""
@@ -155,9 +155,9 @@ class Evaluator:
         self.detector.bind(self.system, self.reference)
         self.detector.check_reference(self.reference)
         self.detector.check_reference(self.starts, "starts")
-        self._rehearse()
+        self._validate()
 
-    def _rehearse(self) -> None:
+    def _validate(self) -> None:
         """Bring out now what else does not fit together: this may be the last part of a run of hours."""
         potential = find_potential(NoInteraction(), self.system)
         simulator = Simulator(potential, self.integrator, self.detector, check_every_fs=self.check_every_fs)
@@ -251,10 +251,10 @@ class Evaluator:
     def _broken(self, run: _Run, system: System) -> dict[int, str]:
         """Which atoms broke, such as ``C1-H14``, by replica that failed; those where no atom stands out are left out."""
         last = run.last.to(system.masses)
-        culprits = self.detector.culprits(last, torch.zeros_like(last))
+        offending_atoms = self.detector.offending_atoms(last, torch.zeros_like(last))
         return {
             replica: "-".join(f"{system.symbols[atom]}{atom}" for atom in atoms)
-            for replica, atoms in enumerate(culprits)
+            for replica, atoms in enumerate(offending_atoms)
             if atoms and run.failed_ps[replica].isfinite()
         }
 
@@ -359,7 +359,7 @@ def errors(potential: Potential, labelled: Sequence[Atoms]) -> tuple[Tensor, Ten
 
     Args:
         potential: Of the system that the frames are of.
-        labelled: Frames as :func:`stable_plugin.frames.read_labelled` gives them.
+        labelled: Frames as :func:`stable_plugin.md.frames.read_labelled` gives them.
 
     Returns:
         Of the energies per atom, (n_frames,) in eV, and of the forces, (n_frames, n_atoms, 3) in eV/Å.
@@ -389,7 +389,7 @@ def evaluate(module: nn.Module, starts: Frames, reference: Frames | None = None,
     """Evaluate a potential in one call.
 
     Args:
-        module: Holds the potential, for instance what :func:`stable_plugin.potentials.mace.load_mace` returns.
+        module: Holds the potential, for instance what :func:`stable_plugin.models.mace.potential.load_mace` returns.
         starts: Start frames that the potential was not trained on.
         reference: Frames for reference bond lengths and observables.
         arguments: Further arguments of :class:`Evaluator`.

@@ -74,8 +74,8 @@ def draw(report: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Drawing]:
     for number, name in enumerate(names, start=1):
         axis = (curves.get("axes") or {}).get(name) or {}
         drawings.append(_observable(f"observable_{number}_{_slug(name)}", name, axis, report, shown))
-    if report.get("rounds"):
-        drawings.append(_rounds(report["rounds"]))
+    if report.get("windows"):
+        drawings.append(_rounds(report["windows"]))
     return drawings
 
 
@@ -222,7 +222,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
     ascending = all(a < b for a, b in pairwise(numbers))
     x = _floats(numbers) if ascending else np.arange(1.0, len(rounds) + 1.0)
     learning = np.array([entry["phase"] == "learn" for entry in rounds])
-    share = _floats([entry["unstable_share"] for entry in rounds])
+    share = _floats([entry["unstable_fraction"] for entry in rounds])
     loss = _floats([entry.get("observable_loss") for entry in rounds])
     known = np.isfinite(loss)
 
@@ -249,7 +249,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
     handles = [*panels[0].get_lines()[1:], Patch(color=RULE.light, alpha=0.7, linewidth=0, label="learning phase")]
     legend_above(panels[0], handles)
     return Drawing(
-        "rounds",
+        "windows",
         figure,
         "How training went",
         "Above: share of replicas that the training detector called unstable, in the window itself when learning and "

@@ -21,9 +21,9 @@ _ROUND_COLUMNS = {
     "round": "Window",
     "phase": "Phase",
     "simulated_ps": "Simulated so far / ps",
-    "unstable_share": "Unstable share",
+    "unstable_fraction": "Unstable share",
     "observable_loss": "Observable loss",
-    "ess": "Sample size left",
+    "ess": "WindowData size left",
     "steps": "Optimizer steps",
     "learning_rate": "Learning rate",
     "wall_s": "Simulation time / s",
@@ -52,7 +52,7 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping
         tiles=_tiles(told),
         figures="".join(_figure(drawing) for drawing in drawings),
         numbers=_numbers(report, axes),
-        rounds=_rounds(report.get("rounds") or []),
+        rounds=_rounds(report.get("windows") or []),
         settings=_settings(report.get("settings") or {}),
         definitions=_definitions(report),
         footer="".join(f"<p>{escape(line)}</p>" for line in _footer(report) if line),
@@ -190,14 +190,16 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
         "<tr>" + "".join(f"<td>{escape(_round_cell(key, entry.get(key)))}</td>" for key in _ROUND_COLUMNS) + "</tr>"
         for entry in rounds
     )
-    table = f'<div class="wide"><table class="rounds"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = (
+        f'<div class="wide"><table class="windows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
     return f"<details><summary>All windows ({len(rounds)})</summary>{table}</details>"
 
 
 def _round_cell(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
-    if key in ("unstable_share", "ess") and value is not None:
+    if key in ("unstable_fraction", "ess") and value is not None:
         return f"{100 * value:.0f} %"
     return wording.number(value, 4)
 
@@ -262,8 +264,8 @@ def _definitions(report: Mapping[str, Any]) -> str:
             "The model before, trained on with energies and forces alone for as many optimizer steps at the same "
             "learning rates."
         )
-    if report.get("rounds"):
-        items["Sample size left"] = (
+    if report.get("windows"):
+        items["WindowData size left"] = (
             "Effective share of the frames after reweighting them to the updated potential; 100 % means as if sampled from it."
         )
     return "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in items.items())

@@ -49,13 +49,13 @@ figcaption { margin-top: 12px; max-width: 52em; font-size: 0.9rem; color: var(--
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
 th, td { padding: 6px 14px 6px 0; text-align: left; vertical-align: top; font-weight: 400; }
-.numbers, .rounds { width: 100%; }
+.numbers, .windows { width: 100%; }
 thead th { border-bottom: 1.5px solid var(--muted); font-weight: 650; }
-.numbers td, .numbers tbody th, .rounds td { border-bottom: 1px solid var(--rule); }
+.numbers td, .numbers tbody th, .windows td { border-bottom: 1px solid var(--rule); }
 .numbers tbody th { color: var(--muted); min-width: 11em; overflow-wrap: anywhere; }
 .numbers .group th { padding-top: 18px; color: var(--ink); font-weight: 650; }
-.rounds td, .rounds th { text-align: right; vertical-align: bottom; font-size: 0.84rem; }
-.rounds td { white-space: nowrap; }
+.windows td, .windows th { text-align: right; vertical-align: bottom; font-size: 0.84rem; }
+.windows td { white-space: nowrap; }
 .settings th { color: var(--muted); white-space: nowrap; }
 .settings th, .settings td { border-top: 1px solid var(--rule); overflow-wrap: anywhere; }
 .settings > tbody > tr:first-child > * { border-top: 0; }

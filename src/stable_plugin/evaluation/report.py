@@ -14,7 +14,7 @@ from stable_plugin.evaluation import wording
 from stable_plugin.evaluation.canvas import house_style, png
 from stable_plugin.evaluation.figures import draw
 from stable_plugin.evaluation.page import render
-from stable_plugin.storage import explained, whole_file
+from stable_plugin.runtime.atomic_files import atomic_write, explain_write_errors
 
 
 def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, Any]) -> Path:
@@ -49,13 +49,13 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
             )
     report, curves = _plain(report), _plain(curves)
     _check_stages(report)
-    with explained(page, "report"):
+    with explain_write_errors(page, "report"):
         run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "report.json", _json(report))
     _write(run_dir / "curves.json", _json(curves))
     with house_style():
         drawings = draw(report, curves)
-        with explained(page, "report"):
+        with explain_write_errors(page, "report"):
             figure_dir.mkdir()
         for drawing in drawings:
             _write(figure_dir / f"{drawing.name}.png", png(drawing.figure))
@@ -148,5 +148,5 @@ def _json(value: Any) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file that appears under its name only when it is whole."""
-    with whole_file(path, "report") as partial:
+    with atomic_write(path, "report") as partial:
         partial.write_bytes(content)

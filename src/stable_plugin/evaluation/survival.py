@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from stable_plugin import checks
+from stable_plugin.runtime import checks
 
 CONFIDENCE = 0.95
 _TAIL = (1.0 - CONFIDENCE) / 2.0

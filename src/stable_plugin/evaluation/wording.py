@@ -188,7 +188,7 @@ def duration(seconds: float) -> str:
 
 def cost(report: Mapping[str, Any]) -> str:
     """What the run took: windows, steps, time; empty if the report says nothing about it."""
-    rounds, steps = report.get("rounds") or [], report.get("optimizer_steps")
+    rounds, steps = report.get("windows") or [], report.get("optimizer_steps")
     parts = []
     if rounds:
         parts.append(f"{len(rounds)} {'window' if len(rounds) == 1 else 'windows'}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from stable_plugin.systems import System
+from stable_plugin.md.system import System
 
 
 class Observable(Metric):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stable_plugin.md.system import System
 from stable_plugin.observables.local import LocalObservable
-from stable_plugin.systems import System
 
 
 class _Closest(LocalObservable):
@@ -22,7 +22,7 @@ class _Closest(LocalObservable):
         self.kinds: list[str] = []
 
     def bind(self, system: System, reference: Tensor) -> None:
-        if system.endless or int(system.molecules.max()) == 0:
+        if system.is_extended or int(system.molecules.max()) == 0:
             raise ValueError(f"{type(self).__name__} finds no two molecules in the system: use it for liquids.")
         elements = sorted(set(system.symbols))
         pairs = list(combinations_with_replacement(range(len(elements)), 2))
@@ -69,7 +69,7 @@ class _Closest(LocalObservable):
             by_site = by_atom.new_full((len(by_atom), int(owner.max()) + 1), torch.inf)
             rows.append(by_site.scatter_reduce(1, owner.expand_as(by_atom), by_atom, "amin").T)
         shortest = torch.stack(rows)
-        return torch.where(shortest.isinf(), torch.nan, shortest.clamp_max(system.reach))
+        return torch.where(shortest.isinf(), torch.nan, shortest.clamp_max(system.minimum_image_cutoff))
 
     def _known_system(self) -> System:
         if self._system is None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin import checks
 from stable_plugin.observables.series import TimeCorrelation
+from stable_plugin.runtime import checks
 
 LIGHT_CM_PER_FS = 2.99792458e-5
 

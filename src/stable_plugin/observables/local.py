@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stable_plugin.md.system import System
 from stable_plugin.observables.base import Observable
-from stable_plugin.systems import System
 
 
 class LocalObservable(Observable):

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stable_plugin import checks
+from stable_plugin.md.system import System
 from stable_plugin.observables.base import smeared_counts
 from stable_plugin.observables.local import LocalObservable
-from stable_plugin.systems import System
+from stable_plugin.runtime import checks
 
 LONGEST_A = 8.0
 """Range in Å that is looked at if none is asked for, where the cell allows it."""
@@ -90,10 +90,10 @@ class RadialDistribution(LocalObservable):
                 f"{type(self).__name__} needs a system that is periodic in all directions (pbc={list(system.pbc)}), which "
                 "has a density: use DistanceDistribution for molecules."
             )
-        r_max = min(LONGEST_A, system.reach) if self.r_max is None else self.r_max
-        if r_max > system.reach:
+        r_max = min(LONGEST_A, system.minimum_image_cutoff) if self.r_max is None else self.r_max
+        if r_max > system.minimum_image_cutoff:
             raise ValueError(
-                f"r_max={r_max:g} is more than the cell allows, {system.reach:.2f} Å (half its smallest height): lower it, "
+                f"r_max={r_max:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its smallest height): lower it, "
                 "or use a larger cell."
             )
         n_bins = int(r_max / checks.bins("bin_width", self.bin_width, r_max) + 1e-9)

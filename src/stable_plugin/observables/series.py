@@ -12,9 +12,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from stable_plugin import checks
+from stable_plugin.md.system import System
 from stable_plugin.observables.base import snake_case
-from stable_plugin.systems import System
+from stable_plugin.runtime import checks
 
 
 class TimeCorrelation(Metric):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin import checks
+from stable_plugin.md.system import System
 from stable_plugin.observables.base import Observable, smeared_histogram
-from stable_plugin.systems import System
+from stable_plugin.runtime import checks
 
 
 class BondLengths(Observable):

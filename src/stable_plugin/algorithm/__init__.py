@@ -1,0 +1,1 @@
+"""The StABlE method: schedule, Boltzmann estimator, reweighting, training loop."""

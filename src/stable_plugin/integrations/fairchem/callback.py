@@ -1,0 +1,182 @@
+"""StABlE training inside fairchem's own training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn, optim
+
+from stable_plugin.integrations import NonFiniteGradientError, Session
+from stable_plugin.integrations.fairchem.checkpoints import Interruption, StopSignaled, load_with, save_with
+from stable_plugin.integrations.lightning.callback import StABlECallback as LightningCallback
+from stable_plugin.md.system import System
+from stable_plugin.models.fairchem.potential import FairchemPotential
+
+# After stable_plugin.models.fairchem.potential, whose error says what to install when fairchem is missing.
+from torchtnt.framework.callback import Callback  # isort: skip
+from torchtnt.framework.state import State  # isort: skip
+
+log = logging.getLogger(__name__)
+
+
+class StABlECallback(Callback):
+    """One entry of ``runner.callbacks`` that makes a native fairchem training StABlE training.
+
+    fairchem's unit goes on doing what it does: batches, losses, clipping, optimizer, averaging, schedule, checkpoints.
+    The observable's gradient joins before the optimizer's step, and the sum is clipped as the unit clips its own.
+
+    When training is done, the averaged weights, which inference uses, are set to those that passed the simulation.
+
+    Args:
+        task_name: Name of the data set whose energies are simulated with; may be left out if the unit has only one.
+        conservative: See :class:`~stable_plugin.models.fairchem.potential.FairchemPotential`.
+        charge: Total charge of structures that do not say.
+        spin: Spin multiplicity of structures that do not say.
+        arguments: As for :class:`stable_plugin.StABlECallback`.
+    """
+
+    def __init__(
+        self,
+        task_name: str | None = None,
+        conservative: bool = False,
+        charge: int | None = None,
+        spin: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        inner = LightningCallback(**arguments)
+        self.start_epoch, self.session = inner.start_epoch, inner.session
+        self.task_name, self.conservative, self.charge, self.spin = task_name, conservative, charge, spin
+        self._unit: Any = None
+        self._in_train_step = False
+        self._finished = False
+        self._resumed = False
+        self._interruption: Any = None
+
+    def on_train_start(self, state: State, unit: Any) -> None:
+        """Find potential, structures and reference, and hook into the optimizer."""
+        _refuse_second(unit, self.session)
+        self._unit = unit
+        assert state.train_state is not None
+        self._resumed = load_with(unit, self.session)
+        self._interruption = Interruption(unit)
+        folder = Path(unit.job_config.metadata.results_dir)
+        self.session.begin(
+            _Simulated(unit, self), state.train_state.dataloader, folder, True, self._interruption.raise_if_signaled
+        )
+        unit.optimizer.register_step_pre_hook(self._before_step)
+        unit.optimizer.register_step_post_hook(self._after_step)
+        save_with(unit, self.session)
+        self._mark_train_step(unit)
+        self._end_if_done(state, unit)
+
+    def on_train_get_next_batch_end(self, state: State, unit: Any) -> None:
+        """Between two steps: go back to the random streams of the checkpoint, or note those to go back to."""
+        if self._resumed:
+            # Making the iterator of the batches has drawn from them since they were loaded.
+            self.session.restore_random()
+            self._resumed = False
+        self.session.at_rest()
+
+    def on_train_step_start(self, state: State, unit: Any) -> None:
+        """Simulate until it is time to learn, or training is done."""
+        try:
+            self._interruption.raise_if_signaled()
+            if self._active(unit):
+                self.session.simulate()
+                self._log_windows(state, unit)
+        except StopSignaled:
+            self._interruption.save(self._interruption.signaled)
+            raise
+
+    def on_train_step_end(self, state: State, unit: Any) -> None:
+        """Log, and end training when the session is done."""
+        self.session.at_rest(False)
+        if self._active(unit):
+            self._log_windows(state, unit)
+
+    def on_train_end(self, state: State, unit: Any) -> None:
+        """Leave signals to those who heard them before."""
+        self._interruption.forget()
+
+    def on_exception(self, state: State, unit: Any, exc: BaseException) -> None:
+        """The same, when training ends with an error."""
+        if self._interruption is not None:
+            self._interruption.forget()
+
+    def _active(self, unit: Any) -> bool:
+        return bool(unit.train_progress.num_epochs_completed >= self.start_epoch)
+
+    def _before_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # Saving a checkpoint calls step() too, on an optimizer that has no state yet.
+        if not (self._in_train_step and self._active(self._unit)):
+            return
+        numbers = self.session.before_step(optimizer)
+        if numbers is None:
+            return
+        if self._unit.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._unit.model.parameters(), max_norm=self._unit.clip_grad_norm)
+        self._log(numbers)
+
+    def _after_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.session.after_step([optimizer])
+
+    def _mark_train_step(self, unit: Any) -> None:
+        train_step = unit.train_step
+
+        def marked(state: State, data: Any) -> Any:
+            self._in_train_step = True
+            try:
+                return train_step(state, data)
+            except (StopSignaled, NonFiniteGradientError) as error:
+                # The step that was under way is taken again by whoever goes on.
+                unit.optimizer.zero_grad(set_to_none=True)
+                self._in_train_step = False
+                self._interruption.save(self._interruption.signaled or type(error).__name__)
+                raise
+            finally:
+                self._in_train_step = False
+
+        unit.train_step = marked
+
+    def _log_windows(self, state: State, unit: Any) -> None:
+        for numbers in self.session.new_windows():
+            self._log(numbers)
+        self._end_if_done(state, unit)
+
+    def _end_if_done(self, state: State, unit: Any) -> None:
+        if self.session.done and not self._finished:
+            self._finished = True
+            if unit.ema_model is not None:
+                unit.ema_model.module.load_state_dict(unit.model.state_dict())
+            # Not state.stop(), which would cut the last evaluation short: fairchem divides by what it has seen.
+            assert state.train_state is not None
+            state.train_state._max_steps = unit.train_progress.num_steps_completed
+
+    def _log(self, numbers: dict[str, float]) -> None:
+        if self._unit.logger is not None:
+            self._unit.logger.log(numbers, step=self._unit.train_progress.num_steps_completed, commit=False)
+
+
+class _Simulated(nn.Module):
+    """The unit's model, with what says how to simulate with it."""
+
+    def __init__(self, unit: Any, callback: StABlECallback) -> None:
+        super().__init__()
+        self.network = getattr(unit.model, "module", unit.model)
+        self._tasks, self._callback = unit.tasks, callback
+
+    def stable_potential(self, system: System) -> FairchemPotential:
+        callback = self._callback
+        system = system.with_electrons(callback.charge, callback.spin)
+        return FairchemPotential(self.network, system, self._tasks, callback.task_name, callback.conservative)
+
+
+def _refuse_second(unit: Any, session: Session) -> None:
+    if getattr(unit, "stable_session", session) is not session:
+        raise ValueError(
+            "runner.callbacks has more than one StABlECallback, which would both move the same weights: keep one, with "
+            "all observables in it."
+        )
+    unit.stable_session = session

@@ -1,0 +1,60 @@
+"""Training data from files that ASE reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase import Atoms
+from pytorch_lightning import LightningDataModule
+
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_labelled
+from stable_plugin.runtime import checks
+
+
+class ExtxyzDataModule(LightningDataModule):
+    """Labelled structures for a LightningModule of this package, which builds the graphs its model needs.
+
+    Args:
+        train: Training frames: a file (extxyz, or anything ASE reads) or structures.
+        valid: Validation frames.
+        batch_size: Frames per optimizer step.
+        energy_key: Key of the total energy in eV.
+        forces_key: Key of the forces in eV/Å.
+
+    Raises:
+        ValueError: If there are fewer than two frames, or one has no energy or forces.
+    """
+
+    def __init__(
+        self,
+        train: Frames,
+        valid: Frames | None = None,
+        batch_size: int = 10,
+        energy_key: str = ENERGY_KEY,
+        forces_key: str = FORCES_KEY,
+    ) -> None:
+        super().__init__()
+        self.batch_size = checks.count("batch_size", batch_size)
+        # Read at once: what is wrong with the files should come out before anything long begins.
+        self.train_frames: list[Atoms] = read_labelled(train, "train", energy_key, forces_key, least=2)
+        self.valid_frames: list[Atoms] | None = (
+            None if valid is None else read_labelled(valid, "valid", energy_key, forces_key)
+        )
+
+    def train_dataloader(self) -> Any:
+        return self._module().dataloader(self.train_frames, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        if self.valid_frames is None:
+            return []
+        return self._module().dataloader(self.valid_frames, self.batch_size, shuffle=False)
+
+    def _module(self) -> Any:
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        if not hasattr(module, "dataloader"):
+            raise TypeError(
+                f"{type(module).__name__} has no method dataloader(frames, batch_size, shuffle), which builds the graphs "
+                "of its model: use a module of stable_plugin.integrations.lightning, or your own data module."
+            )
+        return module

@@ -1,0 +1,1 @@
+"""Ways to run the steps of a simulation: eager, compiled, CUDA graphs."""

@@ -1,0 +1,337 @@
+"""What is simulated: replicas of one composition, described once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from math import inf
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.neighborlist import natural_cutoffs, neighbor_list
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+# Covalent radii fit equilibrium bonds; a thermal frame stretches them, so leave room.
+BOND_TOLERANCE = 1.2
+
+CELL_TOLERANCE = 1e-4
+"""Rounding of a cell in a file, in Å."""
+
+ONE_PLACE_A = 0.01
+"""Atoms closer than this in Å are one that is listed twice: nuclei repel each other."""
+
+WRAPPED_AT = (0.1270, 0.2910, 0.4130)
+"""In multiples of the cell vectors."""
+
+FLAT_SHARE = 1e-6
+"""A cell with less than this of the volume of a box with the same edges is flat."""
+
+
+@dataclass(frozen=True)
+class System:
+    """The constant part of a simulation, shared by all its replicas.
+
+    Attributes:
+        numbers: Atomic numbers, (n_atoms,).
+        masses: Masses in u, (n_atoms,).
+        bonds: Pairs of bonded atoms, (n_bonds, 2), first index smaller.
+        symbols: Chemical symbols, n_atoms long.
+        cell: Cell vectors in Å, (3, 3), one a row; of no meaning in directions that do not repeat.
+        pbc: Directions that repeat.
+        charge: Total charge in units of e; None if the structure does not say.
+        spin: Spin multiplicity; None if the structure does not say.
+        is_extended: Whether some chain of bonds joins an atom to its own image, as in a metal or an ionic crystal: then
+            there are no molecules to speak of.
+    """
+
+    numbers: Tensor
+    masses: Tensor
+    bonds: Tensor
+    symbols: tuple[str, ...]
+    cell: Tensor
+    pbc: tuple[bool, bool, bool] = (False, False, False)
+    charge: int | None = None
+    spin: int | None = None
+    is_extended: bool = False
+
+    @classmethod
+    def from_atoms(cls, atoms: Atoms, bonds: Sequence[tuple[int, int]] | None = None) -> System:
+        """Describe the system that an ASE structure stands for.
+
+        Args:
+            atoms: A structure with its bonds intact.
+            bonds: Pairs of bonded atoms; found from covalent radii if not given.
+
+        Raises:
+            ValueError: If the structure has fewer than two atoms, no masses, or is none (see :func:`check_geometry`).
+        """
+        if len(atoms) < 2:
+            raise ValueError(f"structures have {len(atoms)} atom(s): give a molecule of at least two.")
+        check_geometry(atoms, "a structure")
+        masses = atoms.get_masses()
+        if not (np.isfinite(masses) & (masses > 0)).all():
+            raise ValueError("structures contain atoms without a mass: set them with atoms.set_masses().")
+        pairs, is_extended = _covalent_bonds(atoms) if bonds is None else (_checked_bonds(bonds, len(atoms)), False)
+        return cls(
+            numbers=torch.tensor(atoms.numbers, dtype=torch.long),
+            masses=torch.tensor(masses, dtype=torch.float64),
+            bonds=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+            symbols=tuple(atoms.get_chemical_symbols()),
+            cell=torch.tensor(atoms.cell.complete().array, dtype=torch.float64),
+            pbc=tuple(atoms.pbc.tolist()),
+            charge=_whole_number(atoms, "charge"),
+            spin=_whole_number(atoms, "spin"),
+            is_extended=is_extended,
+        )
+
+    @property
+    def periodic(self) -> bool:
+        """Whether the system repeats in any direction."""
+        return any(self.pbc)
+
+    @cached_property
+    def to_cell(self) -> Tensor:
+        """Takes positions to multiples of the cell vectors, (3, 3); to zero in directions that do not repeat."""
+        repeats = torch.tensor(self.pbc, dtype=torch.float64)
+        inverse: Tensor = torch.linalg.inv(self.cell.double().cpu())
+        return (inverse * repeats).to(self.cell.device)
+
+    @property
+    def minimum_image_cutoff(self) -> float:
+        """Longest distance in Å up to which the nearest image is the only one: half the cell's smallest height."""
+        if not self.periodic:
+            return inf
+        heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(self.cell.double().cpu()), dim=0)
+        return 0.5 * float(heights[torch.tensor(self.pbc)].min())
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms in one replica."""
+        return len(self.symbols)
+
+    @property
+    def angles(self) -> Tensor:
+        """Bonded triples (end, centre, end), (n_angles, 3)."""
+        neighbours: dict[int, list[int]] = {}
+        for first, second in self.bonds.tolist():
+            neighbours.setdefault(first, []).append(second)
+            neighbours.setdefault(second, []).append(first)
+        triples = [
+            (first, centre, second)
+            for centre in sorted(neighbours)
+            for first, second in combinations(sorted(neighbours[centre]), 2)
+        ]
+        return torch.tensor(triples, dtype=torch.long, device=self.bonds.device).reshape(-1, 3)
+
+    @property
+    def molecules(self) -> Tensor:
+        """Which molecule each atom belongs to, (n_atoms,), counted from zero in the order of first atoms."""
+        first, second = self.bonds.cpu().numpy().T
+        joined = coo_array((np.ones(len(first)), (first, second)), shape=(self.n_atoms, self.n_atoms))
+        labels = connected_components(joined, directed=False)[1]
+        return torch.tensor(labels, dtype=torch.long, device=self.bonds.device)
+
+    @property
+    def bond_labels(self) -> list[str]:
+        """Names of the bonds, such as ``C1-H14`` (indices from zero)."""
+        return [f"{self.symbols[i]}{i}-{self.symbols[j]}{j}" for i, j in self.bonds.tolist()]
+
+    def with_electrons(self, charge: int | None, spin: int | None) -> System:
+        """The same system with a charge and spin multiplicity where it states none."""
+        return replace(
+            self,
+            charge=charge if self.charge is None else self.charge,
+            spin=spin if self.spin is None else self.spin,
+        )
+
+    def separations(self, positions: Tensor, pairs: Tensor) -> Tensor:
+        """Vectors from the second to the first atom of pairs, to its nearest image in a periodic system.
+
+        Exact for vectors shorter than half the smallest height of the cell.
+
+        Args:
+            positions: (..., n_atoms, 3) in Å.
+            pairs: (n_pairs, 2).
+
+        Returns:
+            (..., n_pairs, 3) in Å.
+        """
+        first, second = pairs.to(positions.device).unbind(dim=1)
+        vectors = positions[..., first, :] - positions[..., second, :]
+        if not self.periodic:
+            return vectors
+        images = torch.round(vectors @ self.to_cell.to(positions))
+        return vectors - images @ self.cell.to(positions)
+
+    def distances(self, positions: Tensor, pairs: Tensor) -> Tensor:
+        """Lengths of :meth:`separations`, (..., n_pairs) in Å."""
+        lengths: Tensor = torch.linalg.vector_norm(self.separations(positions, pairs), dim=-1)
+        return lengths
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> System:
+        """The same system with its tensors on ``device`` and its masses in ``dtype``."""
+        return replace(
+            self,
+            numbers=self.numbers.to(device),
+            masses=self.masses.to(device, dtype),
+            bonds=self.bonds.to(device),
+            cell=self.cell.to(device, dtype),
+        )
+
+    def atoms(self, positions: Tensor, velocities: Tensor | None = None) -> Atoms:
+        """One frame as an ASE structure.
+
+        Args:
+            positions: (n_atoms, 3) in Å.
+            velocities: (n_atoms, 3) in Å per ASE time.
+        """
+        frame = Atoms(
+            numbers=self.numbers.cpu().numpy(),
+            positions=positions.double().cpu().numpy(),
+            cell=self.cell.double().cpu().numpy() if self.periodic else None,
+            pbc=self.pbc,
+        )
+        frame.set_masses(self.masses.double().cpu().numpy())
+        if velocities is not None:
+            frame.set_velocities(velocities.double().cpu().numpy())
+        return frame
+
+
+def check_geometry(atoms: Atoms, name: str) -> None:
+    """Refuse what is no structure of atoms. Which way round the cell's vectors are does not matter.
+
+    Args:
+        atoms: An ASE structure.
+        name: What it is, for the error.
+
+    Raises:
+        ValueError: If positions or cell are not finite, the cell does not span the directions that repeat, atoms have no
+            element, or two of them are in one place.
+    """
+    if not np.isfinite(atoms.positions).all():
+        raise ValueError(f"{name} has non-finite positions: remove that frame.")
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError(f"{name} has the cell {atoms.cell.tolist()}, which is not finite: set atoms.cell.")
+    if atoms.pbc.any():
+        complete = atoms.cell.complete().array
+        lengths = np.linalg.norm(complete, axis=1)
+        flat = abs(np.linalg.det(complete)) <= FLAT_SHARE * np.prod(lengths)
+        if (np.linalg.norm(atoms.cell.array[atoms.pbc], axis=1) == 0).any() or flat:
+            raise ValueError(
+                f"{name} is periodic (pbc={atoms.pbc.tolist()}) but its cell {atoms.cell.tolist()} does not span "
+                "those directions: set atoms.cell, or atoms.pbc = False for a molecule."
+            )
+    if (atoms.numbers < 1).any():
+        raise ValueError(f"{name} has an atom of atomic number {atoms.numbers.min()}, which is no element: name it.")
+    pairs = _in_one_place(atoms)
+    if len(pairs):
+        i, j = min(pairs)
+        raise ValueError(
+            f"{name} has two atoms in one place, {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} (counted from zero, "
+            f"{len(pairs)} such pair(s)): remove one of them, or that frame."
+        )
+
+
+def _in_one_place(atoms: Atoms) -> set[tuple[int, int]]:
+    """Pairs of atoms closer than any two are, images included."""
+    positions = atoms.positions
+    if atoms.pbc.any():
+        cell = atoms.cell.complete().array
+        places = np.linalg.solve(cell.T, positions.T).T
+        # Wrapped at a place of no symmetry, where no two atoms lie to both sides.
+        images = np.where(atoms.pbc, np.floor(places + WRAPPED_AT), 0.0)
+        positions = positions - images @ cell
+    pairs: set[tuple[int, int]] = cKDTree(positions).query_pairs(ONE_PLACE_A)
+    return pairs
+
+
+def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tensor:
+    """Positions of frames of one composition, (n_frames, n_atoms, 3), float64.
+
+    Args:
+        frames: ASE structures.
+        system: What every frame must consist of, atom by atom.
+        name: The argument the frames came in, for the error.
+
+    Raises:
+        ValueError: If there is no frame, or one has other atoms, another order of them, another cell, charge or spin,
+            or is none (see :func:`check_geometry`).
+    """
+    if len(frames) == 0:
+        raise ValueError(f"{name} holds no frame: give at least one structure.")
+    for index, frame in enumerate(frames):
+        if frame.get_chemical_symbols() != list(system.symbols):
+            raise ValueError(
+                f"{name}[{index}] is {frame.get_chemical_formula()}, but the simulated system is "
+                f"{Atoms(list(system.symbols)).get_chemical_formula()} in a fixed order of atoms: "
+                "keep the frames of one molecule, with its atoms in the same order."
+            )
+        if tuple(frame.pbc.tolist()) != system.pbc or (
+            system.periodic
+            and not np.allclose(frame.cell.complete().array, system.cell.cpu().numpy(), atol=CELL_TOLERANCE)
+        ):
+            raise ValueError(
+                f"{name}[{index}] has pbc={frame.pbc.tolist()} and the cell {frame.cell.tolist()}, but the simulated "
+                f"system has pbc={list(system.pbc)} and {system.cell.tolist()}: all replicas share one cell."
+            )
+        for label, expected in (("charge", system.charge), ("spin", system.spin)):
+            if expected is not None and frame.info.get(label, expected) != expected:
+                raise ValueError(
+                    f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has {label}={expected}: "
+                    "keep the frames of one electronic state."
+                )
+        check_geometry(frame, f"{name}[{index}]")
+    return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)
+
+
+def _whole_number(atoms: Atoms, name: str) -> int | None:
+    value = atoms.info.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: give a whole number.")
+    return int(value)
+
+
+def _covalent_bonds(atoms: Atoms) -> tuple[list[tuple[int, int]], bool]:
+    """Pairs within the sum of their covalent radii, and whether some chain of them never ends."""
+    cutoffs = natural_cutoffs(atoms, mult=BOND_TOLERANCE)
+    first, second, images = neighbor_list("ijS", atoms, cutoffs)
+    pairs = sorted({(int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j})
+    return pairs, _never_ends(len(atoms), first, second, images)
+
+
+def _never_ends(n_atoms: int, first: np.ndarray, second: np.ndarray, images: np.ndarray) -> bool:
+    """Whether walking along bonds leads from an atom to another image of it."""
+    links: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(n_atoms)]
+    for i, j, image in zip(first, second, images, strict=True):
+        links[i].append((j, image))
+    reached: dict[int, np.ndarray] = {}
+    for start in range(n_atoms):
+        if start in reached:
+            continue
+        reached[start], waiting = np.zeros(3, dtype=int), [start]
+        while waiting:
+            atom = waiting.pop()
+            for other, image in links[atom]:
+                place = reached[atom] + image
+                if other not in reached:
+                    reached[other] = place
+                    waiting.append(other)
+                elif (reached[other] != place).any():
+                    return True
+    return False
+
+
+def _checked_bonds(bonds: Sequence[tuple[int, int]], n_atoms: int) -> list[tuple[int, int]]:
+    pairs = sorted({(min(pair), max(pair)) for pair in bonds})
+    for i, j in pairs:
+        if not 0 <= i < j < n_atoms:
+            raise ValueError(f"bonds contains ({i}, {j}): give pairs of different atoms from 0 to {n_atoms - 1}.")
+    return pairs

@@ -1,0 +1,227 @@
+"""fairchem's models as a LightningModule: fairchem's own networks, tasks, graphs and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError
+
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.system import System
+from stable_plugin.models.fairchem.files import (
+    FairchemModel,
+    check_new,
+    load_fairchem,
+    new_fairchem,
+    plain,
+    save_fairchem,
+)
+from stable_plugin.models.fairchem.potential import FairchemPotential
+from stable_plugin.models.lightning_module import FamilyModule
+from stable_plugin.runtime import checks
+
+# After stable_plugin.models.fairchem.potential, whose error says what to install when fairchem is missing.
+from fairchem.core.datasets.atomic_data import AtomicData  # isort: skip
+from fairchem.core.units.mlip_unit.mlip_unit import Task, compute_loss, mt_collater_adapter  # isort: skip
+
+TRAINED = ("energy", "forces")
+
+
+class FairchemModule(FamilyModule):
+    """Trains a fairchem model on energies and forces.
+
+    A pretrained model is fine-tuned with the tasks, scales and element references of its checkpoint. A new one takes
+    them from the training frames.
+
+    Args:
+        checkpoint: Path of a fairchem inference checkpoint, or the name of a pretrained model; new if not given.
+        backbone: Configuration of a new model's backbone, ``model`` being its name in fairchem.
+        heads: Configurations of a new model's heads, ``module`` being the name in fairchem.
+        task_name: Name of the data set that the frames belong to, such as ``omol``; may be left out for a checkpoint
+            that knows only one.
+        charge: Total charge of structures that do not say.
+        spin: Spin multiplicity of structures that do not say.
+        conservative: Train and simulate with the gradient of the energy a model that predicts forces directly.
+        energy_weight: Of a new model's loss, per atom; a checkpoint brings its own.
+        forces_weight: Of a new model's loss.
+        lr: Learning rate of the default optimizer, AdamW.
+        weight_decay: Of that optimizer.
+        optimizer: Takes parameters, gives an optimizer; replaces the default.
+        scheduler: Takes the optimizer, gives a learning-rate scheduler, stepped once an epoch.
+        seed: Seeds the weights of a new model.
+
+    Raises:
+        ValueError: If neither or both of checkpoint and backbone are given, or the checkpoint lacks the task.
+    """
+
+    potential_suffix = ".pt"
+    given_by = "checkpoint"
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        backbone: Mapping[str, Any] | None = None,
+        heads: Mapping[str, Any] | None = None,
+        task_name: str | None = None,
+        charge: int | None = None,
+        spin: int | None = None,
+        conservative: bool = False,
+        energy_weight: float = 10.0,
+        forces_weight: float = 30.0,
+        lr: float = 4e-4,
+        weight_decay: float = 1e-3,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # Plain, as a checkpoint that is read without trust can hold them.
+        backbone, heads = (None if config is None else plain(config) for config in (backbone, heads))
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"])
+        checks.number("lr", lr, above=0)
+        for name, number in (
+            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
+        ):  # fmt: skip
+            checks.number(name, number, least=0)
+        checks.seed(seed)
+        if checkpoint is None and (backbone is None or heads is None):
+            raise ValueError(
+                f"checkpoint={checkpoint!r}, backbone={backbone!r} and heads={heads!r} make no model: give checkpoint=, or "
+                "backbone= and heads= of a new one."
+            )
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.check_optimizer()
+        self.model: Any = None
+        if checkpoint is not None:
+            self.load_potential(checkpoint)
+        elif task_name is None:
+            raise ValueError("a new model needs a name for its data set: give task_name=, for instance 'omol'.")
+        else:
+            assert backbone is not None and heads is not None
+            check_new(backbone, heads)
+        self.metrics = nn.ModuleDict({name: MeanAbsoluteError() for name in TRAINED})
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Energy and forces of the data set that is trained on."""
+        assert self.model is not None
+        return [task for task in self.model.tasks if task.property in TRAINED and self.model.dataset in task.datasets]
+
+    def load_potential(self, path: str | Path) -> None:
+        """Take weights and tasks from a fairchem inference checkpoint."""
+        self.model = load_fairchem(path, task_name=self.options.task_name, **self._electrons())
+
+    def save_potential(self, path: Path) -> None:
+        """Write a fairchem inference checkpoint."""
+        assert self.model is not None
+        save_fairchem(self.model, path)
+
+    def shift_energies(self, per_atom_eV: float) -> None:
+        """Add a constant to the reference energy of every element: no force changes."""
+        assert self.model is not None
+        self.model.shift_energies(per_atom_eV)
+
+    def stable_potential(self, system: System) -> FairchemPotential:
+        """The potential that simulates."""
+        assert self.model is not None
+        potential: FairchemPotential = self.model.stable_potential(system)
+        return potential
+
+    def build(self, frames: Sequence[Atoms]) -> None:
+        self.model = new_fairchem(
+            self.options.backbone,
+            self.options.heads,
+            frames,
+            task_name=self.options.task_name,
+            energy_weight=self.options.energy_weight,
+            forces_weight=self.options.forces_weight,
+            seed=self.options.seed,
+            **self._electrons(),
+        )
+
+    def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
+        """Batches of fairchem graphs.
+
+        Args:
+            frames: Labelled structures.
+            batch_size: Structures per batch.
+            shuffle: In random order.
+        """
+        return torch.utils.data.DataLoader(
+            [self._graph(frame) for frame in frames],  # type: ignore[arg-type]  # a list is dataset enough
+            batch_size=batch_size,
+            shuffle=shuffle,
+            collate_fn=mt_collater_adapter(self.tasks),
+        )
+
+    def forward(self, batch: Any) -> Any:
+        """The network's predictions for one of fairchem's batches."""
+        return self.model(batch)
+
+    def training_loss(self, batch: Any) -> Tensor:
+        return torch.stack(list(compute_loss(self.tasks, self(batch), batch).values())).sum()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.log("train/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        # Forces are a gradient, which Lightning's inference mode forbids; its tensors must be copied out of it.
+        with torch.inference_mode(False), torch.enable_grad():
+            batch = batch.clone()
+            output = self(batch)
+        losses = compute_loss(self.tasks, output, batch)
+        loss = torch.stack(list(losses.values())).sum().detach()
+        for task in self.tasks:
+            metric: Any = self.metrics[task.property]
+            predicted = task.normalizer.denorm(output[task.name][task.property].detach())
+            if task.element_references is not None:
+                predicted = task.element_references.undo_refs(batch, predicted)
+            shares = batch.natoms if task.property == "energy" else 1
+            metric.update((predicted / shares).reshape(-1), (batch[task.name] / shares).reshape(-1))
+            self.log(f"valid/{task.property}_mae", metric, batch_size=batch.num_graphs)
+        self.log("valid/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        assert self.model is not None
+        parameters = self.model.parameters()
+        if self.optimizer is not None:
+            return self.optimizer(parameters)
+        return torch.optim.AdamW(parameters, lr=self.options.lr, weight_decay=self.options.weight_decay)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.model is not None
+        checkpoint["fairchem"] = {
+            "model_config": plain(self.model.model_config),
+            "tasks_config": [plain(config) for config in self.model.tasks_config],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.model is None:
+            self.model = FairchemModel.from_configs(
+                **checkpoint["fairchem"], task_name=self.options.task_name, **self._electrons()
+            )
+        else:
+            self.model.take_tasks(checkpoint["fairchem"]["tasks_config"])
+
+    def _electrons(self) -> dict[str, Any]:
+        return {name: self.options[name] for name in ("conservative", "charge", "spin")}
+
+    def _graph(self, frame: Atoms) -> AtomicData:
+        assert self.model is not None
+        frame = self.model.with_electrons(frame)
+        frame.calc = SinglePointCalculator(
+            frame, energy=frame.info.pop(ENERGY_KEY), forces=frame.arrays.pop(FORCES_KEY)
+        )
+        graph = AtomicData.from_ase(frame, r_data_keys=["charge", "spin"], task_name=self.model.dataset)
+        graph.dataset = graph.dataset_name = self.model.dataset
+        for task in self.tasks:
+            graph[task.name] = graph[task.property]
+        return graph

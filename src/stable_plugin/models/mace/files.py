@@ -1,0 +1,90 @@
+"""MACE ``.model`` files and foundation models, in and out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stable_plugin.models.base import save_new
+
+
+@contextmanager
+def quiet_e3nn() -> Iterator[None]:
+    """Keep e3nn from warning, module by module, of TorchScript annotations that a user cannot change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The TorchScript type system", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
+        yield
+
+
+def load_mace(source: str | Path, device: str = "cpu") -> Any:
+    """Load a MACE model.
+
+    A ``.model`` file is a pickle: loading one runs code that it contains. Load files you trust.
+
+    Args:
+        source: Path of a ``.model`` file, or the name of a foundation model: ``small``, ``medium``, ... (MACE-MP), or
+            ``off-small``, ``off-medium``, ``off-large`` (MACE-OFF), fetched by mace's own loaders.
+        device: Where to.
+
+    Raises:
+        FileNotFoundError: If it is neither a file nor a name that mace knows.
+        ValueError: If the file does not load under the installed e3nn.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _load_file(path, device)
+    if path.suffix or os.sep in str(source):
+        raise FileNotFoundError(f"no MACE model at {path}: give an existing .model file or a foundation model's name.")
+    from mace.calculators import mace_mp, mace_off
+
+    name = str(source)
+    loader, size = (mace_off, name.removeprefix("off-")) if name.startswith("off-") else (mace_mp, name)
+    try:
+        return loader(model=size, device=device, return_raw_model=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"model={name!r} is neither a file nor a foundation model that mace could load ({error}). Give the path of "
+            "a .model file, or check the name and the network."
+        ) from error
+
+
+def save_mace(module: nn.Module, path: str | Path) -> None:
+    """Write a ``.model`` file that ``mace.calculators.MACECalculator`` opens.
+
+    The file appears whole or not at all.
+
+    Raises:
+        FileExistsError: If there is a file already.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        save_new(module, path)
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _load_file(path: Path, device: str) -> Any:
+    import e3nn
+
+    try:
+        with quiet_e3nn():
+            model: Any = torch.load(path, map_location=device, weights_only=False)
+    except Exception as error:  # unpickling runs the file's own code: anything can come out of it
+        raise ValueError(
+            f"{path} does not load under the installed e3nn {e3nn.__version__} ({type(error).__name__}: {error}). MACE "
+            "models written with e3nn 0.4.4 load with e3nn 0.4.4 to 0.5.1: install e3nn==0.5.1, or check that the "
+            "file is a MACE .model file."
+        ) from error
+    if not hasattr(model, "atomic_numbers") or not hasattr(model, "r_max"):
+        raise ValueError(f"{path} holds a {type(model).__name__}, not a MACE model: give a MACE .model file.")
+    return model

@@ -1,0 +1,336 @@
+"""MACE as a LightningModule: MACE's own model, data pipeline, losses and parameter groups."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.system import System
+from stable_plugin.models.base import default_dtype
+from stable_plugin.models.lightning_module import FamilyModule
+from stable_plugin.models.mace.files import load_mace, quiet_e3nn, save_mace
+from stable_plugin.models.mace.potential import MACEPotential
+from stable_plugin.runtime import checks
+
+# After stable_plugin.models.mace.potential, whose error says what to install when mace is missing.
+from e3nn import o3  # isort: skip
+from mace import data as mace_data  # isort: skip
+from mace import modules as mace_modules  # isort: skip
+from mace.tools import AtomicNumberTable, torch_geometric  # isort: skip
+from mace.tools.scripts_utils import get_params_options  # isort: skip
+
+MOST_CHANNELS = 10_000
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class MACEModule(FamilyModule):
+    """Trains a MACE model on energies and forces.
+
+    A new model takes its elements, isolated-atom energies, scale and average neighbour count from the training frames,
+    as ``mace_run_train`` does. An existing one is fine-tuned as it is.
+
+    Args:
+        model: A MACE model, the path of a ``.model`` file, or the name of a foundation model; new if not given.
+        r_max: Cutoff in Å.
+        hidden_irreps: Channels of the messages.
+        max_ell: Highest spherical harmonic of an edge.
+        correlation: Correlation order per layer.
+        num_interactions: Layers.
+        num_bessel: Radial basis functions.
+        num_polynomial_cutoff: Order of the cutoff polynomial.
+        radial_MLP: Widths of the radial network.
+        MLP_irreps: Width of the last readout.
+        E0s: Energies of isolated atoms in eV by atomic number; ``average`` fits them to the training frames.
+        scaling: Name of one of MACE's scalings.
+        dtype: ``float32`` or ``float64``.
+        loss: One of MACE's losses; weighted energies and forces if not given.
+        energy_weight: Of that default loss.
+        forces_weight: Of that default loss.
+        lr: Learning rate of the default optimizer, Adam (amsgrad) over MACE's parameter groups.
+        weight_decay: Of that optimizer.
+        optimizer: Takes parameters or groups of them, gives an optimizer; replaces the default.
+        scheduler: Takes the optimizer, gives a learning-rate scheduler, stepped once an epoch.
+        seed: Seeds the weights of a new model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path | None = None,
+        r_max: float = 5.0,
+        hidden_irreps: str = "32x0e + 32x1o",
+        max_ell: int = 3,
+        correlation: int = 3,
+        num_interactions: int = 2,
+        num_bessel: int = 8,
+        num_polynomial_cutoff: int = 5,
+        radial_MLP: Sequence[int] = (64, 64, 64),
+        MLP_irreps: str = "16x0e",
+        E0s: str | dict[int, float] = "average",
+        scaling: str = "rms_forces_scaling",
+        dtype: str = "float32",
+        loss: nn.Module | None = None,
+        energy_weight: float = 1.0,
+        forces_weight: float = 100.0,
+        lr: float = 0.01,
+        weight_decay: float = 5e-7,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["model", "loss", "optimizer", "scheduler"])
+        checks.number("r_max", r_max, above=0, most=100)
+        for name, count, least, most in (
+            ("max_ell", max_ell, 0, 11),
+            ("correlation", correlation, 1, 8),
+            ("num_interactions", num_interactions, 1, 100),
+            ("num_bessel", num_bessel, 1, 1000),
+            ("num_polynomial_cutoff", num_polynomial_cutoff, 1, 1000),
+            *(("radial_MLP", width, 1, 100_000) for width in radial_MLP),
+        ):
+            checks.count(name, count, least=least, most=most)
+        for name, irreps in (("hidden_irreps", hidden_irreps), ("MLP_irreps", MLP_irreps)):
+            _check_irreps(name, irreps)
+        if isinstance(E0s, str) and E0s != "average":
+            raise ValueError(f"E0s={E0s!r}: give 'average' or energies in eV by atomic number.")
+        checks.number("lr", lr, above=0)
+        for name, number in (
+            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
+        ):  # fmt: skip
+            checks.number(name, number, least=0)
+        checks.seed(seed)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is not known: give one of {sorted(DTYPES)}.")
+        if scaling not in mace_modules.scaling_classes:
+            raise ValueError(f"scaling={scaling!r} is not known: give one of {sorted(mace_modules.scaling_classes)}.")
+        self.loss = loss or mace_modules.WeightedEnergyForcesLoss(energy_weight, forces_weight)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.check_optimizer()
+        # Any: the attributes of a MACE model are not those that nn.Module declares.
+        self.model: Any = load_mace(model) if isinstance(model, str | Path) else model
+        self._statistics: dict[str, Any] | None = None
+        self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
+
+    potential_suffix = ".model"
+    given_by = "model"
+
+    def load_potential(self, path: str | Path) -> None:
+        """Take the model of a ``.model`` file."""
+        self.model = load_mace(path)
+
+    def save_potential(self, path: Path) -> None:
+        """Write a ``.model`` file."""
+        save_mace(self.model, path)
+
+    def shift_energies(self, per_atom_eV: float) -> None:
+        """Add a constant to the energy of every isolated atom: no force changes."""
+        self.model.atomic_energies_fn.atomic_energies += per_atom_eV
+
+    @property
+    def model_dtype(self) -> torch.dtype:
+        """Precision of the model."""
+        if self.model is None:
+            return DTYPES[self.options.dtype]
+        parameters: Iterator[Tensor] = self.model.parameters()
+        return next(parameters).dtype
+
+    def build(self, frames: Sequence[Atoms]) -> None:
+        self._statistics = self._measure(frames)
+        self.model = self._build(self._statistics)
+
+    def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
+        """Batches of MACE graphs.
+
+        Args:
+            frames: Labelled structures.
+            batch_size: Structures per batch.
+            shuffle: In random order.
+        """
+        assert self.model is not None
+        numbers, cutoff = self.model.atomic_numbers.tolist(), float(self.model.r_max)
+        return self._loader(frames, numbers, cutoff, batch_size, shuffle)
+
+    def stable_potential(self, system: System) -> MACEPotential:
+        """The potential that StABlE training simulates with."""
+        assert self.model is not None
+        return MACEPotential(self.model, system)
+
+    def forward(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
+        """MACE's output for one of its batches."""
+        output: dict[str, Tensor] = self.model(batch.to_dict(), training=training)
+        return output
+
+    def training_loss(self, batch: Any) -> Tensor:
+        loss: Tensor = self.loss(batch, self(batch, training=True))
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.log("train/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "valid")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return self.optimizer(self.model.parameters())
+        return torch.optim.Adam(**get_params_options(self._mace_options(), self.model))
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        precision = str(self.trainer.precision)
+        if precision.endswith("-mixed"):
+            raise MisconfigurationException(
+                f"Trainer(precision={precision!r}) has MACE's tensor products multiply numbers of two precisions, which they "
+                f"refuse: use precision='32-true' with dtype='float32', or '64-true' with dtype='float64'."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mace_statistics"] = self._statistics
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.model is None:
+            self._statistics = checkpoint["mace_statistics"]
+            if self._statistics is None:
+                raise ValueError(
+                    "the checkpoint is of a fine-tuned model, whose architecture it does not hold: give model=, the "
+                    "model that fine-tuning began with."
+                )
+            self.model = self._build(self._statistics)
+
+    def _evaluate(self, batch: Any, stage: str) -> None:
+        # Forces are a gradient, which Lightning's inference mode forbids; its tensors must be copied out of it.
+        with torch.inference_mode(False), torch.enable_grad():
+            batch = batch.clone()
+            output = self(batch)
+        loss = self.loss(batch, output)
+        metrics: Any = self.metrics[stage]
+        n_atoms = batch.ptr[1:] - batch.ptr[:-1]
+        pairs = {
+            "energy": (output["energy"] / n_atoms, batch.energy / n_atoms),
+            "forces": (output["forces"].reshape(-1), batch.forces.reshape(-1)),
+        }
+        for name, metric in metrics.items():
+            metric.update(*(tensor.detach() for tensor in pairs[name.split("_")[0]]))
+            self.log(f"{stage}/{name}", metric, batch_size=batch.num_graphs)
+        self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_graphs, prog_bar=True)
+
+    def _mace_options(self) -> Namespace:
+        return Namespace(
+            lr=self.options.lr,
+            weight_decay=self.options.weight_decay,
+            amsgrad=True,
+            beta=0.9,
+            lr_params_factors="{}",
+            freeze=None,
+        )
+
+    def _loader(
+        self, frames: Sequence[Atoms], numbers: Sequence[int], cutoff: float, batch_size: int, shuffle: bool
+    ) -> Any:
+        table = AtomicNumberTable(list(numbers))
+        keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
+        for frame in frames:
+            unknown = sorted(set(frame.numbers.tolist()) - set(numbers))
+            if unknown:
+                raise ValueError(
+                    f"a frame {frame.get_chemical_formula()} holds the atomic number(s) {unknown}, which the model does "
+                    f"not know (it knows {list(numbers)}): train a new model on frames that contain them."
+                )
+        with default_dtype(self.model_dtype):
+            graphs: Any = [
+                mace_data.AtomicData.from_config(mace_data.config_from_atoms(frame, keys), table, cutoff)
+                for frame in frames
+            ]
+        return torch_geometric.dataloader.DataLoader(graphs, batch_size=batch_size, shuffle=shuffle)
+
+    def _measure(self, frames: Sequence[Atoms]) -> dict[str, Any]:
+        """What MACE takes from the data, as plain numbers that a checkpoint can hold."""
+        numbers = sorted({int(z) for frame in frames for z in frame.numbers})
+        if self.options.E0s == "average":
+            keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
+            configs = [mace_data.config_from_atoms(frame, keys) for frame in frames]
+            by_number = mace_data.compute_average_E0s(configs, AtomicNumberTable(numbers))
+        else:
+            by_number = {int(z): float(energy) for z, energy in dict(self.options.E0s).items()}
+            missing = sorted(set(numbers) - set(by_number))
+            if missing:
+                raise ValueError(f"E0s lacks the atomic number(s) {missing}: give their energies in eV, or 'average'.")
+        energies = np.array([by_number[z] for z in numbers])
+        loader = self._loader(frames, numbers, self.options.r_max, batch_size=len(frames), shuffle=False)
+        with default_dtype(self.model_dtype):
+            neighbors = mace_modules.compute_avg_num_neighbors(loader)
+            _, scale = mace_modules.scaling_classes[self.options.scaling](loader, energies)
+        return {
+            "atomic_numbers": numbers,
+            "atomic_energies": energies.tolist(),
+            "avg_num_neighbors": float(neighbors),
+            "scale": float(np.squeeze(scale)),
+        }
+
+    def _build(self, statistics: dict[str, Any]) -> nn.Module:
+        options = self.options
+        interaction = mace_modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        with default_dtype(DTYPES[options.dtype]), torch.random.fork_rng(devices=[]), quiet_e3nn():
+            torch.manual_seed(options.seed)
+            return mace_modules.ScaleShiftMACE(
+                r_max=options.r_max,
+                num_bessel=options.num_bessel,
+                num_polynomial_cutoff=options.num_polynomial_cutoff,
+                max_ell=options.max_ell,
+                interaction_cls=interaction,
+                interaction_cls_first=interaction,
+                num_interactions=options.num_interactions,
+                num_elements=len(statistics["atomic_numbers"]),
+                hidden_irreps=o3.Irreps(options.hidden_irreps),
+                MLP_irreps=o3.Irreps(options.MLP_irreps),
+                atomic_energies=np.array(statistics["atomic_energies"]),
+                avg_num_neighbors=statistics["avg_num_neighbors"],
+                atomic_numbers=statistics["atomic_numbers"],
+                correlation=options.correlation,
+                gate=nn.functional.silu,
+                radial_MLP=list(options.radial_MLP),
+                atomic_inter_scale=statistics["scale"],
+                # As mace_run_train does for its default model.
+                atomic_inter_shift=0.0,
+            )
+
+
+def _check_irreps(name: str, irreps: str) -> None:
+    try:
+        parsed = o3.Irreps(irreps)
+        channels = max((each.mul for each in parsed), default=0)
+        if not 0 < channels <= MOST_CHANNELS:
+            raise ValueError(f"{channels} channels")
+    except Exception as error:  # e3nn parses with what raises many kinds
+        raise ValueError(
+            f"{name}={irreps!r} is no list of irreducible representations ({error}): give for instance '16x0e + 16x1o', with "
+            f"up to {MOST_CHANNELS} channels."
+        ) from error
+
+
+def _metrics() -> MetricCollection:
+    return MetricCollection(
+        {
+            "energy_mae": MeanAbsoluteError(),
+            "energy_rmse": MeanSquaredError(squared=False),
+            "forces_mae": MeanAbsoluteError(),
+            "forces_rmse": MeanSquaredError(squared=False),
+        },
+        compute_groups=False,
+    )

@@ -1,0 +1,143 @@
+"""A MACE model applied to replicas of one system."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stable_plugin.md.neighbors import Edges
+from stable_plugin.md.system import System
+from stable_plugin.models.base import Potential, default_dtype
+from stable_plugin.models.mace.files import quiet_e3nn
+
+
+class MACEPotential(Potential):
+    """A MACE model applied to replicas of one system.
+
+    Source of the model: Batatia, Kovács, Simm, Ortner and Csányi, NeurIPS 2022, arXiv:2206.07697.
+
+    Args:
+        module: A ``mace.modules.MACE`` or a subclass that gives energies per atom.
+        system: What is simulated.
+        head: Name of the head of a multi-head model; its last one, MACE's default, if not given.
+
+    Raises:
+        ValueError: If the model does not know an element of the system, or has no such head.
+    """
+
+    # Any: the attributes of a MACE model are not those that nn.Module declares.
+    module: Any
+
+    def __init__(self, module: Any, system: System, head: str | None = None) -> None:
+        super().__init__(module, system)
+        known = module.atomic_numbers.tolist()
+        unknown = sorted(
+            {symbol for symbol, z in zip(system.symbols, system.numbers.tolist(), strict=True) if z not in known}
+        )
+        if unknown:
+            raise ValueError(
+                f"the model does not know the element(s) {', '.join(unknown)} (it knows the atomic numbers {known}): "
+                "train it on frames that contain them, or choose a foundation model that does."
+            )
+        heads = list(getattr(module, "heads", ["Default"]))
+        if head is not None and head not in heads:
+            raise ValueError(f"head={head!r} is not one of the model's heads {heads}.")
+        self._head = heads.index(head) if head is not None else len(heads) - 1
+        species = torch.tensor([known.index(z) for z in system.numbers.tolist()], device=self.device)
+        self._one_hot = nn.functional.one_hot(species, len(known)).to(self.dtype)
+        self._constants: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def cutoff(self) -> float:
+        return float(self.module.r_max)
+
+    def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        output = self.module(self.graph(positions, edges), compute_force=False)
+        energies: Tensor = output["node_energy"].double().reshape(positions.shape[:2])
+        return energies - self._isolated_energies()
+
+    @property
+    def constant_energy(self) -> float:
+        return float(self._isolated_energies().sum())
+
+    def energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        return self._interaction_energy(self.module(self.graph(positions, edges), compute_force=False))
+
+    def compilable(self) -> MACEPotential:
+        twin = copy.copy(self)
+        twin.module = _without_torchscript(self.module)
+        return twin
+
+    def graph(self, positions: Tensor, edges: Edges) -> dict[str, Tensor]:
+        """The dictionary that MACE's ``forward`` takes."""
+        n_replicas = len(positions)
+        if n_replicas not in self._constants:
+            self._constants[n_replicas] = self._constant_entries(n_replicas)
+        return {
+            **self._constants[n_replicas],
+            "positions": positions.reshape(-1, 3),
+            "edge_index": edges.index,
+            "shifts": edges.shifts,
+            "unit_shifts": edges.shifts,
+        }
+
+    def _isolated_energies(self) -> Tensor:
+        energies: Tensor = self.module.atomic_energies_fn(self._one_hot)
+        return energies[:, self._head].double()
+
+    def _constant_entries(self, n_replicas: int) -> dict[str, Tensor]:
+        n_atoms = self.system.n_atoms
+        replicas = torch.arange(n_replicas, device=self.device)
+        return {
+            "node_attrs": self._one_hot.repeat(n_replicas, 1),
+            "batch": replicas.repeat_interleave(n_atoms),
+            "ptr": torch.arange(0, n_replicas * n_atoms + 1, n_atoms, device=self.device),
+            "cell": torch.zeros(3 * n_replicas, 3, dtype=self.dtype, device=self.device),
+            "head": torch.full((n_replicas,), self._head, device=self.device),
+        }
+
+    def _interaction_energy(self, output: dict[str, Tensor]) -> Tensor:
+        if "interaction_energy" in output:
+            return output["interaction_energy"]
+        # Models without scale and shift list the isolated-atom energies as the first contribution.
+        return output["contributions"][:, 1:].sum(dim=1)
+
+
+def _without_torchscript(module: Any) -> nn.Module:
+    """The model built anew from plain torch code, with the very parameters and buffers of the given one.
+
+    Raises:
+        ValueError: If mace cannot say how the model was built.
+    """
+    from mace.tools.compile import disable_e3nn_codegen, simplify
+    from mace.tools.scripts_utils import extract_config_mace_model
+
+    settings = extract_config_mace_model(module)
+    if "error" in settings:
+        raise ValueError(f"compile=True: mace does not rebuild a {type(module).__name__}. Set compile=False.")
+    with quiet_e3nn(), disable_e3nn_codegen(), default_dtype(next(module.parameters()).dtype):
+        twin = simplify(type(module)(**settings))
+    for name, parameter in module.named_parameters():
+        _put(twin, name, parameter, "_parameters")
+    for name, buffer in module.named_buffers():
+        _put(twin, name, buffer, "_buffers")
+    return twin.eval()
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
+    """Replace a parameter or buffer of the twin; buffers of TorchScript's own have no counterpart."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        held = getattr(module.get_submodule(path), kind)
+    except AttributeError:
+        held = {}
+    if leaf in held and held[leaf].shape == tensor.shape:
+        held[leaf] = tensor
+    elif kind == "_parameters":
+        raise ValueError(
+            f"compile=True: the {type(module).__name__} that mace rebuilds has no parameter {name} of shape "
+            f"{tuple(tensor.shape)}. Set compile=False."
+        )

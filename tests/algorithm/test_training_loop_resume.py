@@ -1,0 +1,102 @@
+"""A loop that is interrupted within a window goes on as if it had not been, whatever its model draws."""
+
+import numpy as np
+import pytest
+import torch
+from toys import TRIATOMIC, Springs
+
+from stable_plugin import BondDeviation, BondLengths, Execution, Langevin, Schedule, System
+from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.models import ModulePotential
+
+N_STEPS = 8
+
+
+class Drawing(Springs):
+    """Energies that depend a little on the global random stream, as eSEN's do by its rounding."""
+
+    def forward(self, positions):
+        return super().forward(positions) * (1.0 + 0.01 * torch.rand((), dtype=positions.dtype))
+
+
+class Interruption(Exception):
+    pass
+
+
+def loop():
+    frames = torch.tensor(TRIATOMIC.positions) + torch.tensor(
+        np.random.default_rng(0).normal(scale=0.03, size=(6, 3, 3))
+    )
+    system = System.from_atoms(TRIATOMIC)
+    potential = ModulePotential(Drawing(system.bonds, 3.0, torch.ones(2)), system)
+    return TrainingLoop(
+        potential,
+        frames,
+        frames,
+        integrator=Langevin(300.0, 0.5, 1.0),
+        observables=[BondLengths()],
+        detector=BondDeviation(0.07, 10.0),
+        n_replicas=4,
+        window_ps=0.01,
+        record_every_fs=2.5,
+        check_every_fs=2.5,
+        schedule=Schedule(max_unstable_fraction=0.4, stable_ps=1.0, lr_patience=1, max_lr_cuts=0),
+        rewind_fraction=0.5,
+        steps_per_window=2,
+        execution=Execution(threads=1),
+    )
+
+
+def learn(trained, steps):
+    """Take steps of gradient descent, each from where the trainer's random stream then is."""
+    for step in steps:
+        torch.manual_seed(step)
+        estimate = trained.gradient()
+        with torch.no_grad():
+            for parameter, gradient in zip(trained.potential.trainable_parameters(), estimate.gradients, strict=True):
+                parameter -= 1e-3 * gradient / gradient.norm()
+
+
+def outcome(trained):
+    windows = [{**vars(entry), "wall_s": 0.0} for entry in trained.windows]
+    return (
+        windows,
+        [parameter.item() for parameter in trained.potential.trainable_parameters()],
+        trained._state.positions,
+    )
+
+
+def test_the_trainer_s_random_stream_is_its_own():
+    trained = loop()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert trained.gradient() is not None
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("looks", [1, 4, 9, 14, 16])
+def test_an_interrupted_window_is_simulated_again_from_the_same_draws(looks):
+    whole = loop()
+    learn(whole, range(N_STEPS))
+    assert {entry.phase for entry in whole.windows} == {"simulate", "learn"}
+
+    cut, seen = loop(), []
+
+    def interrupt(progress):
+        seen.append(progress)
+        if len(seen) == looks:
+            raise Interruption
+
+    cut.on_progress = interrupt
+    taken = 0
+    with pytest.raises(Interruption):
+        while taken < N_STEPS:
+            learn(cut, [taken])
+            taken += 1
+    resumed = loop()
+    resumed.load_state_dict(cut.state_dict())
+    resumed.potential.module.load_state_dict(cut.potential.module.state_dict())
+    learn(resumed, range(taken, N_STEPS))
+    (windows, weights, positions), (expected, expected_weights, expected_positions) = outcome(resumed), outcome(whole)
+    assert windows == expected and weights == expected_weights
+    assert torch.equal(positions, expected_positions)

@@ -1,0 +1,40 @@
+"""The examples in the docstrings, and the Python of the documentation pages."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import stable_plugin
+
+DOCS = Path(__file__).parents[2] / "docs"
+MODULES = [module.name for module in pkgutil.walk_packages(stable_plugin.__path__, "stable_plugin.")]
+
+
+def imported(name):
+    """The module, or None if it is for a family of models that is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if "stable-plugin[" not in str(error):
+            raise
+        return None
+
+
+def test_every_example_in_a_docstring_holds():
+    results = [doctest.testmod(module) for module in map(imported, MODULES) if module is not None]
+    assert sum(result.failed for result in results) == 0
+    assert sum(result.attempted for result in results) >= 10
+
+
+# The page on fairchem trains a model: it is run small, with the README.
+PAGES = sorted(set(DOCS.glob("*.md")) - {DOCS / "fairchem.md"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_on_a_page_runs(page):
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(code, page.name, "exec"), {})

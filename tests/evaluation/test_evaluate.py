@@ -1,0 +1,149 @@
+"""The evaluation on potentials whose fate is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.io import read
+from torch import nn
+from toys import tiny_mace
+
+from stable_plugin import BondDeviation, BondLengths, Langevin
+from stable_plugin.algorithm.training_loop import UnusablePotentialError
+from stable_plugin.evaluation import Evaluator, evaluate
+from stable_plugin.models import ModulePotential
+
+DATA = Path(__file__).parents[2] / "recipes" / "data"
+HELDOUT = DATA / "aspirin_heldout.extxyz"
+
+
+class Network(nn.Module):
+    """Springs between all atoms that hold the first held-out structure together."""
+
+    def __init__(self, stiffness):
+        super().__init__()
+        self.stiffness = nn.Parameter(torch.tensor(stiffness, dtype=torch.float64))
+        self.register_buffer("rest", torch.tensor(read(HELDOUT, 0).get_all_distances()))
+
+    def stable_potential(self, system):
+        return ModulePotential(self, system)
+
+    def forward(self, positions):
+        distances = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist")
+        return 0.25 * self.stiffness * (distances - self.rest).square().sum(dim=(1, 2))
+
+
+def evaluator(**changes):
+    settings = {
+        "starts": read(HELDOUT, ":1"),
+        "reference": DATA / "aspirin_reference.extxyz",
+        "detector": BondDeviation(0.5),
+        "integrator": Langevin(300.0, 0.5, 5.0),
+        "n_replicas": 4,
+        "horizons_ps": [0.05, 0.1],
+        "record_every_fs": 10.0,
+    }
+    return Evaluator(**{**settings, **changes})
+
+
+def test_a_potential_that_holds_together_never_fails_and_its_rate_is_bounded_not_zero():
+    first, last = evaluator().evaluate(Network(2.0)).summaries
+    for summary in (first, last):
+        assert summary["unstable"] == 0
+        assert summary["median_stable_ps"] is None
+        assert summary["failures_per_ns"] == 0
+        low, high = summary["failures_per_ns_interval"]
+        exposure_ns = 4 * summary["horizon_ps"] / 1000.0
+        assert low == 0 and high == pytest.approx(3.688879 / exposure_ns, rel=1e-5)
+        assert summary["observables"]["bond_lengths"] < 0.2
+
+
+def test_a_potential_without_forces_loses_every_replica_and_the_numbers_agree(tmp_path):
+    result = evaluator(horizons_ps=[0.5], integrator=Langevin(2000.0, 0.5, 0.0)).evaluate(Network(0.0), tmp_path)
+    (summary,) = result.summaries
+    assert summary["unstable"] == 4
+    steps = np.diff(result.curves["survival"]["probability"], prepend=1.0)
+    times = np.repeat(result.curves["survival"]["time_ps"], np.rint(-4 * steps).astype(int))
+    assert len(times) == 4
+    assert summary["failures_per_ns"] == pytest.approx(4 / times.sum() * 1000, rel=1e-6)
+    reference = np.mean([frame.get_all_distances() for frame in read(DATA / "aspirin_reference.extxyz", ":")], axis=0)
+    bonds = evaluator().system.bonds.numpy()
+
+    def deviation(frame):
+        lengths = frame.get_all_distances()
+        return max(abs(lengths[i, j] - reference[i, j]) for i, j in bonds)
+
+    for path in tmp_path.glob("failed*.extxyz"):
+        *earlier, last = read(path, ":")
+        assert deviation(last) > 0.5
+        assert all(deviation(frame) <= 0.5 + 1e-9 for frame in earlier)
+    assert len(list(tmp_path.glob("failed*.extxyz"))) == 3
+
+
+def test_a_potential_without_a_number_is_told_from_one_that_fails():
+    with pytest.raises(
+        UnusablePotentialError, match=r"all 4 replicas have failed in their start frames .*finite"
+    ) as error:
+        evaluator().evaluate(Network(float("nan")))
+    assert np.allclose(error.value.frame.positions, read(HELDOUT, 0).positions)
+
+
+def test_later_horizons_count_at_least_as_many_failures_and_the_same_seed_the_same():
+    settings = {"horizons_ps": [0.02, 0.04, 0.2], "integrator": Langevin(1500.0, 0.5, 1.0)}
+    one, other = (evaluator(**settings).evaluate(Network(0.05)).summaries for _ in range(2))
+    counts = [summary["unstable"] for summary in one]
+    assert counts == sorted(counts)
+    assert one == other
+
+
+def test_errors_on_labelled_frames_equal_those_of_the_plain_mace_calculator(tmp_path):
+    pytest.importorskip("mace")
+    from mace.calculators import MACECalculator
+
+    from stable_plugin.models.mace.files import save_mace
+
+    model = tiny_mace([1, 6, 8])
+    save_mace(model, tmp_path / "tiny.model")
+    calculator = MACECalculator(str(tmp_path / "tiny.model"), device="cpu", default_dtype="float64")
+    frames = read(HELDOUT, ":3")
+    force_errors, energy_errors = [], []
+    for frame in frames:
+        plain = frame.copy()
+        plain.calc = calculator
+        force_errors.append(np.abs(plain.get_forces() - frame.arrays["REF_forces"]).mean())
+        energy_errors.append(abs(plain.get_potential_energy() - frame.info["REF_energy"]) / 21)
+    result = evaluator(labelled=frames, horizons_ps=[0.005], check_every_fs=2.5, record_every_fs=2.5)
+    (summary,) = result.evaluate(model).summaries
+    assert summary["force_mae_mev_per_A"] == pytest.approx(1000 * np.mean(force_errors), rel=1e-9)
+    assert summary["energy_mae_mev_per_atom"] == pytest.approx(1000 * np.mean(energy_errors), rel=1e-9)
+
+
+def test_one_call_is_enough():
+    result = evaluate(
+        Network(2.0), read(HELDOUT, ":2"), horizons_ps=[0.01], n_replicas=2, observables=[BondLengths()],
+        record_every_fs=5.0,
+    )  # fmt: skip
+    assert set(result.axes) == {"bond_lengths"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horizons_ps": [1000000000]}, r"horizons_ps=1000000000 ps is 2e\+12 timesteps"),
+        ({"horizons_ps": []}, "horizons_ps="),
+        ({"horizons_ps": [-1.0]}, "horizons_ps=-1"),
+        ({"n_replicas": 0}, "n_replicas=0"),
+        ({"starts": "missing.extxyz"}, "starts='missing.extxyz' is not a file"),
+        ({"detector": BondDeviation(0.01)}, "reference frames are broken"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_simulated(changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluator(**changes)
+
+
+def test_start_frames_of_another_molecule_are_refused():
+    water = read(HELDOUT, 0)[:5]
+    with pytest.raises(ValueError, match=r"starts\[0\] is .* but the simulated system is"):
+        evaluator(starts=[water])

@@ -1,0 +1,385 @@
+"""StABlECallback and StABlEMixin inside real Trainers, on a real MACE model and the aspirin frames."""
+
+import pytest
+import torch
+from ase.io import read
+from pytorch_lightning import LightningModule, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from small_training import kwargs_of, short_callback, small_module, trainer
+
+from stable_plugin import BondDeviation, Langevin, Schedule, StABlECallback, StABlEMixin
+from stable_plugin.integrations.lightning import ExtxyzDataModule
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_before_its_start_epoch_the_callback_changes_nothing(tmp_path, frames):
+    results = []
+    for callbacks in ([], [short_callback(start_epoch=3)]):
+        seed_everything(0)
+        module = small_module()
+        trainer(tmp_path, *callbacks).fit(module, ExtxyzDataModule(frames, batch_size=5))
+        results.append(weights(module))
+    assert torch.equal(*results)
+
+
+def test_supervised_epochs_come_first_and_then_the_replicas_are_simulated(tmp_path, frames):
+    module, callback = small_module(), short_callback(start_epoch=2)
+    run = trainer(tmp_path, callback, max_epochs=5)
+    run.fit(module, ExtxyzDataModule(frames, batch_size=5))
+    assert run.global_step >= 4
+    assert callback.windows[0].phase == "simulate"
+    assert sum(entry.steps for entry in callback.windows) >= 1
+    assert run.callback_metrics["stable/observable_loss"] > 0
+
+
+def test_an_optimizer_step_follows_the_sum_of_both_gradients(tmp_path, frames):
+    class Recorder(StABlECallback):
+        seen = None
+
+        def on_before_optimizer_step(self, run, module, optimizer):
+            own = [parameter.grad.clone() for parameter in module.parameters()]
+            super().on_before_optimizer_step(run, module, optimizer)
+            if self.seen is None:
+                self.seen = own, [parameter.grad.clone() for parameter in module.parameters()]
+
+    callback = Recorder(**kwargs_of(short_callback), observable_weight=7.0)
+    module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-30))
+    trainer(tmp_path, callback, max_epochs=1).fit(module, ExtxyzDataModule(frames, batch_size=10))
+    own, joint = callback.seen
+    # The learning rate is next to zero: the same window gives the same estimate again.
+    callback.loop._sample.steps = 0
+    estimate = callback.loop.gradient()
+    for before, after, gradient in zip(own, joint, estimate.gradients, strict=True):
+        torch.testing.assert_close(after, before + 7.0 * gradient, rtol=1e-4, atol=1e-6)
+    assert any(gradient.abs().max() > 0 for gradient in estimate.gradients)
+
+
+def test_the_learning_rate_is_borrowed_for_single_steps(tmp_path, frames):
+    class Watch(StABlECallback):
+        used: list[float]
+
+        def on_before_optimizer_step(self, run, module, optimizer):
+            super().on_before_optimizer_step(run, module, optimizer)
+            self.used = [*getattr(self, "used", []), optimizer.param_groups[0]["lr"]]
+
+    callback = Watch(**kwargs_of(short_callback), learning_rate=1e-5)
+    module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.125))
+    run = trainer(tmp_path, callback, max_epochs=1)
+    run.fit(module, ExtxyzDataModule(frames, batch_size=10))
+    assert callback.used[0] == pytest.approx(1e-5)
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.125
+
+
+def test_a_stable_potential_is_left_alone_and_training_ends(tmp_path, frames):
+    callback = short_callback(detector=BondDeviation(2.5, 10.0), window_ps=0.005)
+    module = small_module()
+    run = trainer(tmp_path, callback, max_epochs=50)
+    run.fit(module, ExtxyzDataModule(frames, batch_size=10))
+    fresh = small_module()
+    fresh.trainer = run
+    fresh.setup("fit")
+    assert callback.loop.phases.name == "done"
+    assert run.current_epoch <= 1
+    assert torch.equal(weights(module), weights(fresh))
+
+
+def test_the_defaults_find_structures_bonds_and_targets_in_the_training_data(tmp_path, frames):
+    callback = StABlECallback(n_replicas=2, window_ps=0.01, record_every_fs=5.0, start_epoch=0)
+    callback.session.settings.loop_arguments["schedule"] = Schedule(
+        max_unstable_fraction=0.5, stable_ps=0.01, max_windows=1
+    )
+    trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
+    loop = callback.loop
+    assert len(loop.potential.system.bonds) == 21
+    expected = torch.stack([torch.tensor(frame.get_all_distances()) for frame in frames]).mean(dim=0)
+    for (i, j), length in zip(loop.potential.system.bonds.tolist(), loop.observables[0].target.tolist(), strict=True):
+        assert length == pytest.approx(expected[i, j].item(), abs=1e-5)
+
+
+def fit_until_interrupted(folder, frames, callback, resume_from=None, max_epochs=6):
+    module = small_module()
+    if resume_from is None:
+        seed_everything(1)  # batches are shuffled; who resumes finds the state of the generators in the checkpoint
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    run = trainer(folder, callback, last, max_epochs=max_epochs, enable_checkpointing=True)
+    try:
+        run.fit(module, ExtxyzDataModule(frames, batch_size=5), ckpt_path=resume_from, weights_only=False)
+    except SystemExit:
+        assert callback.n_windows is not None
+    return module
+
+
+class Interrupted(StABlECallback):
+    """Ctrl-C in the middle of a simulated window, if told so."""
+
+    n_windows = None
+
+    def simulate_until(self, n_windows):
+        self.n_windows = n_windows
+        return self
+
+    def on_train_start(self, run, module):
+        super().on_train_start(run, module)
+        measure = self.loop.simulator.detector.measure
+
+        def measure_or_stop(positions, velocities):
+            if len(self.windows) == self.n_windows:
+                raise KeyboardInterrupt
+            return measure(positions, velocities)
+
+        self.loop.simulator.detector.measure = measure_or_stop
+
+
+def never_done():
+    return {
+        **kwargs_of(short_callback),
+        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02),
+        "min_ess_fraction": 0.01,
+    }
+
+
+def test_resuming_from_an_epoch_checkpoint_equals_the_uninterrupted_run_to_the_last_bit(tmp_path, frames):
+    whole, uninterrupted = tmp_path / "whole", Interrupted(**never_done())
+    complete = fit_until_interrupted(whole, frames, uninterrupted)
+    assert len(uninterrupted.windows) >= 4
+    cut = tmp_path / "cut"
+    fit_until_interrupted(cut, frames, Interrupted(**never_done()).simulate_until(3))
+    resumed_callback = Interrupted(**never_done())
+    resumed = fit_until_interrupted(cut, frames, resumed_callback, resume_from=cut / "last.ckpt")
+    assert torch.equal(weights(complete), weights(resumed))
+    assert torch.equal(*(one.loop._state.positions for one in (uninterrupted, resumed_callback)))
+    for one, other in zip(uninterrupted.windows, resumed_callback.windows, strict=True):
+        assert {**vars(one), "wall_s": 0} == {**vars(other), "wall_s": 0}
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on_where_the_run_was(tmp_path, frames):
+    interrupted = Interrupted(**never_done()).simulate_until(2)
+    fit_until_interrupted(tmp_path, frames, interrupted)
+    (checkpoint,) = tmp_path.glob("interrupted*.ckpt")
+    resumed = Interrupted(**never_done())
+    fit_until_interrupted(tmp_path, frames, resumed, resume_from=checkpoint)
+    assert resumed.windows[:2] == interrupted.windows
+    assert len(resumed.windows) > 2
+
+
+def test_a_potential_that_fails_at_once_stops_with_the_worst_frame(tmp_path, frames):
+    callback = short_callback(detector=BondDeviation(0.15, 0.15))
+    module = small_module()
+
+    def wild(run, *_):
+        with torch.no_grad():
+            for parameter in module.model.parameters():
+                parameter.mul_(300.0)
+
+    callback.on_fit_start = wild
+    with pytest.raises(RuntimeError, match=r"all 4 replicas broke down within .* fs .*worst_frame"):
+        trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
+    assert len(read(tmp_path / "worst_frame.extxyz")) == 21
+
+
+class Spoiled(StABlECallback):
+    """Its estimates are not finite at some optimizer steps, counted from one."""
+
+    spoiled_at = ()
+
+    def on_train_start(self, run, module):
+        super().on_train_start(run, module)
+        self.weights_before = weights(module)
+        gradient, asked = self.loop.gradient, []
+
+        def spoiled():
+            estimate = gradient()
+            asked.append(estimate)
+            if len(asked) in self.spoiled_at:
+                estimate.gradients[0].view(-1)[0] = torch.nan
+            return estimate
+
+        self.loop.gradient = spoiled
+
+
+def fit_nonfinite(folder, frames, *steps):
+    callback, module = Spoiled(**never_done()), small_module()
+    callback.spoiled_at = steps
+    trainer(folder, callback, max_epochs=2).fit(module, ExtxyzDataModule(frames, batch_size=5))
+    return callback, module
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, frames, caplog):
+    callback, module = fit_nonfinite(tmp_path, frames, 2, 3)
+    assert caplog.text.count("gradient of the observables is not finite, this step is not taken") == 2
+    assert weights(module).isfinite().all()
+    assert not torch.equal(weights(module), callback.weights_before)
+
+
+def test_three_such_gradients_in_a_row_end_the_run_with_the_weights_before_them(tmp_path, frames):
+    callback, module = Spoiled(**never_done()), small_module()
+    callback.spoiled_at = (1, 2, 3)
+    with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
+        trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
+    assert torch.equal(weights(module), callback.weights_before)
+    saved = torch.load(tmp_path / "interrupted-step=2.ckpt", weights_only=False)
+    module.load_state_dict(saved["state_dict"])
+    assert torch.equal(weights(module), callback.weights_before)
+
+
+def test_a_learning_rate_that_has_run_out_is_an_error_not_a_run_without_effect(tmp_path, frames):
+    module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    with pytest.raises(ValueError, match=r"learning rate is zero.*learning_rate="):
+        trainer(tmp_path, short_callback()).fit(module, ExtxyzDataModule(frames, batch_size=10))
+
+
+def test_two_callbacks_on_one_trainer_are_refused(tmp_path, frames):
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `StABlECallback`"):
+        trainer(tmp_path, short_callback(), short_callback()).fit(small_module(), ExtxyzDataModule(frames))
+
+
+def test_manual_optimization_is_refused_and_the_mixin_named(tmp_path, frames):
+    module = small_module()
+    module.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="StABlEMixin"):
+        trainer(tmp_path, short_callback()).fit(module, ExtxyzDataModule(frames))
+
+
+def test_a_module_without_a_potential_is_refused(tmp_path, frames):
+    class Plain(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(torch.ones(1, 1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = short_callback(structures=frames)
+    with pytest.raises(TypeError, match="no potential found in Plain"):
+        trainer(tmp_path, callback).fit(Plain(), torch.utils.data.DataLoader([0.0]))
+    with pytest.raises(TypeError, match="give structures="):
+        trainer(tmp_path, short_callback()).fit(Plain(), torch.utils.data.DataLoader([0.0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_replicas": 0}, "n_replicas=0"),
+        ({"n_replicas": 2.5}, "n_replicas=2.5"),
+        ({"window_ps": -1.0}, r"window_ps=-1\.0 is out of range"),
+        ({"record_every_fs": 0.7}, "record_every_fs=0.7"),
+        ({"steps_per_window": 0}, "steps_per_window=0"),
+        ({"min_ess_fraction": 1.5}, "min_ess_fraction=1.5"),
+        ({"reference": []}, "reference"),
+        ({"bonds": [(0, 99)]}, r"\(0, 99\)"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_simulation(tmp_path, frames, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        callback = short_callback(**arguments)
+        trainer(tmp_path, callback).fit(small_module(), ExtxyzDataModule(frames))
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Langevin(-5.0), "temperature_K=-5"),
+        (lambda: Langevin(300.0, 0.0), "timestep_fs=0"),
+        (lambda: Langevin(300.0, 40.0), "timestep_fs=40"),
+        (lambda: Langevin(300.0, 0.5, -1.0), "friction_per_ps=-1"),
+        (lambda: BondDeviation(float("nan")), "threshold=nan"),
+        (lambda: BondDeviation(0.5, 0.2), "discard=0.2"),
+        (lambda: Schedule(max_unstable_fraction=1.5), "trigger=1.5"),
+        (lambda: Schedule(max_unstable_fraction=0.2, min_unstable_fraction=0.3), "floor=0.3"),
+        (lambda: StABlECallback(learning_rate=0.0), "learning_rate=0"),
+        (lambda: StABlECallback(start_epoch=-1), "start_epoch=-1"),
+        (lambda: StABlECallback(observable_weight=-1.0), "observable_weight=-1"),
+    ],
+)
+def test_numbers_out_of_range_are_named_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class Own(StABlEMixin, LightningModule):
+    """A user's module with its own training step."""
+
+    def __init__(self, inner, factor, **stable):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+        self.configure_stable(**stable)
+        self.losses = []
+
+    def dataloader(self, *arguments, **keywords):
+        return self.inner.dataloader(*arguments, **keywords)
+
+    def setup(self, stage):
+        self.inner.trainer = self.trainer
+        self.inner.setup(stage)
+
+    def training_step(self, batch, batch_idx):
+        observable_loss = self.stable_loss()
+        if observable_loss is None:
+            return None
+        self.losses.append(observable_loss.item())
+        return self.inner.loss(batch, self.inner(batch, training=True)) + self.factor * observable_loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+
+def test_the_mixin_takes_the_same_steps_as_the_callback(tmp_path, frames):
+    arguments = {
+        **kwargs_of(short_callback),
+        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2),
+    }
+    data = ExtxyzDataModule(frames, batch_size=10)
+    mixed = Own(small_module(), 7.0, **arguments)
+    trainer(tmp_path, max_epochs=3).fit(mixed, data)
+    called = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-6))
+    callback = StABlECallback(**arguments, observable_weight=7.0)
+    trainer(tmp_path, callback, max_epochs=3).fit(called, data)
+    assert mixed.losses and mixed.losses[0] == pytest.approx(callback.windows[0].observable_loss, rel=1e-5)
+    torch.testing.assert_close(weights(mixed.inner), weights(called), rtol=1e-5, atol=1e-7)
+
+
+def test_the_mixin_refuses_what_only_the_callback_does():
+    with pytest.raises(TypeError, match="observable_weight"):
+        Own(small_module(), 1.0, observable_weight=2.0)
+
+
+def test_it_works_on_the_other_lightning_with_a_plain_module_and_a_plain_dataloader(tmp_path, frames):
+    lightning = pytest.importorskip("lightning")
+    inner, labelled = small_module(), ExtxyzDataModule(frames).train_frames
+    inner.model = inner._build(inner._measure(labelled))
+
+    class Plain(lightning.LightningModule):
+        def __init__(self, model, loss):
+            super().__init__()
+            self.model, self.loss = model, loss
+
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch, self.model(batch.to_dict(), training=True))
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    callback = short_callback()
+    run = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    module = Plain(inner.model, inner.loss)
+    before = weights(module)
+    run.fit(module, inner.dataloader(labelled, 5, shuffle=True))
+    assert sum(entry.steps for entry in callback.windows) == run.global_step > 0
+    assert not torch.equal(before, weights(module))

@@ -1,0 +1,168 @@
+"""Both thermostats under the statistical tests of the physical_validation package.
+
+Kinetic energies are compared with their exact distribution, and potential energies at two temperatures with each other:
+their distributions differ by exp(-(β₁ - β₂) U) and by nothing else (Shirts, J. Chem. Theory Comput. 9, 909, 2013; Merz and
+Shirts, PLoS ONE 13, e0202764, 2018). Every test is also given data that are wrong, which it has to refuse.
+
+BAOAB samples positions to higher order, but the velocities at the end of its steps are too cold by (dt ω)²/4, and those
+of velocity Verlet inside the chain are off by as much. Timesteps are chosen such that dt ω < 0.07 for almost all of the
+time, which makes that 0.1 %: less than what so many samples can tell.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import physical_validation as pv
+import pytest
+import torch
+from ase import Atoms, units
+from torch import nn
+from toys import as_potential, tiny_mace
+
+from stable_plugin import Langevin, NonFinite, NoseHooverChain, System
+from stable_plugin.md import Simulator
+from stable_plugin.md.state import kinetic_energy
+from stable_plugin.models import ModulePotential
+
+UNITS = pv.data.UnitData(
+    kb=units.kB,
+    energy_conversion=units.mol / units.kJ,
+    length_conversion=0.1,
+    volume_conversion=0.001,
+    temperature_conversion=1.0,
+    pressure_conversion=1.0,
+    time_conversion=0.001,
+)
+TEMPERATURE, WARMER = 300.0, 330.0
+QUIET = {"verbosity": 0, "data_is_uncorrelated": True}
+
+
+@dataclass
+class Sampled:
+    """Energies in eV of frames that have forgotten each other, (n_samples,)."""
+
+    kinetic: torch.Tensor
+    potential: torch.Tensor
+    n_atoms: int
+    n_frozen: int
+
+    def as_claimed_at(self, temperature_K, kinetic_factor=1.0):
+        """What the package takes, at a temperature that need not be the true one."""
+        return pv.data.SimulationData(
+            units=UNITS,
+            dt=1.0,
+            system=pv.data.SystemData(
+                natoms=self.n_atoms, nconstraints=0, ndof_reduction_tra=self.n_frozen, ndof_reduction_rot=0
+            ),
+            ensemble=pv.data.EnsembleData("NVT", natoms=self.n_atoms, volume=1.0, temperature=temperature_K),
+            observables=pv.data.ObservableData(
+                kinetic_energy=kinetic_factor * self.kinetic.numpy(),
+                potential_energy=self.potential.numpy(),
+                total_energy=(self.kinetic + self.potential).numpy(),
+            ),
+        )
+
+
+class Tied(nn.Module):
+    """Every two atoms are held at the distance vector that they begin with, U = ½ k d² + q (d_x⁴ + d_y⁴ + d_z⁴).
+
+    Nothing is conserved but the momentum, and the quartic part mixes all modes: what the chain needs to be canonical.
+    """
+
+    def __init__(self, rest, stiffness=1.0, quartic=20.0):
+        super().__init__()
+        self.first, self.second = torch.tensor(list(combinations(range(len(rest)), 2))).unbind(1)
+        self.vectors = rest[self.first] - rest[self.second]
+        self.k, self.q = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (stiffness, quartic))
+
+    def forward(self, positions):
+        squares = (positions[:, self.first] - positions[:, self.second] - self.vectors).square()
+        return (0.5 * self.k * squares + self.q * squares.square()).sum(dim=(1, 2))
+
+
+def tied():
+    atoms = Atoms("Ar4", positions=[[0, 0, 0], [3, 0, 0], [0, 3, 0], [0, 0, 3]])
+    return ModulePotential(Tied(torch.tensor(atoms.positions)), System.from_atoms(atoms, bonds=[])), atoms
+
+
+def untrained_mace():
+    """A real model with random weights, in a box: what it has learned makes no difference to statistical mechanics."""
+    grid = np.array(list(np.ndindex(2, 2, 2)))
+    atoms = Atoms("Ar8", positions=2.2 * grid, cell=[4.4, 4.4, 4.4], pbc=True)
+    model = tiny_mace(atoms.numbers, num_interactions=1, r_max=3.0, atomic_inter_scale=5.0)
+    return as_potential(model, System.from_atoms(atoms, bonds=[])), atoms
+
+
+def langevin(temperature_K, timestep_fs):
+    return Langevin(temperature_K, timestep_fs, friction_per_ps=20.0)
+
+
+def nose_hoover(temperature_K, timestep_fs):
+    return NoseHooverChain(temperature_K, timestep_fs, relaxation_fs=100.0)
+
+
+def sample(subject, integrator, n_replicas, n_frames, apart_fs, settle_fs):
+    """Energies along a simulation, begun after friction and noise have brought the positions to the temperature."""
+    (potential, atoms), timestep = subject, integrator.timestep_fs
+    system, generator = potential.system, torch.Generator().manual_seed(0)
+
+    def run(integrator, positions, duration_fs, every_fs):
+        simulator = Simulator(potential, integrator, NonFinite(), check_every_fs=20 * timestep, block_steps=20)
+        start = simulator.prepare(positions, generator)
+        return simulator.run(start, round(duration_fs / timestep), round(every_fs / timestep), generator)
+
+    rest = torch.tensor(atoms.positions).repeat(n_replicas, 1, 1)
+    thermal = run(Langevin(integrator.temperature_K, timestep, 20.0), rest, settle_fs, settle_fs).end
+    # Left out until the velocities are the thermostat's own.
+    skipped = round(settle_fs / apart_fs)
+    window = run(integrator, thermal.positions, (skipped + n_frames) * apart_fs, apart_fs)
+    assert window.valid.all()
+    frames, velocities = window.positions[skipped:], window.velocities[skipped:]
+    with torch.no_grad():
+        energies = [potential.energies(frame, potential.edges(frame)) for frame in frames]
+    return Sampled(
+        kinetic_energy(velocities, system.masses).flatten(),
+        torch.stack(energies).double().flatten(),
+        len(atoms),
+        3 * len(atoms) - integrator.degrees_of_freedom(len(atoms)),
+    )
+
+
+@pytest.fixture(scope="module", params=[langevin, nose_hoover], ids=lambda thermostat: thermostat.__name__)
+def samples(request):
+    """Samples at two temperatures."""
+    size = {"n_replicas": 1500, "n_frames": 4, "apart_fs": 300.0, "settle_fs": 600.0}
+    return [sample(tied(), request.param(temperature, 1.0), **size) for temperature in (TEMPERATURE, WARMER)]
+
+
+def kinetic_p_value(sampled, temperature_K, kinetic_factor=1.0):
+    """Of the Kolmogorov-Smirnov test against the exact distribution."""
+    return pv.kinetic_energy.distribution(sampled.as_claimed_at(temperature_K, kinetic_factor), strict=True, **QUIET)
+
+
+def test_kinetic_energies_have_the_distribution_of_their_degrees_of_freedom(samples):
+    for sampled, temperature in zip(samples, (TEMPERATURE, WARMER), strict=True):
+        assert kinetic_p_value(sampled, temperature) > 0.01
+        deviations = pv.kinetic_energy.distribution(sampled.as_claimed_at(temperature), bootstrap_seed=0, **QUIET)
+        assert max(np.abs(deviations)) < 3.0, "mean and width, in standard errors"
+        assert kinetic_p_value(sampled, 1.04 * temperature) < 0.01
+        assert kinetic_p_value(sampled, temperature, 0.96) < 0.01
+
+
+def test_potential_energies_at_two_temperatures_differ_by_their_boltzmann_factors(samples):
+    colder, warmer = samples
+    right = pv.ensemble.check(colder.as_claimed_at(TEMPERATURE), warmer.as_claimed_at(WARMER), **QUIET)
+    assert np.abs(right).max() < 3.0, "in standard errors"
+    wrong = pv.ensemble.check(colder.as_claimed_at(TEMPERATURE), warmer.as_claimed_at(WARMER + 20.0), **QUIET)
+    assert np.abs(wrong).max() > 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thermostat", [langevin, nose_hoover], ids=lambda thermostat: thermostat.__name__)
+def test_a_real_model_has_the_kinetic_energies_of_its_temperature(thermostat):
+    size = {"n_replicas": 60, "n_frames": 10, "apart_fs": 240.0, "settle_fs": 720.0}
+    sampled = sample(untrained_mace(), thermostat(TEMPERATURE, 2.0), **size)
+    assert kinetic_p_value(sampled, TEMPERATURE) > 0.01
+    assert kinetic_p_value(sampled, 1.08 * TEMPERATURE) < 0.01
+    assert kinetic_p_value(sampled, TEMPERATURE, 0.92) < 0.01

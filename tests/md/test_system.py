@@ -1,0 +1,175 @@
+"""The description of what is simulated, and the checks of numbers that every constructor shares."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from stable_plugin import System
+from stable_plugin.md.system import stack_positions
+from stable_plugin.runtime import checks
+
+
+def pairs(system):
+    return {tuple(pair) for pair in system.bonds.tolist()}
+
+
+def test_water_has_its_two_bonds_and_one_angle():
+    system = System.from_atoms(molecule("H2O"))
+    assert system.symbols == ("O", "H", "H")
+    assert system.n_atoms == 3
+    assert pairs(system) == {(0, 1), (0, 2)}
+    assert system.angles.tolist() == [[1, 0, 2]]
+    assert system.bond_labels == ["O0-H1", "O0-H2"]
+    assert system.numbers.tolist() == [8, 1, 1]
+    assert system.masses.dtype == torch.float64
+    assert torch.allclose(system.masses, torch.tensor([15.999, 1.008, 1.008], dtype=torch.float64))
+
+
+def test_aspirin_has_the_bonds_of_its_structure_in_every_thermal_frame(aspirin_frames):
+    expected = pairs(System.from_atoms(aspirin_frames[0]))
+    # C9H8O4 with one ring: as many bonds as atoms.
+    assert len(expected) == 21
+    for frame in aspirin_frames:
+        assert pairs(System.from_atoms(frame)) == expected
+
+
+def test_benzene_has_twelve_bonds_and_eighteen_angles():
+    system = System.from_atoms(molecule("C6H6"))
+    assert len(system.bonds) == 12
+    assert len(system.angles) == 6 * 3
+    centres = system.angles[:, 1].tolist()
+    assert sorted(set(centres)) == [i for i, symbol in enumerate(system.symbols) if symbol == "C"]
+    for first, centre, second in system.angles.tolist():
+        assert {(min(first, centre), max(first, centre)), (min(second, centre), max(second, centre))} <= pairs(system)
+
+
+def test_a_molecule_without_bonds_has_empty_tables_of_the_right_shape():
+    system = System.from_atoms(Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 9.0]]))
+    assert system.bonds.shape == (0, 2)
+    assert system.angles.shape == (0, 3)
+    assert system.bond_labels == []
+
+
+def test_bonds_given_replace_those_found_and_are_sorted_and_unique():
+    system = System.from_atoms(molecule("H2O"), bonds=[(2, 1), (1, 2), (1, 0)])
+    assert system.bonds.tolist() == [[0, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("bond", [(0, 3), (1, 1), (-1, 0)])
+def test_bonds_between_atoms_that_do_not_exist_are_named(bond):
+    with pytest.raises(ValueError, match=r"bonds contains .*give pairs of different atoms from 0 to 2"):
+        System.from_atoms(molecule("H2O"), bonds=[bond])
+
+
+def periodic_without_a_cell():
+    return Atoms("H2O", positions=molecule("H2O").positions, pbc=[True, False, False])
+
+
+def not_finite():
+    atoms = molecule("H2O")
+    atoms.positions[1, 2] = np.nan
+    return atoms
+
+
+def without_mass():
+    atoms = molecule("H2O")
+    atoms.set_masses([16.0, 0.0, 1.0])
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (periodic_without_a_cell, r"periodic \(pbc=\[True, False, False\]\).*set atoms\.cell, or atoms\.pbc = False"),
+        (lambda: Atoms("H"), r"1 atom\(s\): give a molecule"),
+        (not_finite, r"non-finite positions"),
+        (without_mass, r"without a mass.*set_masses"),
+    ],
+)
+def test_structures_that_cannot_be_simulated_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        System.from_atoms(make())
+
+
+def test_masses_set_by_the_user_are_kept():
+    atoms = molecule("H2O")
+    atoms.set_masses([16.0, 2.014, 2.014])
+    assert System.from_atoms(atoms).masses.tolist() == [16.0, 2.014, 2.014]
+
+
+def test_moving_a_system_changes_the_precision_of_its_masses_only():
+    system = System.from_atoms(molecule("H2O"))
+    moved = system.to("cpu", torch.float32)
+    assert moved.masses.dtype == torch.float32
+    assert moved.bonds.dtype == moved.numbers.dtype == torch.long
+    assert system.masses.dtype == torch.float64
+    assert moved.symbols == system.symbols
+
+
+def test_a_frame_goes_to_ase_and_back():
+    atoms = molecule("CH3CH2OH")
+    atoms.set_masses(np.linspace(1.0, 9.0, len(atoms)))
+    atoms.set_velocities(np.random.default_rng(0).normal(size=(len(atoms), 3)))
+    system = System.from_atoms(atoms)
+    frame = system.atoms(torch.tensor(atoms.positions), torch.tensor(atoms.get_velocities()))
+    assert frame.get_chemical_symbols() == atoms.get_chemical_symbols()
+    np.testing.assert_array_equal(frame.positions, atoms.positions)
+    np.testing.assert_allclose(frame.get_velocities(), atoms.get_velocities(), rtol=1e-12)
+    np.testing.assert_array_equal(frame.get_masses(), atoms.get_masses())
+    assert not frame.pbc.any()
+
+
+def test_frames_are_stacked_in_double_precision(aspirin_frames):
+    stacked = stack_positions(aspirin_frames[:3], System.from_atoms(aspirin_frames[0]), "structures")
+    assert stacked.shape == (3, 21, 3)
+    assert stacked.dtype == torch.float64
+    np.testing.assert_array_equal(stacked[2].numpy(), aspirin_frames[2].positions)
+
+
+def reordered(atoms):
+    return atoms[[1, 0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], r"reference holds no frame"),
+        ([molecule("H2O"), molecule("NH3")], r"reference\[1\] is H3N, but the simulated system is H2O"),
+        ([reordered(molecule("H2O"))], r"reference\[0\] is H2O, .*in the same order"),
+        ([molecule("H2O"), not_finite()], r"reference\[1\] has non-finite positions"),
+    ],
+)
+def test_frames_that_do_not_fit_are_named_with_their_number(frames, message):
+    with pytest.raises(ValueError, match=message):
+        stack_positions(frames, System.from_atoms(molecule("H2O")), "reference")
+
+
+def test_numbers_inside_their_bounds_are_returned():
+    assert checks.number("x", 2, least=2, most=2) == 2
+    assert checks.number("x", 0.5, above=0) == 0.5
+    assert checks.count("n", 3, least=3) == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, True, 0, 5.1])
+def test_numbers_outside_their_bounds_are_refused(value):
+    with pytest.raises(ValueError, match=r"x=.* is out of range: give a finite number .*> 0 and <= 5\. Mind\.$"):
+        checks.number("x", value, above=0, most=5, hint="Mind.")
+
+
+@pytest.mark.parametrize("value", [0, 1.0, True, "2"])
+def test_counts_that_are_not_counts_are_refused(value):
+    with pytest.raises(ValueError, match=r"n=.* is out of range: give an integer >= 1\.$"):
+        checks.count("n", value)
+
+
+@pytest.mark.parametrize(("duration", "timestep", "n_steps"), [(400.0, 0.5, 800), (0.3, 0.1, 3), (25.0, 0.25, 100)])
+def test_durations_are_counted_in_timesteps(duration, timestep, n_steps):
+    assert checks.steps("window", duration, timestep) == n_steps
+
+
+@pytest.mark.parametrize(("duration", "suggested"), [(25.2, "25"), (0.1, "0.5")])
+def test_durations_that_are_not_whole_timesteps_are_refused_with_a_suggestion(duration, suggested):
+    with pytest.raises(ValueError, match=rf"check_every_fs=.*timesteps of 0\.5 fs.*instance {suggested} fs"):
+        checks.steps("check_every_fs", duration, 0.5)

@@ -1,0 +1,19 @@
+"""Disks that fill up."""
+
+import resource
+from contextlib import contextmanager
+
+import torch
+
+MEGABYTE = torch.zeros(2**17, dtype=torch.float64)
+
+
+@contextmanager
+def files_up_to(n_bytes):
+    """No file may get longer: what a disk that fills up looks like, in this process alone."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

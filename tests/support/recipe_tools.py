@@ -1,0 +1,216 @@
+"""Recipes run in this process, the way ``fairchem -c`` takes them, and made small enough to be run a thousand times."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import signal
+import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase.io
+import hydra
+import yaml
+from fairchem.core._cli import get_hydra_config_from_yaml
+from fairchem.core.launchers.slurm_launch import _set_seeds
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[2]
+
+FRAMES = {"train": 2, "valid": 1, "target": 3, "reference": 4, "heldout": 2}
+"""Of each of a recipe's files, so many are enough."""
+
+SIZE = {"epochs": 1, "replicas": 2, "window_ps": 0.005, "windows": 1, "judged": 2, "horizons_ps": [0.01]}
+
+STEPS = {
+    "runner.stable.record_every_fs": 2.5,
+    "runner.stable.check_every_fs": 2.5,
+    "runner.evaluation.record_every_fs": 5.0,
+}
+
+TINY = {
+    "aspirin_mace": {
+        **STEPS,
+        "runner.supervised.max_epochs": 1,
+        "runner.model.scheduler.T_max": 2,
+        "runner.stable.n_replicas": 2,
+        "runner.stable.window_ps": 0.01,
+        "runner.stable.schedule.stable_ps": 0.01,
+        "runner.stable.schedule.max_windows": 1,
+        "runner.evaluation.n_replicas": 2,
+        "runner.evaluation.horizons_ps": [0.01],
+    },
+    "peptide_esen": {**STEPS, "size": "quick", "sizes.quick": SIZE},
+    "water_mace": {
+        "size": "quick",
+        "sizes.quick": SIZE,
+        "runner.stable.schedule.stable_ps": 0.01,
+        "runner.stable.record_every_fs": 5.0,
+        "runner.evaluation.record_every_fs": 5.0,
+        **{f"runner.stable.observables.{index}.bin_width": 0.5 for index in (4, 5, 6)},
+        **{f"runner.evaluation.dynamics.{index}.interval_fs": 5.0 for index in range(4)},
+        **{f"runner.evaluation.dynamics.{index}.max_lag_ps": 0.01 for index in range(4)},
+        "runner.evaluation.dynamics.3.fit_from_ps": 0.0,
+        # Replicas that are stopped early would leave trajectories that are too short.
+        "runner.evaluation.detector.detectors.0.threshold": 50.0,
+        "runner.evaluation.detector.detectors.0.discard": 50.0,
+        "runner.evaluation.detector.detectors.1.distance": 0.01,
+        "runner.evaluation.detector.detectors.1.discard_distance": 0.01,
+    },
+    "evaluate": {
+        "runner.evaluation.n_replicas": 2,
+        "runner.evaluation.horizons_ps": [0.01],
+        "runner.evaluation.record_every_fs": 5.0,
+    },
+}
+"""What makes each recipe small, by path."""
+
+
+def small_data(folder: Path) -> Path:
+    """The recipes' files, cut to a few frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (ROOT / "recipes" / "data").glob("*.extxyz"):
+        n_frames = FRAMES[path.stem.rsplit("_", 1)[1]]
+        ase.io.write(folder / path.name, ase.io.read(path, f":{n_frames}"))
+    return folder
+
+
+def tiny(name: str, data: Path) -> dict:
+    """A shipped recipe as plain data, made small."""
+    recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+    for path, value in TINY[name].items():
+        put(recipe, path, value)
+    for key in ("frames", "reference"):
+        if isinstance(recipe.get(key), str):
+            recipe[key] = recipe[key].replace("recipes/data", str(data))
+    return recipe
+
+
+def put(recipe: dict, path: str, value: object) -> None:
+    """Set an entry of plain data by its path."""
+    *way, last = (int(part) if part.isdigit() else part for part in path.split("."))
+    node = recipe
+    for part in way:
+        node = node[part]
+    node[last] = value
+
+
+@dataclass
+class Outcome:
+    """How a recipe ended.
+
+    Attributes:
+        error: What it raised; None if it ran to its end, or was still running when its time was over.
+        stage: How far it came: config, seeds, runner, run, done.
+        seconds: Time until the end.
+        folder: The run folder, if there is one.
+        left: What is in it, but for what fairchem itself writes before the runner is made.
+    """
+
+    error: BaseException | None
+    stage: str
+    seconds: float
+    folder: Path | None
+    left: list[str]
+
+    @property
+    def kind(self) -> str:
+        return getattr(self.error, "kind", type(self.error).__name__)
+
+    @property
+    def message(self) -> str:
+        return "" if self.error is None else f"{self.kind}: {self.error}"
+
+
+class EndedError(Exception):
+    """An error of another process, which cannot always be sent as it is."""
+
+    kind = ""
+
+
+class TimeIsOverError(BaseException):
+    """No Exception, so that nothing that is being tested takes it for one of its own."""
+
+
+def run(recipe: dict, folder: Path, seconds: float = 60.0) -> Outcome:
+    """Run a recipe from a file in ``folder``, with what ``fairchem -c`` does before and after the runner is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
+    if isinstance(recipe.get("job"), dict) and isinstance(recipe["job"].get("run_dir"), str):
+        recipe["job"]["run_dir"] = str(folder / "runs")
+        path.write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
+    began, stage, error, run_folder = time.perf_counter(), "config", None, None
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with _limited(seconds), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            config = get_hydra_config_from_yaml(str(path), [])
+            run_folder = Path(config.job.metadata.config_path).parent
+            os.makedirs(config.job.metadata.log_dir, exist_ok=True)
+            OmegaConf.save(config, config.job.metadata.config_path)
+            stage = "seeds"
+            _set_seeds(config.job.seed)
+            stage = "runner"
+            runner = hydra.utils.instantiate(config.runner)
+            runner.job_config = config.job
+            runner.load_state(config.job.runner_state_path)
+            stage = "run"
+            runner.run()
+            stage = "done"
+    except TimeIsOverError:
+        pass
+    except BaseException as caught:  # SystemExit too: whatever ends a run
+        error = caught
+    finally:
+        os.chdir(before)
+    own = {"canonical_config.yaml", "logs"}
+    left = [] if run_folder is None or not run_folder.is_dir() else [e.name for e in run_folder.iterdir()]
+    return Outcome(error, stage, time.perf_counter() - began, run_folder, sorted(set(left) - own))
+
+
+def run_apart(recipe: dict, folder: Path, seconds: float) -> Outcome:
+    """As :func:`run`, in a process of its own that has imported everything already.
+
+    What is stopped by the clock may hold locks, or have imported half a module: nobody goes on from there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    result, began = folder / "outcome.pickle", time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        try:
+            outcome = run(recipe, folder, seconds)
+            sent = (None if outcome.error is None else (outcome.kind, str(outcome.error)), outcome.stage, outcome.left)
+            result.with_suffix(".partial").write_bytes(pickle.dumps((*sent, outcome.seconds, outcome.folder)))
+            result.with_suffix(".partial").rename(result)
+        finally:
+            os._exit(0)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.02)
+        if time.perf_counter() - began > 2.0 * seconds:
+            os.kill(child, signal.SIGKILL)
+    if not result.is_file():
+        return Outcome(None, "killed", time.perf_counter() - began, None, [])
+    ended, stage, left, taken, run_folder = pickle.loads(result.read_bytes())
+    error = None
+    if ended is not None:
+        error = EndedError(ended[1])
+        error.kind = ended[0]
+    return Outcome(error, stage, taken, run_folder, left)
+
+
+@contextmanager
+def _limited(seconds: float):
+    def over(*_):
+        raise TimeIsOverError
+
+    previous = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)

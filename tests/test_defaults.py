@@ -1,0 +1,167 @@
+"""StABlE training of liquids and crystals: what is chosen unasked, and the loop with a real MACE model."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from toys import flat, tiny_mace
+
+from stable_plugin import (
+    AnyOf,
+    AtomsWithin,
+    BondDeviation,
+    IntermolecularContact,
+    Langevin,
+    LocalBondAmplitudes,
+    LocalBondLengths,
+    LocalContacts,
+    Molecules,
+    NearestMolecules,
+    RunawayTemperature,
+    Schedule,
+    StABlECallback,
+)
+from stable_plugin.observables import RadialDistribution
+
+
+def waters(n_side=2, side=6.6, seed=0):
+    """Water molecules on a grid, turned at random."""
+    random = np.random.default_rng(seed)
+    box = Atoms(cell=[side] * 3, pbc=True)
+    for corner in np.ndindex(n_side, n_side, n_side):
+        one = molecule("H2O")
+        one.rotate(random.uniform(0, 360), random.normal(size=3))
+        one.translate((np.array(corner) + 0.3) / n_side * side - one.positions[0])
+        box += one
+    return box
+
+
+def thermal(atoms, n_frames=6, scale=0.03, seed=1):
+    frames = [atoms.copy() for _ in range(n_frames)]
+    for index, frame in enumerate(frames):
+        frame.rattle(scale, seed=seed + index)
+    return frames
+
+
+class Holder(torch.nn.Module):
+    """A module of the user's own around a MACE model."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.model = tiny_mace(numbers)
+
+
+def loop_of(frames, **arguments):
+    settings = {
+        "structures": frames,
+        "n_replicas": 2,
+        "window_ps": 0.01,
+        "record_every_fs": 2.5,
+        "check_every_fs": 2.5,
+        "schedule": Schedule(max_unstable_fraction=0.1, stable_ps=0.05, max_windows=5),
+    }
+    callback = StABlECallback(**{**settings, **arguments})
+    return callback.session.settings.build(Holder(frames[0].numbers), None)
+
+
+def test_a_liquid_is_trained_by_molecules_unasked(caplog):
+    frames = thermal(waters())
+    with caplog.at_level(logging.INFO):
+        loop = loop_of(frames)
+    assert isinstance(loop.sampler.local, Molecules)
+    names = [observable.name for observable in loop.observables]
+    assert names == [
+        "local_bond_lengths", "local_bond_amplitudes", "local_contacts", "local_contact_amplitudes",
+        "radial_distribution_H_H", "intermolecular_radial_distribution_H_O", "radial_distribution_O_O",
+    ]  # fmt: skip
+    detector = loop.simulator.detector
+    assert isinstance(detector, AnyOf)
+    assert [type(part) for part in detector.detectors] == [BondDeviation, IntermolecularContact]
+    closest = min(
+        np.where(np.arange(24)[:, None] // 3 != np.arange(24) // 3, frame.get_all_distances(mic=True), 9).min()
+        for frame in frames
+    )
+    assert detector.detectors[1].distance == pytest.approx(2 / 3 * closest, abs=0.006)
+    assert "samples are Molecules()" in caplog.text
+    assert "IntermolecularContact" in caplog.text
+
+
+def test_a_crystal_without_molecules_is_trained_on_its_radial_distributions_unasked(caplog):
+    frames = thermal(bulk("NaCl", "rocksalt", a=5.64, cubic=True) * 2)
+    with caplog.at_level(logging.INFO):
+        loop = loop_of(frames)
+    assert [observable.name for observable in loop.observables] == [
+        "radial_distribution_Cl_Cl", "radial_distribution_Cl_Na", "radial_distribution_Na_Na",
+    ]  # fmt: skip
+    assert isinstance(loop.simulator.detector, RunawayTemperature)
+    assert loop.simulator.detector.threshold == 600.0
+    assert "samples are whole frames" in caplog.text
+
+
+def test_a_metal_is_simulated_and_learned_from():
+    """An untrained potential heats copper up within a few steps."""
+    loop = loop_of(thermal(bulk("Cu", cubic=True) * 2), detector=RunawayTemperature(1e-3), window_ps=0.01)
+    estimate = loop.gradient()
+    assert estimate is not None
+    assert loop.windows[-1].unstable_fraction == 1.0
+    gradient = flat(estimate.gradients)
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() > 0
+    assert estimate.loss == pytest.approx(loop.windows[-1].observable_loss, rel=1e-6)
+
+
+LOCAL = {
+    "molecules": {"local": Molecules()},
+    "nearest": {"local": NearestMolecules(3), "even_sampling": (20, 2)},
+    "atoms": {"local": AtomsWithin(2.0), "observables": [LocalBondLengths(), LocalBondAmplitudes()]},
+    "both": {"observables": [LocalContacts(), RadialDistribution(("O", "H"), bin_width=0.2)]},
+}
+
+
+def course(loop, optimizer, n_steps):
+    """Losses, gradients and weights of the next steps."""
+    found = []
+    for _ in range(n_steps):
+        estimate = loop.gradient()
+        if estimate is None:
+            break
+        for parameter, gradient in zip(loop.potential.trainable_parameters(), estimate.gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        found += [estimate.loss, estimate.ess_fraction, flat(estimate.gradients)]
+    return [*found, flat(loop.potential.module.parameters())]
+
+
+@pytest.mark.parametrize("arguments", LOCAL.values(), ids=LOCAL)
+def test_a_loop_with_the_local_estimator_resumes_bit_for_bit(arguments):
+    frames = thermal(waters())
+    # A potential without training fails at once.
+    settings = {"integrator": Langevin(500.0, 0.5, 1.0), "detector": BondDeviation(0.12, 2.0), **arguments}
+
+    def fresh(seed):
+        loop = loop_of(frames, seed=seed, steps_per_window=2, min_ess_fraction=0.01, **settings)
+        return loop, torch.optim.SGD(loop.potential.trainable_parameters(), lr=1e-3)
+
+    loop, optimizer = fresh(0)
+    course(loop, optimizer, 1)
+    buffer = io.BytesIO()
+    torch.save({"loop": loop.state_dict(), "module": loop.potential.module.state_dict()}, buffer)
+    expected = course(loop, optimizer, 3)
+    assert len(expected) > 6
+
+    resumed, its_optimizer = fresh(9)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    resumed.load_state_dict(saved["loop"])
+    resumed.potential.module.load_state_dict(saved["module"])
+    for mine, other in zip(course(resumed, its_optimizer, 3), expected, strict=True):
+        assert torch.equal(torch.as_tensor(mine), torch.as_tensor(other))
+
+
+def test_an_unknown_kind_of_neighbourhood_is_named():
+    with pytest.raises(ValueError, match=r"local='molecule' is no kind of neighbourhood: give Molecules\(\)"):
+        loop_of(thermal(waters()), local="molecule")
