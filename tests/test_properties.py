@@ -28,7 +28,7 @@ from stable_plugin import (
     Schedule,
     System,
 )
-from stable_plugin.algorithm.neighborhoods import even_sample
+from stable_plugin.md.neighborhoods import even_sample
 from stable_plugin.algorithm.schedule import PhaseTracker
 from stable_plugin.md.system import ONE_PLACE_A, check_geometry, stack_positions
 from stable_plugin.runtime import checks

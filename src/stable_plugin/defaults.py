@@ -1,16 +1,17 @@
-"""What is watched and what should be reproduced, where the user does not say."""
+"""Observables, detector and samples for a system, where the user does not choose them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stable_plugin.algorithm.neighborhoods import Molecules, Neighborhoods
+from stable_plugin.config import Local, SystemConfig
 from stable_plugin.detectors import AnyOf, BondDeviation, Detector, IntermolecularContact, RunawayTemperature
+from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
 from stable_plugin.md.system import System
 from stable_plugin.observables import (
     BondAmplitudes,
@@ -24,24 +25,60 @@ from stable_plugin.observables import (
     RadialDistribution,
 )
 
-Local = Neighborhoods | Literal["auto"] | None
-
-CLOSEST_SHARE = 2.0 / 3.0
-"""Molecules this much closer than they ever come in the reference have collided."""
-
+CONTACT_FRACTION = 2.0 / 3.0
+"""Molecules have collided when they are closer than this fraction of the shortest contact in the reference."""
 
 SHELLS_A = 5.0
-"""Radial distributions of molecules are trained up to here: the first shells, beyond which small models do not see."""
+"""Upper end in Å of radial distributions of molecules: the first shells; small models do not see further."""
 
 
-def several_molecules(system: System) -> bool:
-    """Whether the system consists of more than one molecule."""
+@dataclass(frozen=True)
+class Choices:
+    """What a system is trained with, bound to it.
+
+    Attributes:
+        observables: Observables to reproduce.
+        detector: Detector of unstable replicas.
+        local: Samples of the local estimator; None for whole frames.
+    """
+
+    observables: list[Observable]
+    detector: Detector
+    local: Neighborhoods | None
+
+
+def choose(config: SystemConfig, system: System, reference: Tensor) -> Choices:
+    """Return observables, detector and samples for a system: those of the settings, and defaults where they name none.
+
+    Args:
+        config: The settings.
+        system: The system that is simulated.
+        reference: Reference frames, (n_frames, n_atoms, 3) in Å.
+
+    Raises:
+        ValueError: If the settings and the system do not fit together, or a reference frame itself is unstable.
+    """
+    observables = default_observables(system) if config.observables is None else _listed(config.observables)
+    detector = config.detector or default_detector(system, reference, config.integrator.temperature_K)
+    detector.bind(system, reference)
+    detector.check_reference(reference)
+    for observable in observables:
+        observable.bind(system, reference)
+    return Choices(observables, detector, default_local(config.local, system, observables))
+
+
+def has_several_molecules(system: System) -> bool:
+    """Return whether the system consists of more than one molecule."""
     return not system.is_extended and len(system.bonds) > 0 and int(system.molecules.max()) > 0
 
 
 def default_observables(system: System) -> list[Observable]:
-    """Bonds; bonds and contacts by molecule where there are several; radial distributions in what fills its cell."""
-    if several_molecules(system):
+    """Return the observables for a system.
+
+    Lengths and amplitudes of bonds; bonds and contacts by molecule where there are several; radial distributions in what
+    fills its cell.
+    """
+    if has_several_molecules(system):
         by_molecule = [LocalBondLengths(), LocalBondAmplitudes(), LocalContacts(), LocalContactAmplitudes()]
         return [*by_molecule, *(_radial_distributions(system) if all(system.pbc) else [])]
     if system.is_extended and all(system.pbc):
@@ -49,8 +86,44 @@ def default_observables(system: System) -> list[Observable]:
     return [BondLengths(), BondAmplitudes()]
 
 
+def default_detector(system: System, reference: Tensor, temperature_K: float) -> Detector:
+    """Return the detector for a system: bonds, and collisions of molecules; in a crystal without molecules the temperature.
+
+    Args:
+        system: The system that is simulated.
+        reference: Reference frames, (n_frames, n_atoms, 3) in Å.
+        temperature_K: Temperature of the simulation in K.
+    """
+    if system.is_extended:
+        return RunawayTemperature(2.0 * temperature_K)
+    if not has_several_molecules(system):
+        return BondDeviation()
+    contact = IntermolecularContact()
+    contact.bind(system, reference)
+    shortest = -contact.measure(reference, torch.zeros_like(reference)).max().item()
+    distance = round(CONTACT_FRACTION * shortest, 2)
+    return AnyOf([BondDeviation(), IntermolecularContact(distance, min(0.3, distance))])
+
+
+def default_local(local: Local, system: System, observables: Sequence[Observable]) -> Neighborhoods | None:
+    """Return the samples of the local estimator: molecules if there are several and an observable is local.
+
+    Raises:
+        ValueError: If ``local`` is neither a neighborhood, nor None, nor ``auto``.
+    """
+    if local is None or isinstance(local, Neighborhoods):
+        return local
+    if local != "auto":
+        raise ValueError(
+            f"local={local!r} is not a neighborhood: pass Molecules(), NearestMolecules(n), AtomsWithin(radius_A), None or "
+            "'auto'."
+        )
+    by_site = any(isinstance(observable, LocalObservable) for observable in observables)
+    return Molecules() if by_site and has_several_molecules(system) else None
+
+
 def _radial_distributions(system: System) -> list[RadialDistribution]:
-    """Of all pairs of elements; within molecules only where no bond joins the two, whose peak would drown the others."""
+    """Return one per pair of elements; a bonded pair's is intermolecular, because its bond peak would dominate the rest."""
     bonded = (
         set() if system.is_extended else {frozenset(system.symbols[i] for i in pair) for pair in system.bonds.tolist()}
     )
@@ -63,31 +136,5 @@ def _radial_distributions(system: System) -> list[RadialDistribution]:
     ]
 
 
-def default_detector(system: System, reference: Tensor, temperature_K: float) -> Detector:
-    """Bonds, and molecules that collide; in a crystal without molecules the temperature."""
-    if system.is_extended:
-        return RunawayTemperature(2.0 * temperature_K)
-    if not several_molecules(system):
-        return BondDeviation()
-    contact = IntermolecularContact()
-    contact.bind(system, reference)
-    closest = -contact.measure(reference, torch.zeros_like(reference)).max().item()
-    distance = round(CLOSEST_SHARE * closest, 2)
-    return AnyOf([BondDeviation(), IntermolecularContact(distance, min(0.3, distance))])
-
-
-def chosen_local(local: Local, system: System, observables: Sequence[Observable]) -> Neighborhoods | None:
-    """What the local estimator takes as a sample: molecules if there are several and an observable is local.
-
-    Raises:
-        ValueError: If ``local`` is none of those.
-    """
-    if local is None or isinstance(local, Neighborhoods):
-        return local
-    if local != "auto":
-        raise ValueError(
-            f"local={local!r} is no kind of neighbourhood: give Molecules(), NearestMolecules(n), AtomsWithin(radius_A), "
-            "None or 'auto'."
-        )
-    by_site = any(isinstance(observable, LocalObservable) for observable in observables)
-    return Molecules() if by_site and several_molecules(system) else None
+def _listed(observables: Observable | Sequence[Observable]) -> list[Observable]:
+    return [observables] if isinstance(observables, Observable) else list(observables)

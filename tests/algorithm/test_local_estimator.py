@@ -12,7 +12,7 @@ from torch import nn
 
 from stable_plugin import BondLengths, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator, mean_squared_error, uniform_weights
-from stable_plugin.algorithm.neighborhoods import AtomsWithin, Molecules, NearestMolecules, even_sample
+from stable_plugin.md.neighborhoods import AtomsWithin, Molecules, NearestMolecules, even_sample
 from stable_plugin.algorithm.window_data import WindowEstimator
 from stable_plugin.models import ModulePotential
 from stable_plugin.observables import LocalBondAmplitudes, LocalBondLengths

@@ -1,4 +1,4 @@
-"""How the observable's gradient joins that of the user's own loss."""
+"""How the observable's gradient joins the gradient of the user's own loss."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stable_plugin.runtime import checks
-
-Weight = float | Literal["auto"]
+MAX_WEIGHT_RATIO = 150.0
+"""Bound of the automatic weight relative to the first one of the run."""
 
 
 class ObservableWeight:
-    """The factor of the observable's gradient.
+    """Factor of the observable's gradient.
 
     The norms of the two gradients differ by orders of magnitude between systems and over a run, so ``auto`` makes the
     observable's gradient ``ratio`` times as long as the other. It does so once per window, on the frames as simulated:
-    while their reweighting makes the broken ones fade, their pull fades too, instead of being blown up again. A bound
-    lets it fade near the target, where it is mostly noise.
+    while reweighting makes the broken frames fade, their gradient fades too, instead of being amplified again. A bound lets
+    it fade near the target, where it is mostly noise.
 
     Args:
         weight: A fixed factor, or ``auto``.
         ratio: Length of the observable's gradient relative to the other.
-        largest: Bound of the automatic factor relative to the first one of the run.
+        max_ratio: Bound of the automatic factor relative to the first one of the run.
     """
 
-    def __init__(self, weight: Weight = "auto", ratio: float = 15.0, largest: float = 150.0) -> None:
-        if weight != "auto":
-            checks.number("observable_weight", weight, least=0, hint="Or 'auto'.")
+    def __init__(
+        self, weight: float | Literal["auto"] = "auto", ratio: float = 15.0, max_ratio: float = MAX_WEIGHT_RATIO
+    ) -> None:
         self.weight = weight
-        self.ratio = checks.number("gradient_ratio", ratio, above=0)
-        self.largest = checks.number("largest_weight", largest, above=0)
+        self.ratio = ratio
+        self.max_ratio = max_ratio
         self.first: float | None = None
         self.latest = 1.0
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(weight={self.weight!r}, ratio={self.ratio:g}, max_ratio={self.max_ratio:g})"
+
     def __call__(self, observable: Sequence[Tensor], other: Sequence[Tensor], *, new_window: bool) -> float:
-        """The factor for a pair of gradients.
+        """Return the factor for a pair of gradients.
 
         Args:
             observable: Gradient of the observables' loss.
@@ -46,24 +48,24 @@ class ObservableWeight:
         """
         if self.weight != "auto":
             return float(self.weight)
-        pull, rest = norm(observable), norm(other)
-        if new_window and pull > 0.0 and rest > 0.0:
-            factor = self.ratio * rest / pull
+        observable_norm, other_norm = norm(observable), norm(other)
+        if new_window and observable_norm > 0.0 and other_norm > 0.0:
+            factor = self.ratio * other_norm / observable_norm
             self.first = factor if self.first is None else self.first
-            self.latest = min(factor, self.largest * self.first)
+            self.latest = min(factor, self.max_ratio * self.first)
         return self.latest
 
     def state_dict(self) -> dict[str, float | None]:
-        """What a resumed run needs."""
+        """Return what a resumed run needs."""
         return {"first": self.first, "latest": self.latest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.first, self.latest = state["first"], state["latest"]
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
-    """Euclidean norm of all tensors together."""
+    """Return the Euclidean norm of all tensors together."""
     if not tensors:
         return 0.0
     norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])
@@ -78,39 +80,39 @@ def add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor
 
 
 class TemporaryLearningRate:
-    """Another learning rate for single optimizer steps; the schedulers never see it."""
+    """Sets another learning rate for single optimizer steps; schedulers never see it."""
 
     def __init__(self) -> None:
-        self._before: list[float] | None = None
+        self._own: list[float] | None = None
 
     def set(self, optimizer: torch.optim.Optimizer, learning_rate: float | None, factor: float) -> float:
         """Set the learning rate of the next step.
 
         Args:
-            optimizer: Whose.
+            optimizer: The optimizer.
             learning_rate: The rate, or None for the optimizer's own.
-            factor: What it is multiplied with.
+            factor: Factor of the rate.
 
         Returns:
             The rate of the first parameter group.
 
         Raises:
-            ValueError: If the optimizer's own rate is zero and no other is given.
+            ValueError: If the optimizer's own rate is zero and no other is passed.
         """
         own = [group["lr"] for group in optimizer.param_groups]
         if learning_rate is None and not any(own):
             raise ValueError(
-                "the optimizer's learning rate is zero, so the potential cannot be repaired: its schedule has ended. Give "
-                "StABlECallback(learning_rate=...), for instance a tenth to a half of the one that training began with."
+                "the optimizer's learning rate is zero because its schedule has ended, so its steps cannot repair the "
+                "potential: set StABlECallback(learning_rate=...), for instance to a tenth or a half of the initial one."
             )
-        self._before = own
+        self._own = own
         for group in optimizer.param_groups:
             group["lr"] = factor * (group["lr"] if learning_rate is None else learning_rate)
         return float(optimizer.param_groups[0]["lr"])
 
-    def give_back(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the optimizer's own rates back."""
-        if self._before is not None:
-            for group, before in zip(optimizer.param_groups, self._before, strict=True):
-                group["lr"] = before
-            self._before = None
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Restore the optimizer's own rates."""
+        if self._own is not None:
+            for group, own in zip(optimizer.param_groups, self._own, strict=True):
+                group["lr"] = own
+            self._own = None

@@ -1,4 +1,4 @@
-"""A learning rate that follows the effective sample size: steps as long as a window can bear."""
+"""A learning rate that follows the effective sample size: a trust region for reweighted steps."""
 
 from __future__ import annotations
 
@@ -6,58 +6,67 @@ from math import inf, isfinite, sqrt
 
 from stable_plugin.runtime import checks
 
-LARGEST_CHANGE = 2.0
-"""Of the factor, from one step to the next: what a single step says is noisy."""
+MAX_CHANGE = 2.0
+"""Bound of the change of the factor from one step to the next: a single step is a noisy measurement."""
 
 
 def distance(ess_fraction: float) -> float:
-    """How far the weights have gone since the frames were simulated: the relative spread of the frames' weights.
+    """Return how far the parameters have moved since the frames were simulated, as the relative spread of the weights.
 
-    √(1/ESS - 1), the root of the χ² divergence of the two ensembles. While it is small it grows in proportion to the
-    change of the parameters. Infinite where the share is not a number.
+    √(1/ESS - 1), the square root of the χ² divergence of the two ensembles. While it is small it is proportional to the
+    change of the parameters.
+
+    Args:
+        ess_fraction: Effective sample size over the number of samples.
+
+    Returns:
+        The distance; infinite if ``ess_fraction`` is zero or not a number.
     """
     return sqrt(max(1.0 / ess_fraction - 1.0, 0.0)) if ess_fraction > 0.0 else inf
 
 
 class LearningRateScale:
-    """Scales the learning rate so that the steps taken on a window use it up together, and none of them alone.
+    """Scales the learning rate so that the steps on a window together use up its effective sample size.
 
-    A trust region: the distance that a window allows, from its smallest effective share, is divided among its steps, and
-    the learning rate is adapted to what each step has used of it.
+    The distance that a window allows, from ``min_ess_fraction``, is divided among its steps, and the learning rate is
+    adapted to the part that each step has used.
 
     Args:
-        largest: Bound of the factor; one over it is the other bound, and one leaves the learning rate alone.
+        max_scale: Upper bound of the factor; its inverse is the lower bound. 1 leaves the learning rate as it is.
         steps: Optimizer steps on one window.
-        min_ess_fraction: Where a window is used up.
+        min_ess_fraction: Effective fraction at which a window is used up.
 
     Attributes:
-        factor: What the learning rate is multiplied with.
+        factor: Factor of the learning rate.
     """
 
-    def __init__(self, largest: float, steps: int, min_ess_fraction: float) -> None:
-        self.largest = checks.number("max_lr_scale", largest, least=1)
+    def __init__(self, max_scale: float, steps: int, min_ess_fraction: float) -> None:
+        self.max_scale = checks.number("max_lr_scale", max_scale, least=1)
         self.factor = 1.0
-        self._share_of_a_step = distance(min_ess_fraction) / steps
-        self._gone = 0.0
+        self._distance_per_step = distance(min_ess_fraction) / steps
+        self._moved = 0.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(max_scale={self.max_scale:g}, factor={self.factor:g})"
 
     def begin_window(self) -> None:
-        """Take note that the frames are new."""
-        self._gone = 0.0
+        """Reset the distance: the frames have just been simulated."""
+        self._moved = 0.0
 
-    def follow(self, ess_fraction: float) -> None:
-        """Take note of how effective the frames still are after a step."""
-        gone = distance(ess_fraction)
-        used, self._gone = gone - self._gone, gone
+    def update(self, ess_fraction: float) -> None:
+        """Adapt the factor to the effective fraction after a step."""
+        moved = distance(ess_fraction)
+        used, self._moved = moved - self._moved, moved
         if used <= 0.0:
-            return  # a step back towards where the frames come from says nothing about the next
-        change = self._share_of_a_step / used if isfinite(used) else 0.0
-        change = min(max(change, 1.0 / LARGEST_CHANGE), LARGEST_CHANGE)
-        self.factor = min(max(change * self.factor, 1.0 / self.largest), self.largest)
+            return  # a step back towards the sampled parameters says nothing about the next one
+        change = self._distance_per_step / used if isfinite(used) else 0.0
+        change = min(max(change, 1.0 / MAX_CHANGE), MAX_CHANGE)
+        self.factor = min(max(change * self.factor, 1.0 / self.max_scale), self.max_scale)
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
-        return {"factor": self.factor, "gone": self._gone}
+        """Return what a resumed run needs."""
+        return {"factor": self.factor, "moved": self._moved}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Put back what :meth:`state_dict` gave."""
-        self.factor, self._gone = state["factor"], state["gone"]
+        """Restore what :meth:`state_dict` returned."""
+        self.factor, self._moved = state["factor"], state["moved"]

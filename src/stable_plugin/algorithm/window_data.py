@@ -1,4 +1,4 @@
-"""What a simulated window offers the estimator, in whole frames and in sites, and how long it lasts."""
+"""Frames of one window as samples of the Boltzmann estimator: whole frames, sites, or both."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin.algorithm.estimator import (
-    BoltzmannEstimator,
-    Estimate,
-    Loss,
-    ess_fraction,
-    mean_squared_error,
-    reweighting,
-    uniform_weights,
-)
-from stable_plugin.algorithm.neighborhoods import Members, Neighborhoods, even_sample
+from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate
+from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
+from stable_plugin.config import Loss, mean_squared_error
+from stable_plugin.md.neighborhoods import Members, Neighborhoods, even_sample
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
 from stable_plugin.runtime import checks
-from stable_plugin.runtime.distributed import DistributedContext
 
 
 @dataclass
@@ -32,60 +25,60 @@ class SampleGroup:
     Attributes:
         values: Per observable, (n_samples, n_values).
         energies: (n_samples,) in eV.
-        chosen: The sites that are used, of those of all frames, (n_samples,); None for whole frames.
+        sites: Indices of the sites that are used, counted through all frames, (n_samples,); None for whole frames.
     """
 
     values: list[Tensor]
     energies: Tensor
-    chosen: Tensor | None
+    sites: Tensor | None
 
 
 @dataclass
 class WindowData:
-    """Frames of one learning window, and the optimizer steps that they have served for.
+    """Frames of one window, and the number of optimizer steps taken on them.
 
     Attributes:
         positions: (n_frames, n_atoms, 3) in Å.
-        parts: Whole frames, sites, or both.
+        groups: Whole frames, sites, or both.
         steps: Optimizer steps so far.
     """
 
     positions: Tensor
-    parts: list[SampleGroup]
+    groups: list[SampleGroup]
     steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], device: torch.device) -> WindowData:
-        """The sample that :meth:`state_dict` was taken of."""
-        parts = [
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> WindowData:
+        """Return the data that :meth:`state_dict` was taken from."""
+        groups = [
             SampleGroup(
-                [value.to(device) for value in part["values"]],
-                part["energies"].to(device),
-                None if part["chosen"] is None else part["chosen"].to(device),
+                [value.to(device) for value in group["values"]],
+                group["energies"].to(device),
+                None if group["sites"] is None else group["sites"].to(device),
             )
-            for part in state["parts"]
+            for group in state["groups"]
         ]
-        return cls(state["positions"].to(device), parts, state["steps"])
+        return cls(state["positions"].to(device), groups, state["steps"])
 
 
 class WindowEstimator:
-    """Makes samples of frames, and estimates from them while they last.
+    """Turns the frames of a window into samples, and estimates from them while their effective sample size lasts.
 
     Args:
-        estimator: Of the potential in training.
-        observables: What should be reproduced, bound to system and reference.
-        loss: Of an observable's mean and its target.
-        local: What the local estimator takes as a sample, for the observables that are local; those count by whole
-            frames, as all others do, if not given.
-        even_sampling: Bins of deviation from which the local estimator draws evenly, and samples drawn per bin and
-            replica; it takes every site of every frame if not given.
+        estimator: Estimator of the potential in training.
+        observables: Observables to reproduce, bound to system and reference.
+        loss: Loss of an observable's mean and its target.
+        local: Samples of the local estimator, for the observables that are local; all observables use whole frames if
+            None.
+        even_sampling: Number of bins of deviation from which the local estimator draws evenly, and samples drawn per bin
+            and replica; every site of every frame is used if None.
 
     Raises:
-        ValueError: If ``local`` has no observable to work on, or the system no such neighbourhoods.
+        ValueError: If ``local`` has no local observable to work on, or the system has no such neighborhoods.
     """
 
     def __init__(
@@ -98,104 +91,110 @@ class WindowEstimator:
         even_sampling: Sequence[int] | None = None,
     ) -> None:
         self.estimator = estimator
+        self.context = estimator.context
         self.loss = loss
         self.local = local
         self.even_sampling = _checked_sampling(even_sampling, local)
+        self.observables = list(observables)
         self._by_site = [obs for obs in observables if local is not None and isinstance(obs, LocalObservable)]
-        self._whole = [obs for obs in observables if local is None or not isinstance(obs, LocalObservable)]
+        self._by_frame = [obs for obs in observables if local is None or not isinstance(obs, LocalObservable)]
         if local is not None:
             local.bind(estimator.potential.system)
             if not self._by_site:
                 raise ValueError(
-                    f"local={local} has no observable to work on: add one of molecules, such as LocalBondLengths, or "
-                    "leave local out."
+                    f"local={local} has no observable to work on: add a local one, such as LocalBondLengths, or leave "
+                    "local out."
                 )
 
-    def sample(self, positions: Tensor, n_replicas: int, generator: torch.Generator) -> WindowData:
-        """The sample that frames make under the present weights.
+    def collect(self, positions: Tensor, n_replicas: int, generator: torch.Generator) -> WindowData:
+        """Return the samples that frames make under the present weights.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
-            n_replicas: Replicas that the frames are of.
-            generator: Draws the sites, if they are drawn evenly.
+            n_replicas: Number of replicas that the frames come from.
+            generator: Random stream that draws sites, if they are drawn evenly.
         """
         atomic = self.estimator.atomic_energies(positions)
-        parts = []
-        if self._whole:
-            values = [_per_frame(observable, positions) for observable in self._whole]
-            parts.append(SampleGroup(values, atomic.sum(dim=1), chosen=None))
+        groups = []
+        if self._by_frame:
+            values = [_per_frame(observable, positions) for observable in self._by_frame]
+            groups.append(SampleGroup(values, atomic.sum(dim=1), sites=None))
         if self.local is not None:
             values = [_per_site(observable, positions, self.local.owner) for observable in self._by_site]
-            chosen = self._choose(values[0], n_replicas, generator)
-            energies = self.local.members(positions).only(chosen).energies(atomic)
-            parts.append(SampleGroup([value[chosen] for value in values], energies, chosen))
-        return WindowData(positions, parts)
+            sites = self._draw_sites(values[0], n_replicas, generator)
+            energies = self.local.members(positions).only(sites).energies(atomic)
+            groups.append(SampleGroup([value[sites] for value in values], energies, sites))
+        return WindowData(positions, groups)
 
-    def estimate(self, sample: WindowData, weights: Sequence[Tensor] | None = None) -> Estimate:
-        """From a sample that has just been simulated, or with the weights that :meth:`reweighted` gives."""
+    def estimate(self, data: WindowData, weights: Sequence[Tensor] | None = None) -> Estimate:
+        """Return the estimate from samples.
+
+        Args:
+            data: The samples.
+            weights: Statistical weights by group, as :meth:`reweight` returns them; equal weights, for samples that have
+                just been simulated, if None.
+        """
         if weights is None:
-            weights = [uniform_weights(len(part.energies), part.energies, self.processes) for part in sample.parts]
-        pulls = []
-        for part, each in zip(sample.parts, weights, strict=True):
-            observables: Sequence[Observable] = self._whole if part.chosen is None else self._by_site
+            weights = [uniform_weights(len(group.energies), group.energies, self.context) for group in data.groups]
+        terms = []
+        for group, each in zip(data.groups, weights, strict=True):
+            observables: Sequence[Observable] = self._by_frame if group.sites is None else self._by_site
             targets = [observable.known_target for observable in observables]
-            members = self._members(part, sample.positions)
-            pulls.append(
-                self.estimator.surrogate_term(sample.positions, part.values, targets, self.loss, each, members)
-            )
-        return self.estimator.combine(sample.positions, pulls)
+            members = self._members(group, data.positions)
+            terms.append(self.estimator.surrogate_term(data.positions, group.values, targets, self.loss, each, members))
+        return self.estimator.combine(data.positions, terms)
 
-    def reweighted(self, sample: WindowData) -> tuple[list[Tensor], float]:
-        """Statistical weights under the present parameters, by part, and the smallest effective share among the parts."""
-        atomic = self.estimator.atomic_energies(sample.positions)
+    def reweight(self, data: WindowData) -> tuple[list[Tensor], float]:
+        """Return statistical weights under the present parameters, by group, and the smallest effective fraction."""
+        atomic = self.estimator.atomic_energies(data.positions)
         weights = []
-        for part in sample.parts:
-            members = self._members(part, sample.positions)
+        for group in data.groups:
+            members = self._members(group, data.positions)
             energies = atomic.sum(dim=1) if members is None else members.energies(atomic)
-            weights.append(reweighting(energies, part.energies, self.estimator.temperature_K, self.processes))
-        shares = [ess_fraction(each, self.processes) for each in weights]
-        return weights, torch.tensor(shares, dtype=torch.float64).min().item()  # NaN if one of them is
+            weights.append(reweight(energies, group.energies, self.estimator.temperature_K, self.context))
+        fractions = [ess_fraction(each, self.context) for each in weights]
+        # Tensor.min() propagates NaN, which Python's min() may drop.
+        return weights, torch.tensor(fractions, dtype=torch.float64).min().item()
 
     def observed_loss(self, positions: Tensor) -> float:
-        """Loss of all observables over frames, (n_frames, n_atoms, 3) in Å, and over those of all processes."""
+        """Return the loss of all observables over the frames of all processes.
+
+        Args:
+            positions: Frames of this process, (n_frames, n_atoms, 3) in Å.
+        """
         total = 0.0
-        n_frames = self.processes.count(len(positions), positions.device)
-        for observable in [*self._whole, *self._by_site]:
-            mean = self.processes.sum(_per_frame(observable, positions).double().sum(dim=0)) / n_frames
+        n_frames = self.context.count(len(positions), positions.device)
+        for observable in [*self._by_frame, *self._by_site]:
+            mean = self.context.sum(_per_frame(observable, positions).double().sum(dim=0)) / n_frames
             total += self.loss(mean, observable.known_target.to(mean)).item()
         return total
 
-    @property
-    def processes(self) -> DistributedContext:
-        """Those that have samples."""
-        return self.estimator.processes
-
-    def _members(self, part: SampleGroup, positions: Tensor) -> Members | None:
-        if part.chosen is None or self.local is None:
+    def _members(self, group: SampleGroup, positions: Tensor) -> Members | None:
+        if group.sites is None or self.local is None:
             return None
-        return self.local.members(positions).only(part.chosen)
+        return self.local.members(positions).only(group.sites)
 
-    def _choose(self, values: Tensor, n_replicas: int, generator: torch.Generator) -> Tensor:
-        """Sites that have any value, or an even sample of them."""
+    def _draw_sites(self, values: Tensor, n_replicas: int, generator: torch.Generator) -> Tensor:
+        """Return the sites that have a value, or a sample of them that is even in their deviation."""
         present = (~torch.isnan(values).all(dim=1)).nonzero()[:, 0]
         if self.even_sampling is None:
             return present
         n_bins, per_bin = self.even_sampling
         target = self._by_site[0].known_target
         deviation = (values[present] - target.to(values)).abs().nan_to_num(0.0).amax(dim=1)
-        largest = self.processes.max(torch.cat([deviation, deviation.new_zeros(1)]).max())
+        largest = self.context.max(torch.cat([deviation, deviation.new_zeros(1)]).max())
         return present[even_sample(deviation, n_bins, per_bin * n_replicas, generator, largest)]
 
 
 def _per_frame(observable: Observable, positions: Tensor) -> Tensor:
-    """Of frames, (n_frames, n_values), also of none: where the replicas of a process all broke at once."""
+    """Return the observable of each frame, (n_frames, n_values); a process whose replicas all broke has no frame."""
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
     return observable.per_frame(positions)
 
 
 def _per_site(observable: LocalObservable, positions: Tensor, owner: Tensor) -> Tensor:
-    """Of the sites of all frames, (n_frames * n_sites, n_values), likewise."""
+    """Return the observable of the sites of all frames, (n_frames * n_sites, n_values)."""
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
     return observable.per_site(positions, owner).flatten(0, 1)
@@ -205,10 +204,12 @@ def _checked_sampling(even_sampling: Any, local: Neighborhoods | None) -> tuple[
     if even_sampling is None:
         return None
     if local is None:
-        raise ValueError(f"even_sampling={even_sampling} needs the local estimator: give local=, or leave it out.")
+        raise ValueError(
+            f"even_sampling={even_sampling} needs the local estimator: set local=, or leave even_sampling out."
+        )
     if not isinstance(even_sampling, Sequence) or len(even_sampling) != 2:
         raise ValueError(
-            f"even_sampling={even_sampling!r} is not two numbers: give (bins, samples per bin and replica)."
+            f"even_sampling={even_sampling!r} is not a pair of integers: pass (bins, samples per bin and replica)."
         )
     n_bins, per_bin = even_sampling
     return checks.count("even_sampling", n_bins), checks.count("even_sampling", per_bin)

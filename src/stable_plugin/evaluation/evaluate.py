@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from stable_plugin.algorithm.training_loop import UnusablePotentialError
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.detectors import BondDeviation, Detector
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
 from stable_plugin.md import Execution, Integrator, Langevin, Simulator

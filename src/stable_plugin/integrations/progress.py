@@ -1,25 +1,28 @@
-"""A progress line for the simulation, beside the Trainer's own bar."""
+"""A progress line for the simulation, beside the trainer's own bar."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from stable_plugin.algorithm.training_loop import Progress, TrainingLoop
+from stable_plugin.algorithm.records import Progress
 
 
 class ProgressLine:
     """Shows phase, simulated time, unstable replicas, observable loss and effective sample size of a window.
 
+    Only where something can be rewritten in place: in a terminal or a notebook. In a file the log has one line per window.
+
     Args:
-        loop: What simulates.
+        window_ps: Length of a window in ps.
         enabled: Whether to show anything.
     """
 
-    def __init__(self, loop: TrainingLoop, enabled: bool) -> None:
-        self.window_ps = loop.n_steps * loop.simulator.integrator.timestep_fs / 1000.0
-        self.enabled = enabled
+    def __init__(self, window_ps: float, enabled: bool) -> None:
+        self.window_ps = window_ps
+        self.enabled = enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._bar: Any = None
 
     def show(self, progress: Progress) -> None:
@@ -44,10 +47,9 @@ class ProgressLine:
 
 def _describe(progress: Progress) -> str:
     parts = [f"StABlE {progress.phase}", f"{progress.simulated_ps:.2f} ps"]
-    if progress.unstable_fraction is not None:
-        parts.append(f"unstable {progress.unstable_fraction:.0%}")
-    if progress.observable_loss is not None:
-        parts.append(f"loss {progress.observable_loss:.2e}")
-    if progress.ess is not None:
-        parts.append(f"ESS {progress.ess:.2f}")
+    if progress.latest is not None:
+        parts.append(f"unstable {progress.latest.unstable_fraction:.0%}")
+        parts.append(f"loss {progress.latest.observable_loss:.2e}")
+        if progress.latest.ess_fraction is not None:
+            parts.append(f"ESS {progress.latest.ess_fraction:.2f}")
     return " · ".join(parts)

@@ -1,4 +1,4 @@
-"""One StABlE phase beside somebody else's training."""
+"""StABlE training beside somebody else's training: what the callbacks of all trainers share."""
 
 from __future__ import annotations
 
@@ -14,78 +14,69 @@ import torch
 from torch import Tensor, nn, optim
 
 from stable_plugin.algorithm.estimator import Estimate
-from stable_plugin.algorithm.gradients import ObservableWeight, TemporaryLearningRate, Weight, add_gradients, norm
-from stable_plugin.algorithm.training_loop import Progress, TrainingLoop, UnusablePotentialError, WindowRecord
+from stable_plugin.algorithm.gradients import ObservableWeight, TemporaryLearningRate, add_gradients, norm
+from stable_plugin.algorithm.records import Progress, WindowRecord
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
+from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.config import StABlEConfig
+from stable_plugin.integrations.build import build_training_loop
 from stable_plugin.integrations.progress import ProgressLine
-from stable_plugin.integrations.settings import LoopSettings
-from stable_plugin.runtime import checks
+from stable_plugin.integrations.resume import ResumePoint
 from stable_plugin.runtime.distributed import DistributedContext
-from stable_plugin.runtime.random_state import random_state, restore_random_state
 
 log = logging.getLogger(__name__)
 
 MAX_NONFINITE_STEPS = 3
-"""So many gradients in a row that are not finite end a run."""
+"""Consecutive gradients that are not finite after which a run ends."""
 
 
 class NonFiniteGradientError(FloatingPointError):
-    """The gradient of the observables was not finite, several optimizer steps in a row."""
+    """The gradient of the observables was not finite in several consecutive optimizer steps."""
 
 
 class Session:
-    """What the callbacks of all trainers do: they only say when, and where the numbers go.
+    """Runs StABlE training inside a trainer's loop; callbacks only say when, and where the numbers are logged.
 
-    The trainer owns the optimizer. :meth:`before_step` adds the observable's gradient to what the trainer's own loss
-    left in the parameters, :meth:`after_step` undoes what was borrowed for the step.
+    The trainer owns the optimizer. :meth:`before_step` adds the observable's gradient to the one that the trainer's own loss
+    left in the parameters, :meth:`after_step` restores the learning rate.
 
     Args:
-        settings: What the loop is made from.
-        learning_rate: Of the steps that the observable takes part in; the optimizer's own if None.
-        observable_weight: Factor of the observable's gradient, or ``auto``.
-        gradient_ratio: Length of the observable's gradient relative to the other, for ``auto``.
+        config: The settings.
 
     Attributes:
-        batches: What the trainer's adapter wants back when it resumes in the middle of an epoch, and the global random
-            streams under ``start`` that the epoch began with.
+        resume: Where the run continues after an interruption.
     """
 
-    def __init__(
-        self, settings: LoopSettings, learning_rate: float | None, observable_weight: Weight, gradient_ratio: float
-    ) -> None:
-        if learning_rate is not None:
-            checks.number("learning_rate", learning_rate, above=0)
-        self.settings = settings
-        self.learning_rate = learning_rate
-        self.weight = ObservableWeight(observable_weight, gradient_ratio)
+    def __init__(self, config: StABlEConfig) -> None:
+        self.config = config
+        self.weight = ObservableWeight(config.observable_weight, config.gradient_ratio)
+        self.resume = ResumePoint()
         self._loop: TrainingLoop | None = None
-        self.batches: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
-        self._resumed: dict[str, Any] | None = None
-        self._random_loaded: dict[str, Any] = {}
-        self._random_at_rest: dict[str, Any] | None = None
-        self._rate = TemporaryLearningRate()
+        self._pending: dict[str, Any] | None = None
+        self._learning_rate = TemporaryLearningRate()
         self._n_logged_windows = 0
-        self._nonfinite_steps = 0
+        self._n_nonfinite = 0
         self._folder = Path()
         self._show_progress = False
         self._on_progress: Callable[[], None] = lambda: None
 
     @property
-    def begun(self) -> bool:
-        """Whether there is a loop yet."""
+    def has_begun(self) -> bool:
+        """Whether :meth:`begin` has built the loop."""
         return self._loop is not None
 
     @property
     def loop(self) -> TrainingLoop:
-        """The loop, once :meth:`begin` has made it."""
+        """The loop, once :meth:`begin` has built it."""
         if self._loop is None:
-            raise RuntimeError("StABlE training has not begun: the loop is made when training starts.")
+            raise RuntimeError("StABlE training has not begun: the loop is built when training starts.")
         return self._loop
 
     @property
     def done(self) -> bool:
-        """Whether the replicas were stable for the time asked for, or the windows are used up."""
-        return self._loop is not None and self._loop.phases.name == "done"
+        """Whether the replicas were stable for ``stable_ps``, or ``max_windows`` is reached."""
+        return self._loop is not None and self._loop.phase == "done"
 
     def begin(
         self,
@@ -95,46 +86,46 @@ class Session:
         show_progress: bool,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Find potential, structures and reference, and take up the state that was loaded, if any.
+        """Build the loop, and load the state of the checkpoint, if there is one.
 
         Args:
-            module: Holds the potential.
+            module: Module that holds the potential.
             dataloader: Training data.
-            folder: Where the worst frame goes if the potential turns out unusable.
+            folder: Folder for the worst frame of an unusable potential.
             show_progress: Whether to show a progress line while simulating.
             on_progress: Called every few steps of a simulation; may raise to interrupt it.
         """
-        self._loop = self.settings.build(module, dataloader)
+        self._loop = build_training_loop(self.config, module, dataloader)
         self._n_logged_windows = 0
-        if self._resumed is not None:
-            self._loop.load_state_dict(self._resumed["loop"])
-            self._n_logged_windows = self._resumed["n_logged_windows"]
-            self._resumed = None
+        if self._pending is not None:
+            self._loop.load_state_dict(self._pending["loop"])
+            self._n_logged_windows = self._pending["n_logged_windows"]
+            self._pending = None
         self._folder, self._show_progress, self._on_progress = Path(folder), show_progress, on_progress
 
     def simulate(self) -> None:
         """Run the simulation phase, if training is in one."""
-        with self._watched() as loop:
+        with self._monitored() as loop:
             loop.simulation_phase()
 
     def gradient(self) -> Estimate | None:
-        """The observable's gradient for the next optimizer step; None when training is done."""
-        with self._watched() as loop:
+        """Return the observable's gradient for the next optimizer step, or None when training is done."""
+        with self._monitored() as loop:
             return loop.gradient()
 
     def before_step(self, optimizer: optim.Optimizer) -> dict[str, float] | None:
-        """Make the optimizer's next step follow both gradients.
+        """Add the observable's gradient to the parameters, and set the learning rate of the next step.
 
         Returns:
-            Numbers to log, or None when training is done: the parameters then have no gradient, so that the weights
-            that passed the simulation are the weights the user gets.
+            Numbers to log, or None when training is done: the parameters then have no gradient, so that the weights that
+            passed the simulation are the weights that the user gets.
 
         Raises:
-            ValueError: If the optimizer does not hold the parameters that are simulated with.
+            ValueError: If the optimizer does not hold the parameters of the simulated potential.
             NonFiniteGradientError: If the observables' gradient was not finite three times in a row.
         """
         parameters = self.loop.potential.trainable_parameters()
-        _refuse_foreign(optimizer, parameters)
+        _check_optimizer(optimizer, parameters)
         estimate = self.gradient()
         if estimate is None:
             optimizer.zero_grad(set_to_none=True)
@@ -143,127 +134,102 @@ class Session:
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.is_nonfinite(estimate, own):
             optimizer.zero_grad(set_to_none=True)
-            return {
-                "stable/unstable_fraction": latest.unstable_fraction,
-                "stable/nonfinite_steps": self._nonfinite_steps,
-            }
+            return {"stable/unstable_fraction": latest.unstable_fraction, "stable/nonfinite_steps": self._n_nonfinite}
         factor = self.weight(estimate.gradients, own, new_window=latest.steps == 1)
         add_gradients(parameters, estimate.gradients, factor)
-        latest.learning_rate = self._rate.set(optimizer, self.learning_rate, self.loop.lr_factor)
+        latest.learning_rate = self._learning_rate.set(optimizer, self.config.learning_rate, self.loop.lr_factor)
         return {
             "stable/unstable_fraction": latest.unstable_fraction,
             "stable/observable_loss": estimate.loss,
-            "stable/ess": estimate.ess_fraction,
+            "stable/ess_fraction": estimate.ess_fraction,
             "stable/simulated_ps": self.loop.simulated_ps,
             "stable/observable_weight": factor,
             "stable/observable_gradient_norm": norm(estimate.gradients),
         }
 
     def is_nonfinite(self, estimate: Estimate, own: Sequence[Tensor] = ()) -> bool:
-        """Whether a gradient is not finite, and the step must not be taken.
+        """Return whether a gradient is not finite, so that the step must not be taken.
 
         Args:
-            estimate: Of the observables.
-            own: Gradient of the trainer's own loss, as far as it is known.
+            estimate: Estimate of the observables' gradient.
+            own: Gradient of the trainer's own loss, where it is known.
 
         Raises:
-            NonFiniteGradientError: If it is the observables' for the third time in a row.
+            NonFiniteGradientError: If it is the observables' gradient for the third time in a row.
         """
         if isfinite(norm(estimate.gradients)):
-            self._nonfinite_steps = 0
+            self._n_nonfinite = 0
             if isfinite(norm(own)):
                 return False
-            # With scaled losses in half precision this happens now and then, and the scaler knows what to do.
-            log.warning("the gradient of the trainer's own loss is not finite, this step is not taken.")
+            # With scaled losses in half precision this happens now and then, and the gradient scaler handles it.
+            log.warning("the gradient of the trainer's own loss is not finite: this step is skipped.")
             return True
-        self._nonfinite_steps += 1
-        latest = self.loop.windows[-1].round
-        if self._nonfinite_steps == MAX_NONFINITE_STEPS:
+        self._n_nonfinite += 1
+        latest = self.loop.windows[-1].window
+        if self._n_nonfinite == MAX_NONFINITE_STEPS:
             raise NonFiniteGradientError(
-                f"the gradient of the observables is not finite, {MAX_NONFINITE_STEPS} optimizer steps in a row up to window "
-                f"{latest}; none of them was taken, the weights are those before. Lower the learning rate, or give the "
-                "detector a smaller discard limit."
+                f"the gradient of the observables was not finite in {MAX_NONFINITE_STEPS} consecutive optimizer steps up to "
+                f"window {latest}; none of them was taken, the weights are those before. Lower the learning rate, or set a "
+                "smaller discard limit of the detector."
             )
-        log.warning("window %d: the gradient of the observables is not finite, this step is not taken.", latest)
+        log.warning("window %d: the gradient of the observables is not finite: this step is skipped.", latest)
         return True
 
     def after_step(self, optimizers: Iterable[optim.Optimizer]) -> None:
-        """Give the learning rate back to its scheduler."""
+        """Restore the optimizers' own learning rates."""
         for optimizer in optimizers:
-            self._rate.give_back(optimizer)
+            self._learning_rate.restore(optimizer)
 
     def new_windows(self) -> list[dict[str, float]]:
-        """Numbers to log of the windows simulated since the last call."""
-        rounds = self.loop.windows[self._n_logged_windows :]
+        """Return numbers to log of the windows simulated since the last call."""
+        windows = self.loop.windows[self._n_logged_windows :]
         self._n_logged_windows = len(self.loop.windows)
-        for entry in rounds:
+        for record in windows:
             log.info(
                 "window %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
-                entry.round,
-                entry.phase,
-                100.0 * entry.unstable_fraction,
-                entry.observable_loss,
-                entry.simulated_ps,
-                entry.wall_s,
+                record.window,
+                record.phase,
+                100.0 * record.unstable_fraction,
+                record.observable_loss,
+                record.simulated_ps,
+                record.wall_s,
             )
-        return [_numbers(entry) for entry in rounds]
+        return [_numbers(record) for record in windows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Phase, replicas, rounds and random streams, the global ones included, of all processes, which all call this."""
+        """Return the state of all processes; every process must call this."""
         if self._loop is None:
             return self._loaded
         own = {
             "loop": self._loop.state_dict(),
-            "random": self._random_at_rest or random_state(),
-            "batches": self.batches,
+            "resume": self.resume.state_dict(),
             "n_logged_windows": self._n_logged_windows,
         }
-        return {"processes": self._loop.processes.gather(own), "weight": self.weight.state_dict()}
+        return {"processes": self._loop.context.gather(own), "weight": self.weight.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` gave: the loop's once it exists, the global random streams at once.
-
-        Trainers draw the order of the first batches before they say that training starts.
+        """Load what :meth:`state_dict` returned: the loop's part once it is built, the global random streams at once.
 
         Raises:
             ValueError: If the state is of another number of processes.
         """
         if not state_dict:
             return
-        processes, states = DistributedContext.present(), state_dict["processes"]
-        if len(states) != processes.size:
+        context, states = DistributedContext.current(), state_dict["processes"]
+        if len(states) != context.size:
             raise ValueError(
-                f"the checkpoint holds the replicas of {len(states)} process(es), this run has {processes.size}: resume with "
-                "as many."
+                f"the checkpoint holds the replicas of {len(states)} process(es), this run has {context.size}: resume with "
+                "the same number of processes."
             )
-        own = states[processes.rank]
-        self._loaded, self._resumed = state_dict, own
-        self.batches = own["batches"]
-        # Who goes on in the middle of an epoch needs its order of batches first.
-        self._random_loaded = self.batches.get("start", own["random"])
-        self.restore_random()
+        own = states[context.rank]
+        self._loaded, self._pending = state_dict, own
+        self.resume.load_state_dict(own["resume"])
         self.weight.load_state_dict(state_dict["weight"])
 
-    def restore_random(self) -> None:
-        """Put the global random streams back to where they were when the state was saved."""
-        restore_random_state(self._random_loaded)
-
-    def at_rest(self, resting: bool = True) -> None:
-        """Note the global random streams between two steps: the next one is taken again if it is interrupted.
-
-        Args:
-            resting: Whether an interruption goes back to now; otherwise it goes back to whenever it comes.
-        """
-        self._random_at_rest = random_state() if resting else None
-
-    def interrupted_at(self, random: dict[str, Any]) -> None:
-        """Have what is saved from now on go back to these global random streams."""
-        self._random_at_rest = random
-
     @contextmanager
-    def _watched(self) -> Iterator[TrainingLoop]:
-        """The loop with a progress line, and with the worst frame saved if the potential turns out unusable."""
-        line = ProgressLine(self.loop, self._show_progress)
+    def _monitored(self) -> Iterator[TrainingLoop]:
+        """Yield the loop with a progress line; save the worst frame if the potential turns out to be unusable."""
+        line = ProgressLine(self.config.window_ps, self._show_progress)
 
         def show(progress: Progress) -> None:
             line.show(progress)
@@ -271,11 +237,11 @@ class Session:
 
         self.loop.on_progress = show
         try:
-            # Within a training_step the trainer may have asked for less precision than a simulation needs.
+            # Within a training_step the trainer may use less precision than a simulation needs.
             with torch.autocast(self.loop.potential.device.type, enabled=False):
                 yield self.loop
         except UnusablePotentialError as error:
-            path = self._folder / f"worst_frame{self.loop.processes.suffix}.extxyz"
+            path = self._folder / f"worst_frame{self.loop.context.suffix}.extxyz"
             path.parent.mkdir(parents=True, exist_ok=True)
             ase.io.write(path, error.frame)
             error.args = (f"{error} The worst frame is in {path}.",)
@@ -284,20 +250,19 @@ class Session:
             line.close()
 
 
-def _numbers(entry: WindowRecord) -> dict[str, float]:
-    assert entry.observable_loss is not None
+def _numbers(record: WindowRecord) -> dict[str, float]:
     return {
-        f"stable/{entry.phase}/unstable_fraction": entry.unstable_fraction,
-        f"stable/{entry.phase}/observable_loss": entry.observable_loss,
-        "stable/round": entry.round,
-        "stable/simulated_ps": entry.simulated_ps,
+        f"stable/{record.phase}/unstable_fraction": record.unstable_fraction,
+        f"stable/{record.phase}/observable_loss": record.observable_loss,
+        "stable/window": record.window,
+        "stable/simulated_ps": record.simulated_ps,
     }
 
 
-def _refuse_foreign(optimizer: optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+def _check_optimizer(optimizer: optim.Optimizer, parameters: Sequence[Tensor]) -> None:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in parameters):
         raise ValueError(
-            f"{type(optimizer).__name__} holds none of the {len(parameters)} parameters of the potential that is "
-            "simulated with, so its steps cannot repair it: give the optimizer the model's parameters."
+            f"{type(optimizer).__name__} holds none of the {len(parameters)} parameters of the simulated potential, so its "
+            "steps cannot repair it: construct the optimizer with the model's parameters."
         )

@@ -12,45 +12,45 @@ from torch import Tensor, distributed
 T = TypeVar("T")
 
 SEED_STRIDE = 1_000_003
-"""Between the seeds of two processes, more than anybody's seeds are apart."""
+"""Distance of the seeds of two processes; larger than the distance of seeds that users choose."""
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """What this process needs of the others: sums, largest values, and whatever they have to show.
+    """Reductions over the processes of a distributed run.
 
-    Every process calls the same methods in the same order, also one that has nothing to add. All get the same numbers, to
-    the last bit, so that decisions taken on them are the same everywhere.
+    Every process calls the same methods in the same order, also one that has nothing to contribute. All get the same
+    numbers, to the last bit, so that decisions based on them agree.
 
     Args:
-        rank: Which of them this one is, from zero.
-        size: How many there are.
+        rank: Index of this process, from zero.
+        size: Number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def present(cls) -> DistributedContext:
-        """Those that a launcher has started and connected; this one alone if none has."""
+    def current(cls) -> DistributedContext:
+        """Return the context of the initialized process group, or of a single process if there is none."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of everybody's tensors, of one shape."""
+        """Return the sum over all processes of tensors of one shape."""
         return self._reduced(tensor, distributed.ReduceOp.SUM)
 
     def max(self, tensor: Tensor) -> Tensor:
-        """The largest of everybody's, value by value."""
+        """Return the elementwise maximum over all processes."""
         return self._reduced(tensor, distributed.ReduceOp.MAX)
 
     def count(self, number: int, device: torch.device) -> int:
-        """The sum of everybody's numbers."""
+        """Return the sum of an integer over all processes."""
         return number if self.size == 1 else int(self.sum(torch.tensor(number, device=device)))
 
     def sum_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sums of everybody's tensors, one by one, in a single exchange; they are of one dtype."""
+        """Return the sums of several tensors of one dtype, in a single exchange."""
         if self.size == 1 or not tensors:
             return list(tensors)
         summed = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
@@ -58,7 +58,7 @@ class DistributedContext:
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def gather(self, item: T) -> list[T]:
-        """Everybody's item, by rank."""
+        """Return the items of all processes, ordered by rank."""
         if self.size == 1:
             return [item]
         items: list[T | None] = [None] * self.size
@@ -67,11 +67,11 @@ class DistributedContext:
 
     @property
     def suffix(self) -> str:
-        """Tells the files of a process from those of the others."""
+        """Suffix for names of files that every process writes."""
         return "" if self.size == 1 else f"_{self.rank}"
 
     def seed(self, seed: int) -> int:
-        """A seed of this process's own."""
+        """Return the seed of this process."""
         return seed + SEED_STRIDE * self.rank
 
     def _reduced(self, tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:

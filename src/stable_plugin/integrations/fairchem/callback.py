@@ -3,51 +3,69 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn, optim
 
-from stable_plugin.integrations import NonFiniteGradientError, Session
+from stable_plugin.config import StABlEArguments, takes
 from stable_plugin.integrations.fairchem.checkpoints import Interruption, StopSignaled, load_with, save_with
-from stable_plugin.integrations.lightning.callback import StABlECallback as LightningCallback
+from stable_plugin.integrations.session import NonFiniteGradientError, Session
 from stable_plugin.md.system import System
 from stable_plugin.models.fairchem.potential import FairchemPotential
 
-# After stable_plugin.models.fairchem.potential, whose error says what to install when fairchem is missing.
+# After stable_plugin.models.fairchem, whose error says what to install when fairchem is missing.
 from torchtnt.framework.callback import Callback  # isort: skip
 from torchtnt.framework.state import State  # isort: skip
 
 log = logging.getLogger(__name__)
 
 
-class StABlECallback(Callback):
-    """One entry of ``runner.callbacks`` that makes a native fairchem training StABlE training.
+@dataclass(kw_only=True, repr=False)
+class FairchemArguments(StABlEArguments):
+    """Arguments of the callback: the settings, and which of the unit's tasks is simulated."""
 
-    fairchem's unit goes on doing what it does: batches, losses, clipping, optimizer, averaging, schedule, checkpoints.
-    The observable's gradient joins before the optimizer's step, and the sum is clipped as the unit clips its own.
+    task_name: str | None = None
+    """Name of the data set whose energies are simulated with; not needed if the unit has only one."""
+
+    conservative: bool = False
+    """See :class:`~stable_plugin.models.fairchem.FairchemPotential`."""
+
+    charge: int | None = None
+    """Total charge of structures that do not state one."""
+
+    spin: int | None = None
+    """Spin multiplicity of structures that do not state one."""
+
+
+class StABlECallback(Callback):
+    """Adds StABlE training to a native fairchem training, as one entry of ``runner.callbacks``.
+
+    Batches, losses, clipping, optimizer, averaging, schedule and checkpoints stay those of fairchem's unit. The
+    observable's gradient is added before the optimizer's step, and the sum is clipped as the unit clips its own.
 
     When training is done, the averaged weights, which inference uses, are set to those that passed the simulation.
 
     Args:
-        task_name: Name of the data set whose energies are simulated with; may be left out if the unit has only one.
-        conservative: See :class:`~stable_plugin.models.fairchem.potential.FairchemPotential`.
-        charge: Total charge of structures that do not say.
-        spin: Spin multiplicity of structures that do not say.
-        arguments: As for :class:`stable_plugin.StABlECallback`.
+        arguments: The fields of :class:`FairchemArguments` as keyword arguments: those of
+            :class:`~stable_plugin.StABlEConfig`, or ``config=``, and ``task_name``, ``conservative``, ``charge``, ``spin``.
+
+    Example:
+        In the YAML of a fairchem training::
+
+            runner:
+              callbacks:
+                - _target_: stable_plugin.integrations.fairchem.StABlECallback
+                  task_name: omol
+                  n_replicas: 16
     """
 
-    def __init__(
-        self,
-        task_name: str | None = None,
-        conservative: bool = False,
-        charge: int | None = None,
-        spin: int | None = None,
-        **arguments: Any,
-    ) -> None:
-        inner = LightningCallback(**arguments)
-        self.start_epoch, self.session = inner.start_epoch, inner.session
-        self.task_name, self.conservative, self.charge, self.spin = task_name, conservative, charge, spin
+    @takes(FairchemArguments)
+    def __init__(self, arguments: FairchemArguments) -> None:
+        self.config = arguments.to_config()
+        self.session = Session(self.config)
+        self._arguments = arguments
         self._unit: Any = None
         self._in_train_step = False
         self._finished = False
@@ -55,7 +73,7 @@ class StABlECallback(Callback):
         self._interruption: Any = None
 
     def on_train_start(self, state: State, unit: Any) -> None:
-        """Find potential, structures and reference, and hook into the optimizer."""
+        """Build the training loop, and register the hooks of the optimizer."""
         _refuse_second(unit, self.session)
         self._unit = unit
         assert state.train_state is not None
@@ -63,7 +81,11 @@ class StABlECallback(Callback):
         self._interruption = Interruption(unit)
         folder = Path(unit.job_config.metadata.results_dir)
         self.session.begin(
-            _Simulated(unit, self), state.train_state.dataloader, folder, True, self._interruption.raise_if_signaled
+            _SimulatedModel(unit, self._arguments),
+            state.train_state.dataloader,
+            folder,
+            True,
+            self._interruption.raise_if_signaled,
         )
         unit.optimizer.register_step_pre_hook(self._before_step)
         unit.optimizer.register_step_post_hook(self._after_step)
@@ -72,12 +94,12 @@ class StABlECallback(Callback):
         self._end_if_done(state, unit)
 
     def on_train_get_next_batch_end(self, state: State, unit: Any) -> None:
-        """Between two steps: go back to the random streams of the checkpoint, or note those to go back to."""
+        """Restore the random streams of the checkpoint, or mark those that an interrupted step returns to."""
         if self._resumed:
             # Making the iterator of the batches has drawn from them since they were loaded.
-            self.session.restore_random()
+            self.session.resume.restore()
             self._resumed = False
-        self.session.at_rest()
+        self.session.resume.mark()
 
     def on_train_step_start(self, state: State, unit: Any) -> None:
         """Simulate until it is time to learn, or training is done."""
@@ -92,24 +114,24 @@ class StABlECallback(Callback):
 
     def on_train_step_end(self, state: State, unit: Any) -> None:
         """Log, and end training when the session is done."""
-        self.session.at_rest(False)
+        self.session.resume.unmark()
         if self._active(unit):
             self._log_windows(state, unit)
 
     def on_train_end(self, state: State, unit: Any) -> None:
-        """Leave signals to those who heard them before."""
+        """Restore the signal handlers."""
         self._interruption.forget()
 
     def on_exception(self, state: State, unit: Any, exc: BaseException) -> None:
-        """The same, when training ends with an error."""
+        """Restore the signal handlers when training ends with an error."""
         if self._interruption is not None:
             self._interruption.forget()
 
     def _active(self, unit: Any) -> bool:
-        return bool(unit.train_progress.num_epochs_completed >= self.start_epoch)
+        return bool(unit.train_progress.num_epochs_completed >= self.config.start_epoch)
 
     def _before_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # Saving a checkpoint calls step() too, on an optimizer that has no state yet.
+        # Saving a checkpoint calls step() too, to create the state of a new optimizer.
         if not (self._in_train_step and self._active(self._unit)):
             return
         numbers = self.session.before_step(optimizer)
@@ -130,7 +152,7 @@ class StABlECallback(Callback):
             try:
                 return train_step(state, data)
             except (StopSignaled, NonFiniteGradientError) as error:
-                # The step that was under way is taken again by whoever goes on.
+                # A resumed run takes this step again.
                 unit.optimizer.zero_grad(set_to_none=True)
                 self._in_train_step = False
                 self._interruption.save(self._interruption.signaled or type(error).__name__)
@@ -159,24 +181,24 @@ class StABlECallback(Callback):
             self._unit.logger.log(numbers, step=self._unit.train_progress.num_steps_completed, commit=False)
 
 
-class _Simulated(nn.Module):
-    """The unit's model, with what says how to simulate with it."""
+class _SimulatedModel(nn.Module):
+    """The unit's model, with the arguments that say how to simulate with it."""
 
-    def __init__(self, unit: Any, callback: StABlECallback) -> None:
+    def __init__(self, unit: Any, arguments: FairchemArguments) -> None:
         super().__init__()
         self.network = getattr(unit.model, "module", unit.model)
-        self._tasks, self._callback = unit.tasks, callback
+        self._tasks, self._arguments = unit.tasks, arguments
 
     def stable_potential(self, system: System) -> FairchemPotential:
-        callback = self._callback
-        system = system.with_electrons(callback.charge, callback.spin)
-        return FairchemPotential(self.network, system, self._tasks, callback.task_name, callback.conservative)
+        arguments = self._arguments
+        system = system.with_electrons(arguments.charge, arguments.spin)
+        return FairchemPotential(self.network, system, self._tasks, arguments.task_name, arguments.conservative)
 
 
 def _refuse_second(unit: Any, session: Session) -> None:
     if getattr(unit, "stable_session", session) is not session:
         raise ValueError(
-            "runner.callbacks has more than one StABlECallback, which would both move the same weights: keep one, with "
-            "all observables in it."
+            "runner.callbacks has more than one StABlECallback, and each would change the same weights: keep one, with all "
+            "observables in it."
         )
     unit.stable_session = session

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
-from stable_plugin.integrations import Session
+from stable_plugin.integrations.session import Session
 from stable_plugin.runtime.atomic_files import atomic_folder, is_write_error, partial_folder
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.serialization import load_tensors
@@ -41,7 +41,7 @@ def save_with(unit: Any, session: Session) -> None:
     save_unit = unit.save_state
 
     def save_state(checkpoint_location: str) -> None:
-        first = DistributedContext.present().rank == 0
+        first = DistributedContext.current().rank == 0
         folder = (
             atomic_folder(checkpoint_location, "checkpoint")
             if first
@@ -87,7 +87,7 @@ class Interruption:
         self.signaled: str | None = None
         self._handlers: dict[int, Any] = {}
         local = str(getattr(unit.job_config.scheduler.mode, "value", unit.job_config.scheduler.mode)) == "local"
-        if local and DistributedContext.present().size == 1 and threading.current_thread() is threading.main_thread():
+        if local and DistributedContext.current().size == 1 and threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
 
     def raise_if_signaled(self) -> None:

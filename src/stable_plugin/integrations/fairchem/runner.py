@@ -208,7 +208,7 @@ class StABlERunner(RunFolder):
             except ValueError as error:
                 raise ValueError(f"runner.model: {error}") from error
         try:
-            self.stable.session.settings.validate(device)
+            self.stable.validate(device)
         except (TypeError, ValueError) as error:
             raise ValueError(f"runner.stable: {error}") from error
 
@@ -389,7 +389,7 @@ class _Rates(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         for optimizer in trainer.optimizers:
-            self._rate.give_back(optimizer)
+            self._rate.restore(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}

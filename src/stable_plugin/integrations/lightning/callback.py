@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import optim
 
-from stable_plugin.algorithm.estimator import Loss, mean_squared_error
-from stable_plugin.algorithm.schedule import Schedule
-from stable_plugin.algorithm.training_loop import TrainingLoop, WindowRecord
-from stable_plugin.detectors import Detector
-from stable_plugin.integrations import Local, LoopSettings, NonFiniteGradientError, Session, Weight
+from stable_plugin.algorithm.records import WindowRecord
+from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.config import StABlEArguments, takes
+from stable_plugin.integrations.build import validate
 from stable_plugin.integrations.lightning.checkpoint_io import add_way_out, use_atomic_checkpoints
 from stable_plugin.integrations.lightning.preemption import Batches, Requeueing
-from stable_plugin.md import Execution, Integrator
-from stable_plugin.md.frames import Frames
-from stable_plugin.observables import Observable
-from stable_plugin.runtime import checks
+from stable_plugin.integrations.session import NonFiniteGradientError, Session
 
 log = logging.getLogger(__name__)
 
-ON_PROGRESS_BAR = ("stable/unstable_fraction", "stable/observable_loss", "stable/ess", "stable/simulated_ps")
+ON_PROGRESS_BAR = ("stable/unstable_fraction", "stable/observable_loss", "stable/ess_fraction", "stable/simulated_ps")
 
 
 class StABlECallback(Callback):
@@ -41,109 +37,36 @@ class StABlECallback(Callback):
     Source: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984.
 
     Args:
-        structures: Start frames of the replicas, a file or ASE structures; the training data's if not given.
-        reference: Frames that bonds, reference bond lengths and the observables' targets come from; the structures if
-            not given. A longer trajectory gives sharper targets.
-        bonds: Pairs of bonded atoms; found in the first reference frame from covalent radii if not given.
-        integrator: Thermostat, temperature and timestep; Langevin at 300 K with 0.5 fs if not given.
-        observables: What should be reproduced. If not given: lengths and amplitudes of the bonds, and by molecule those
-            and contacts where there are several; radial distributions of all pairs of elements in liquids and solids.
-        detector: When a replica is unstable. If not given: a bond 0.25 Å off its mean length, or two molecules closer than
-            two thirds of what they come in the reference; in a crystal without molecules, twice the temperature or atoms
-            closer than that.
-        n_replicas: Replicas simulated at once, in each process if training runs in several.
-        window_ps: Length of a window in ps.
-        record_every_fs: Time between frames that the estimator sees, in fs.
-        check_every_fs: Time between two looks of the detector, in fs.
-        schedule: When to learn and when to stop.
-        loss: Of an observable's mean and its target; mean squared error if not given.
-        learning_rate: Of the steps that the observable takes part in; the optimizer's own if not given.
-        observable_weight: Factor of the observable's gradient. ``auto`` makes it ``gradient_ratio`` times as long as
-            that of the user's loss.
-        gradient_ratio: See ``observable_weight``.
-        steps_per_window: Optimizer steps on one window at most, by reweighting its frames.
-        min_ess_fraction: A window is used up when reweighting leaves a smaller share of it effective.
-        max_lr_scale: The learning rate is multiplied by up to this, or divided, so that the steps on a window use it up
-            together and none of them alone; one leaves it as it is.
-        rewind_fraction: Share of stable replicas that start a simulation phase from an earlier checkpoint.
-        local: What counts as a sample of its own for the local estimator, which sees one broken molecule among hundreds:
-            ``Molecules()``, ``NearestMolecules(n)``, ``AtomsWithin(radius_A)``, or None for whole frames. ``auto`` takes
-            molecules if there are several and an observable is local.
-        even_sampling: For the local estimator, bins of deviation to draw from evenly, and samples drawn per bin and
-            replica; all if not given.
-        start_epoch: Epochs of ordinary training that come first.
-        chunk: Frames per model call of the estimator; bounds its memory.
-        execution: How the simulator runs its steps: captured, compiled, on how many threads. The fastest way that works
-            if not given.
-        seed: Seeds all random streams of the simulation.
+        arguments: The fields of :class:`~stable_plugin.StABlEConfig` as keyword arguments, or ``config=``, an instance of
+            it.
+
+    Attributes:
+        config: The settings.
 
     Example:
         >>> from pytorch_lightning import Trainer
         >>> from stable_plugin import StABlECallback
-        >>> trainer = Trainer(callbacks=[StABlECallback()], logger=False)
+        >>> trainer = Trainer(callbacks=[StABlECallback(n_replicas=16)], logger=False)
     """
 
-    def __init__(
-        self,
-        *,
-        structures: Frames | None = None,
-        reference: Frames | None = None,
-        bonds: Sequence[tuple[int, int]] | None = None,
-        integrator: Integrator | None = None,
-        observables: Observable | Sequence[Observable] | None = None,
-        detector: Detector | None = None,
-        n_replicas: int = 32,
-        window_ps: float = 0.4,
-        record_every_fs: float = 25.0,
-        check_every_fs: float = 5.0,
-        schedule: Schedule | None = None,
-        loss: Loss = mean_squared_error,
-        learning_rate: float | None = None,
-        observable_weight: Weight = "auto",
-        gradient_ratio: float = 15.0,
-        steps_per_window: int = 6,
-        min_ess_fraction: float = 0.3,
-        max_lr_scale: float = 1.0,
-        rewind_fraction: float = 0.1,
-        local: Local = "auto",
-        even_sampling: Sequence[int] | None = None,
-        start_epoch: int = 0,
-        chunk: int = 64,
-        execution: Execution | None = None,
-        seed: int = 0,
-    ) -> None:
+    @takes(StABlEArguments)
+    def __init__(self, arguments: StABlEArguments) -> None:
         super().__init__()
-        self.start_epoch = checks.count("start_epoch", start_epoch, least=0)
-        self.session = Session(
-            LoopSettings(
-                structures=structures,
-                reference=reference,
-                bonds=bonds,
-                integrator=integrator,
-                observables=observables,
-                detector=detector,
-                n_replicas=n_replicas,
-                window_ps=window_ps,
-                record_every_fs=record_every_fs,
-                check_every_fs=check_every_fs,
-                schedule=schedule,
-                loss=loss,
-                steps_per_window=steps_per_window,
-                min_ess_fraction=min_ess_fraction,
-                max_lr_scale=max_lr_scale,
-                rewind_fraction=rewind_fraction,
-                local=local,
-                even_sampling=even_sampling,
-                chunk=chunk,
-                execution=execution,
-                seed=seed,
-            ),
-            learning_rate=learning_rate,
-            observable_weight=observable_weight,
-            gradient_ratio=gradient_ratio,
-        )
-        self._batches = Batches(self.session)
+        self.config = arguments.to_config()
+        self.session = Session(self.config)
+        self._batches = Batches(self.session.resume)
         self._requeueing: Requeueing | None = None
+
+    def validate(self, device: torch.device | str = "cpu") -> None:
+        """Check that settings and structures fit together, before a long training that comes first.
+
+        Args:
+            device: Device that the model will be on.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        validate(self.config, device)
 
     @property
     def loop(self) -> TrainingLoop:
@@ -153,7 +76,7 @@ class StABlECallback(Callback):
     @property
     def rounds(self) -> list[WindowRecord]:
         """The windows simulated so far."""
-        return self.loop.windows if self.session.begun else []
+        return self.loop.windows if self.session.has_begun else []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything long begins, and see to checkpoints that are whole."""
@@ -205,7 +128,7 @@ class StABlECallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Simulate until it is time to learn, or training is done."""
         self._batches.on_train_epoch_start(trainer)
-        if trainer.current_epoch >= self.start_epoch:
+        if trainer.current_epoch >= self.config.start_epoch:
             self.session.simulate()
             self.log_windows(trainer)
 
@@ -218,7 +141,7 @@ class StABlECallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: optim.Optimizer
     ) -> None:
         """Add the observable's gradient to what the user's loss left behind."""
-        if trainer.current_epoch < self.start_epoch:
+        if trainer.current_epoch < self.config.start_epoch:
             return
         numbers = self.session.before_step(optimizer)
         self.log_windows(trainer)
@@ -243,7 +166,7 @@ class StABlECallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a checkpoint behind when the run is stopped, to go on with ``trainer.fit(ckpt_path=...)``."""
         add_way_out(trainer, exception)
-        if not self.session.begun:
+        if not self.session.has_begun:
             return
         # Spoiled gradients are everybody's; who is interrupted alone would wait for what the others have to save.
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.world_size == 1

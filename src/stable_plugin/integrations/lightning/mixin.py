@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
+from stable_plugin.config import StABlEArguments, StABlEConfig, takes
 from stable_plugin.integrations.lightning.callback import StABlECallback
 
 
@@ -33,25 +34,28 @@ class StABlEMixin:
         ...         return self.my_loss(batch) + 100.0 * observable_loss
     """
 
-    _stable: WithinModule
+    _stable: ModuleCallback
 
-    def configure_stable(self, **arguments: Any) -> None:
-        """Set StABlE training up.
+    @takes(StABlEArguments)
+    def configure_stable(self, arguments: StABlEArguments) -> None:
+        """Configure StABlE training.
 
         Args:
-            arguments: As for :class:`StABlECallback`. The weight of the observable is the factor in ``training_step``,
-                so ``observable_weight``, ``gradient_ratio`` and ``learning_rate`` do not apply.
+            arguments: The fields of :class:`~stable_plugin.StABlEConfig` as keyword arguments, or ``config=``. The weight of
+                the observable is the factor in ``training_step``, so ``observable_weight``, ``gradient_ratio`` and
+                ``learning_rate`` do not apply.
 
         Raises:
-            TypeError: For an argument that the callback does not know or that does not apply here.
+            ValueError: If an argument does not apply here.
         """
         for name in ("observable_weight", "gradient_ratio", "learning_rate"):
-            if name in arguments:
-                raise TypeError(
-                    f"configure_stable({name}=...) does not apply to the mixin: multiply stable_loss() with a factor "
-                    "and set the optimizer's learning rate yourself."
+            value = getattr(arguments, name)
+            if value != getattr(StABlEConfig, name):
+                raise ValueError(
+                    f"{name}={value!r} does not apply to the mixin: multiply stable_loss() with a factor and set the "
+                    "optimizer's learning rate instead."
                 )
-        self._stable = WithinModule(**arguments)
+        self._stable = ModuleCallback(config=arguments.to_config())
 
     def stable_loss(self) -> Tensor | None:
         """The observables' loss, whose gradient is the Boltzmann estimate; simulates when it has to.
@@ -63,7 +67,7 @@ class StABlEMixin:
             NonFiniteGradientError: If the gradient was not finite three times in a row.
         """
         module: Any = self
-        if module.current_epoch < self._stable.start_epoch:
+        if module.current_epoch < self._stable.config.start_epoch:
             return torch.zeros((), device=module.device)
         estimate = self._stable.session.gradient()
         self._stable.log_windows(module.trainer)
@@ -79,7 +83,7 @@ class StABlEMixin:
         return [*super().configure_callbacks(), self._stable]  # type: ignore[misc]
 
 
-class WithinModule(StABlECallback):
+class ModuleCallback(StABlECallback):
     """All of the callback but the step, which is the module's own."""
 
     def on_before_optimizer_step(self, *args: Any) -> None:

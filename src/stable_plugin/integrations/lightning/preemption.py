@@ -9,7 +9,7 @@ from typing import Any
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from stable_plugin.integrations import Session
+from stable_plugin.integrations.resume import ResumePoint
 from stable_plugin.runtime.random_state import random_state, restore_random_state
 
 
@@ -20,11 +20,11 @@ class Batches:
     state of its own.
 
     Args:
-        session: Whose checkpoints hold it.
+        resume: Where the run continues.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, resume: ResumePoint) -> None:
+        self.resume = resume
         self._at_start: dict[str, Any] | None = None
         self._iterator_is_new = True
         self._taken = 0
@@ -32,11 +32,11 @@ class Batches:
     def on_fit_start(self) -> None:
         """Lightning makes the first iterator of the batches soon after this."""
         self._at_start, self._iterator_is_new, self._taken = random_state(), True, 0
-        self.session.at_rest(False)
+        self.resume.unmark()
 
     def on_train_start(self, trainer: Any) -> None:
         """Pass over the batches that were taken before the run was interrupted."""
-        left_off = self.session.batches
+        left_off = self.resume.batches
         if self._at_start is None or not left_off:
             return
         self._taken = left_off["taken"]
@@ -55,7 +55,7 @@ class Batches:
             trainer.fit_loop.epoch_loop.restarting = False
         if not self._iterator_is_new:
             self._at_start = random_state()
-        self._taken, self.session.batches = 0, {}
+        self._taken, self.resume.batches = 0, {}
 
     def on_train_batch_end(self, trainer: Any, batch_idx: int) -> None:
         """Between two optimizer steps a run can be left and taken up again."""
@@ -64,18 +64,18 @@ class Batches:
         self._taken = batch_idx + 1
         is_last = self._taken >= trainer.num_training_batches
         # Whoever resumes at the end of an epoch makes the next one's iterator.
-        self.session.batches = (
+        self.resume.batches = (
             {} if is_last else {"taken": self._taken, "start": self._at_start, "random": random_state()}
         )
 
     def on_validation_end(self, trainer: Any) -> None:
         """A validation between two steps draws from the global random streams; it is not done again."""
-        if self.session.batches and trainer.fit_loop.epoch_loop.batch_progress.current.ready == self._taken:
-            self.session.batches["random"] = random_state()
+        if self.resume.batches and trainer.fit_loop.epoch_loop.batch_progress.current.ready == self._taken:
+            self.resume.batches["random"] = random_state()
 
     def on_train_epoch_end(self) -> None:
         """The next iterator is the next epoch's own."""
-        self._iterator_is_new, self._taken, self.session.batches = False, 0, {}
+        self._iterator_is_new, self._taken, self.resume.batches = False, 0, {}
 
     def go_back(self, trainer: Any) -> None:
         """Have a checkpoint that is written in the middle of a step say that the step was not begun."""
@@ -86,7 +86,7 @@ class Batches:
         if self._taken == 0:
             for each in (epoch.total, epoch.current):
                 each.started -= int(epoch.total.started == epoch.total.ready)
-            self.session.interrupted_at(self._at_start)
+            self.resume.mark_at(self._at_start)
             return
         begun = batch.current.ready - self._taken
         batch.total.ready -= begun

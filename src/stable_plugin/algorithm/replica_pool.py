@@ -1,0 +1,198 @@
+"""The replicas between two windows: where they continue, where they learn from, and where they can be rewound to."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from stable_plugin.config import MIN_FRAMES, StABlEConfig
+from stable_plugin.md.simulator import Simulator
+from stable_plugin.md.state import State
+from stable_plugin.md.window import Window
+from stable_plugin.runtime.distributed import DistributedContext
+from stable_plugin.runtime.random_state import RandomStreams
+
+HISTORY = 10
+"""Windows whose start states replicas can be rewound to."""
+
+
+class UnusablePotentialError(RuntimeError):
+    """Every replica failed before a frame could be recorded.
+
+    Args:
+        message: What happened.
+        frame: The replica with the largest detector value, as last seen finite.
+    """
+
+    def __init__(self, message: str, frame: Atoms) -> None:
+        super().__init__(message)
+        self.frame = frame
+
+
+class ReplicaPool:
+    """States of all replicas of this process, and how they restart and rewind.
+
+    Args:
+        simulator: Simulates windows.
+        structures: Start frames, (n_frames, n_atoms, 3) in Å; replicas take them in turn.
+        config: Number of replicas, length of a window, and rewound fraction.
+        streams: Random streams.
+        context: Processes that train together.
+
+    Attributes:
+        state: State that the simulation phase continues from.
+        learning_start: State that learning windows start from.
+        unstable: Replicas that became unstable in the present simulation phase, (n_replicas,).
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        structures: Tensor,
+        config: StABlEConfig,
+        streams: RandomStreams,
+        context: DistributedContext,
+    ) -> None:
+        self.simulator = simulator
+        self.streams = streams
+        self.context = context
+        self._structures = structures
+        self._rewind_fraction = config.rewind_fraction
+        self._n_steps, self._record_every = config.window_steps, config.record_steps
+        taken = (context.rank * config.n_replicas + torch.arange(config.n_replicas)) % len(structures)
+        # No forces yet: ordinary training may have long to go until the first window.
+        self.state = simulator.place(structures[taken], streams.noise)
+        streams.mark()
+        self._forces = simulator.forces.state_dict()
+        self.learning_start = self.state
+        self.unstable = torch.zeros(config.n_replicas, dtype=torch.bool, device=simulator.potential.device)
+        self._history: deque[State] = deque(maxlen=HISTORY)
+
+    @property
+    def n_replicas(self) -> int:
+        """Number of replicas of this process."""
+        return self.state.n_replicas
+
+    def simulate(self, start: State, on_block: Callable[[int], None]) -> Window:
+        """Simulate a window.
+
+        Args:
+            start: State to start from, with the forces of the present weights.
+            on_block: Called with the steps done so far; may raise to interrupt the window.
+
+        Raises:
+            UnusablePotentialError: If all replicas of all processes together leave fewer than two usable frames.
+        """
+        with self.streams.isolated():
+            window = self.simulator.run(start, self._n_steps, self._record_every, self.streams.noise, on_block)
+        self.streams.mark()
+        self._forces = self.simulator.forces.state_dict()
+        self._refuse_unusable(window)
+        return window
+
+    def begin_simulation_phase(self) -> None:
+        """Rewind some replicas, so that they decorrelate, and reset which ones are unstable."""
+        self.unstable = torch.zeros_like(self.unstable)
+        with self.streams.isolated():
+            state = self.simulator.refresh(self.state)
+            if self._history:
+                choices = self.streams.choices
+                drawn = torch.rand(state.n_replicas, generator=choices) < self._rewind_fraction
+                earlier = self._history[int(torch.randint(len(self._history), (1,), generator=choices))]
+                state = self.simulator.refresh(earlier.select(drawn.to(self.unstable.device), state))
+        self.state = state
+
+    def begin_learning_phase(self, window: Window) -> None:
+        """Learn from the start states of a window; replicas that became unstable in it restart."""
+        self.learning_start = self._restart(window.unstable, window.start)
+
+    def refreshed_learning_start(self) -> State:
+        """Return the start of a learning window, with the forces of the present weights."""
+        with self.streams.isolated():
+            return self.simulator.refresh(self.learning_start)
+
+    def advance(self, window: Window) -> None:
+        """Let stable replicas continue from the end of a window; unstable ones restart."""
+        self._history.append(window.start)
+        self.state = self._restart(window.unstable, window.end)
+
+    def fraction(self, unstable: Tensor) -> float:
+        """Return the fraction of the replicas of all processes that are flagged in ``unstable``, (n_replicas,)."""
+        return self.context.count(int(unstable.sum()), unstable.device) / (len(unstable) * self.context.size)
+
+    @contextmanager
+    def rollback_on_interrupt(self) -> Iterator[None]:
+        """Restore the replicas and the choices if the window is interrupted, so that it is simulated again identically."""
+        state, unstable, choices = self.state, self.unstable, self.streams.choices.get_state()
+        try:
+            yield
+        except BaseException:
+            self.state, self.unstable = state, unstable
+            self.streams.choices.set_state(choices)
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {
+            "state": self.state.tensors(),
+            "learning_start": self.learning_start.tensors(),
+            "history": [state.tensors() for state in self._history],
+            "unstable": self.unstable,
+            "forces": self._forces,
+            "streams": self.streams.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If the state is of another number of replicas or atoms.
+        """
+        device = self.unstable.device
+
+        def restored(tensors: list[Tensor]) -> State:
+            return State(*(tensor.to(device) for tensor in tensors))
+
+        saved = restored(state["state"])
+        if saved.positions.shape != self.state.positions.shape:
+            raise ValueError(
+                f"the checkpoint holds replicas of shape {tuple(saved.positions.shape)}, this run has "
+                f"{tuple(self.state.positions.shape)}: resume with the same structures and n_replicas."
+            )
+        self.state, self.learning_start = saved, restored(state["learning_start"])
+        self._history = deque((restored(tensors) for tensors in state["history"]), maxlen=HISTORY)
+        self.unstable = state["unstable"].to(device)
+        self.simulator.forces.load_state_dict(state["forces"])
+        self._forces = state["forces"]
+        self.streams.load_state_dict(state["streams"])
+
+    def _restart(self, replicas: Tensor, state: State) -> State:
+        """Return the state with the flagged replicas in start frames drawn at random.
+
+        The state before a failure may already be doomed (a bond that is about to break), so restart from a fresh frame.
+        """
+        drawn = torch.randint(len(self._structures), (state.n_replicas,), generator=self.streams.choices)
+        with self.streams.isolated():
+            fresh = self.simulator.prepare(self._structures[drawn], self.streams.noise)
+        self.streams.mark()
+        return fresh.select(replicas, state)
+
+    def _refuse_unusable(self, window: Window) -> None:
+        n_frames = self.context.count(int(window.valid.sum()), window.valid.device)
+        if n_frames >= MIN_FRAMES:
+            return
+        steps = window.unstable_step
+        value = self.simulator.detector.measure(window.end.positions, window.end.velocities)
+        worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
+        raise UnusablePotentialError(
+            f"all {len(steps) * self.context.size} replicas failed within {int(steps.max()) * window.timestep_fs:g} fs "
+            f"({self.simulator.detector}), and left {n_frames} usable frame(s): there is nothing to learn from. Train the "
+            "potential longer before StABlE training (start_epoch), check its units, or use a shorter timestep.",
+            self.simulator.potential.system.atoms(window.end.positions[worst], window.end.velocities[worst]),
+        )

@@ -1,0 +1,304 @@
+"""Settings of StABlE training, each written once: type, meaning, unit, default, and the bounds that are checked.
+
+Callback, mixin, native fairchem callback, recipes and the reference page take them from here. To add a setting, add a
+field with its docstring and use ``config.<field>`` where it matters.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from math import ceil
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from torch import Tensor
+
+from stable_plugin.detectors import Detector
+from stable_plugin.md.execution import Execution
+from stable_plugin.md.frames import Frames, read_frames
+from stable_plugin.md.integrators import Integrator, Langevin
+from stable_plugin.md.neighborhoods import Neighborhoods
+from stable_plugin.observables.base import Observable
+from stable_plugin.runtime import checks
+from stable_plugin.runtime.checks import Count, Number, Seed
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""A differentiable scalar of the mean observable and its target, both (n_values,)."""
+
+Local = Neighborhoods | Literal["auto"] | None
+
+P = ParamSpec("P")
+S = TypeVar("S")
+A = TypeVar("A")
+
+MIN_FRAMES = 2
+"""A covariance needs two frames."""
+
+TYPICAL_LEARNING_WINDOWS = 10
+"""Learning windows of a typical repair."""
+
+
+def mean_squared_error(mean: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over the values of (mean - target)².
+
+    Args:
+        mean: Mean of an observable, (n_values,).
+        target: Its target, (n_values,).
+    """
+    return (mean - target).square().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When training simulates, when it learns, and when it stops.
+
+    Source: the loop of Raja et al., TMLR 2025, arXiv:2402.13984, section 3.
+    """
+
+    max_unstable_fraction: Annotated[float, Number(above=0, at_most=1)] = 0.75
+    """Fraction of unstable replicas that ends a simulation phase at once. The published value is 0.75."""
+
+    min_unstable_fraction: Annotated[float, Number(at_least=0)] = 0.0
+    """Fraction of unstable replicas at or below which a window counts as stable. The published value is 0."""
+
+    stable_ps: Annotated[float, Number(above=0)] = 2.0
+    """Time in ps that the replicas must stay stable for training to end."""
+
+    lr_patience: Annotated[int, Count()] = 10
+    """Learning windows without a smaller unstable fraction before the learning rate is cut."""
+
+    lr_cut: Annotated[float, Number(above=0, at_most=1)] = 0.2
+    """Factor of a cut of the learning rate."""
+
+    max_lr_cuts: Annotated[int, Count(at_least=0)] = 2
+    """Cuts in one learning phase; the phase ends when one more would be due."""
+
+    max_windows: Annotated[int, Count()] | None = None
+    """Learning windows after which training ends, whatever the unstable fraction; no limit if None."""
+
+    def __post_init__(self) -> None:
+        checks.check_fields(self)
+        if self.min_unstable_fraction >= self.max_unstable_fraction:
+            raise ValueError(
+                f"min_unstable_fraction={self.min_unstable_fraction:g} is not below "
+                f"max_unstable_fraction={self.max_unstable_fraction:g}: lower it."
+            )
+
+    def expected_windows(self, window_ps: float) -> int:
+        """Return roughly how many windows a repair takes; the cost of compiling the model is compared with them."""
+        learning = min(TYPICAL_LEARNING_WINDOWS, self.max_windows or TYPICAL_LEARNING_WINDOWS)
+        return ceil(self.stable_ps / window_ps) + learning
+
+
+@dataclass(kw_only=True, repr=False)
+class SystemConfig:
+    """What is simulated, and what it should reproduce: one system at one state point."""
+
+    structures: Frames | None = None
+    """Start frames of the replicas: a file, or ASE structures. The training data's structures if None."""
+
+    reference: Frames | None = None
+    """Frames that bonds, mean bond lengths and the observables' targets are computed from: a file, or ASE structures
+    sampled at the temperature of ``integrator``. ``structures`` if None. A longer trajectory gives sharper targets."""
+
+    bonds: Sequence[tuple[int, int]] | None = None
+    """Pairs of bonded atoms; found in the first reference frame from covalent radii if None."""
+
+    integrator: Integrator = field(default_factory=Langevin)
+    """Thermostat, temperature and timestep."""
+
+    observables: Observable | Sequence[Observable] | None = None
+    """What should be reproduced. If None: lengths and amplitudes of bonds; the same by molecule, and contacts, where there
+    are several molecules; radial distributions of all pairs of elements in liquids and solids."""
+
+    detector: Detector | None = None
+    """When a replica is unstable. If None: a bond 0.25 Å off its mean length, or two molecules closer than two thirds of
+    the shortest contact in the reference; in a crystal without molecules, twice the temperature."""
+
+    local: Local = "auto"
+    """What counts as one sample of the local estimator, which sees one broken molecule among hundreds: ``Molecules()``,
+    ``NearestMolecules(n)``, ``AtomsWithin(radius_A)``, or None for whole frames. ``auto`` takes molecules if there are
+    several and an observable is local."""
+
+    even_sampling: Sequence[int] | None = None
+    """For the local estimator: number of bins of deviation to draw samples from evenly, and samples drawn per bin and
+    replica. All samples if None. The published values are (100, 5)."""
+
+    def __post_init__(self) -> None:
+        for name in ("structures", "reference"):
+            source = getattr(self, name)
+            if source is not None:
+                setattr(self, name, read_frames(source, name))
+        if isinstance(self.observables, Observable):
+            self.observables = [self.observables]
+        if self.observables is not None and not self.observables:
+            raise ValueError("observables=[] is empty: pass at least one observable, or None for the defaults.")
+        checks.check_fields(self)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{each.name}={_shown(getattr(self, each.name))}"
+            for each in fields(self)
+            if not _is_default(each, getattr(self, each.name))
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(kw_only=True, repr=False)
+class StABlEConfig(SystemConfig):
+    """All settings of StABlE training.
+
+    The settings of :class:`SystemConfig` describe the system that is simulated; the others describe the run. Files are
+    read and values are checked on construction.
+
+    Source of the method: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984.
+
+    Raises:
+        ValueError: If a value is out of range, or values do not fit together.
+        FileNotFoundError: If ``structures`` or ``reference`` is a path without a file.
+
+    Example:
+        >>> from stable_plugin import StABlEConfig
+        >>> StABlEConfig(n_replicas=64, window_ps=0.2)
+        StABlEConfig(n_replicas=64, window_ps=0.2)
+    """
+
+    n_replicas: Annotated[int, Count(at_most=checks.MOST_REPLICAS)] = 32
+    """Replicas simulated at once, in each process if training runs in several. The published value is 128."""
+
+    window_ps: Annotated[float, Number(above=0)] = 0.4
+    """Length of a window in ps, a multiple of the timestep. The published value is 1 ps."""
+
+    record_every_fs: Annotated[float, Number(above=0)] = 25.0
+    """Time in fs between two frames that the estimator sees, a multiple of ``check_every_fs``."""
+
+    check_every_fs: Annotated[float, Number(above=0)] = 5.0
+    """Time in fs between two calls of the detector, a multiple of the timestep."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    """When to simulate, learn and stop."""
+
+    loss: Loss = mean_squared_error
+    """Loss of an observable's mean and its target."""
+
+    learning_rate: Annotated[float, Number(above=0)] | None = None
+    """Learning rate of the steps that the observable takes part in; the optimizer's own if None."""
+
+    observable_weight: Annotated[float, Number(at_least=0, hint="Or 'auto'.")] | Literal["auto"] = "auto"
+    """Factor of the observable's gradient. ``auto`` makes it ``gradient_ratio`` times as long as that of the user's loss."""
+
+    gradient_ratio: Annotated[float, Number(above=0)] = 15.0
+    """Length of the observable's gradient relative to that of the user's loss, for ``observable_weight="auto"``."""
+
+    steps_per_window: Annotated[int, Count()] = 6
+    """Maximum number of optimizer steps on the frames of one window, which are reweighted after the first."""
+
+    min_ess_fraction: Annotated[float, Number(above=0, at_most=1)] = 0.3
+    """A new window is simulated when reweighting leaves a smaller effective fraction of the sample. DiffTRe (Thaler and
+    Zavadlav, Nat. Commun. 12, 6884, 2021) uses 0.9."""
+
+    max_lr_scale: Annotated[float, Number(at_least=1)] = 1.0
+    """The learning rate is multiplied or divided by up to this factor, so that the steps on a window together use up its
+    effective sample size; 1 leaves it as it is."""
+
+    rewind_fraction: Annotated[float, Number(at_least=0, at_most=1)] = 0.1
+    """Fraction of stable replicas that start a simulation phase from an earlier checkpoint, so that replicas decorrelate."""
+
+    start_epoch: Annotated[int, Count(at_least=0)] = 0
+    """Epochs of ordinary training that come first."""
+
+    chunk: Annotated[int, Count()] = 64
+    """Frames per model call of the estimator; bounds its memory."""
+
+    execution: Execution = field(default_factory=Execution)
+    """How the simulator runs its steps: captured in CUDA graphs, compiled, on how many threads."""
+
+    seed: Annotated[int, Seed()] = 0
+    """Seed of all random streams of the simulation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_replicas * (self.window_steps // self.record_steps) < MIN_FRAMES:
+            raise ValueError(
+                f"record_every_fs={self.record_every_fs:g} gives fewer than two frames per window of "
+                f"window_ps={self.window_ps:g}: lower it, or use more replicas."
+            )
+
+    @property
+    def window_steps(self) -> int:
+        """Timesteps of a window."""
+        return checks.steps("window_ps", self.window_ps * 1000.0, self.integrator.timestep_fs)
+
+    @property
+    def record_steps(self) -> int:
+        """Timesteps between two recorded frames."""
+        return checks.steps("record_every_fs", self.record_every_fs, self.integrator.timestep_fs)
+
+
+@dataclass(kw_only=True, repr=False)
+class StABlEArguments(StABlEConfig):
+    """What callbacks and mixin take: the fields of a configuration, or a configuration as ``config``."""
+
+    config: StABlEConfig | None = None
+    """A whole configuration, instead of its fields."""
+
+    def __post_init__(self) -> None:
+        if self.config is None:
+            super().__post_init__()
+            return
+        own = {each.name for each in fields(StABlEConfig)}
+        both = [e.name for e in fields(self) if e.name in own and not _is_default(e, getattr(self, e.name))]
+        if both:
+            raise ValueError(
+                f"config= and {', '.join(f'{name}=' for name in both)} were both passed: change the configuration with "
+                "dataclasses.replace(config, ...) and pass config= alone."
+            )
+        for name in own:
+            setattr(self, name, getattr(self.config, name))
+
+    def to_config(self) -> StABlEConfig:
+        """Return the settings as a plain configuration."""
+        return StABlEConfig(**{each.name: getattr(self, each.name) for each in fields(StABlEConfig)})
+
+
+def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Callable[Concatenate[S, P], None]]:
+    """Let a method that takes an instance of a dataclass be called with the fields of that dataclass.
+
+    Type checkers and editors see the fields with their types, and so does :func:`inspect.signature`.
+
+    Args:
+        arguments: The dataclass.
+    """
+
+    def decorate(method: Callable[[S, A], None]) -> Callable[Concatenate[S, P], None]:
+        def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            method(self, arguments(*args, **kwargs))
+
+        functools.update_wrapper(wrapper, method)
+        signature = inspect.signature(arguments)
+        hints = typing.get_type_hints(arguments)
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[own, *signature.parameters.values()], return_annotation=None
+        )
+        wrapper.__annotations__ = {**{name: hints[name] for name in signature.parameters}, "return": None}
+        return wrapper
+
+    return decorate
+
+
+def _is_default(each: Field[Any], value: Any) -> bool:
+    if each.default is not MISSING:
+        return value is each.default or (type(value) is type(each.default) and bool(value == each.default))
+    assert each.default_factory is not MISSING
+    # Integrators and the like have no equality: what their repr shows is what they were made from.
+    return repr(value) == repr(each.default_factory())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > MIN_FRAMES and not isinstance(value[0], Observable):
+        return f"<{len(value)} items>"
+    return getattr(value, "__name__", repr(value))
