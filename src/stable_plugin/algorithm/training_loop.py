@@ -58,23 +58,23 @@ class WindowRecord:
     """One simulated window and what was learned from it.
 
     Attributes:
-        round: Number of the window, from one.
+        window: Number of the window, from one.
         phase: ``simulate`` or ``learn``.
         simulated_ps: Simulated time per replica, all windows so far.
         unstable_fraction: Share of unstable replicas: in this window when learning, since the phase began otherwise.
         observable_loss: Loss of the observables over the window as simulated.
-        ess: Effective share of the sample at the last optimizer step on it.
+        ess_fraction: Effective sample size over the number of frames, at the last optimizer step on it.
         steps: Optimizer steps taken on it.
         learning_rate: Of the last of these steps.
         wall_s: Time the simulation took.
     """
 
-    round: int
+    window: int
     phase: str
     simulated_ps: float
     unstable_fraction: float
     observable_loss: float | None
-    ess: float | None
+    ess_fraction: float | None
     steps: int
     learning_rate: float | None
     wall_s: float
@@ -89,7 +89,7 @@ class Progress:
     simulated_ps: float
     unstable_fraction: float | None
     observable_loss: float | None
-    ess: float | None
+    ess_fraction: float | None
 
 
 class TrainingLoop:
@@ -259,7 +259,7 @@ class TrainingLoop:
         assert self._sample is not None
         self._sample.steps += 1
         latest = self.windows[-1]
-        latest.steps, latest.ess = self._sample.steps, estimate.ess_fraction
+        latest.steps, latest.ess_fraction = self._sample.steps, estimate.ess_fraction
         return estimate
 
     def state_dict(self) -> dict[str, Any]:
@@ -366,7 +366,7 @@ class TrainingLoop:
                     simulated_ps=self.simulated_ps + steps * timestep_ps,
                     unstable_fraction=None if latest is None else latest.unstable_fraction,
                     observable_loss=None if latest is None else latest.observable_loss,
-                    ess=None if latest is None else latest.ess,
+                    ess_fraction=None if latest is None else latest.ess_fraction,
                 )
             )
 
@@ -381,12 +381,12 @@ class TrainingLoop:
     def _note(self, phase: str, share: float, window: Window) -> None:
         self.windows.append(
             WindowRecord(
-                round=len(self.windows) + 1,
+                window=len(self.windows) + 1,
                 phase=phase,
                 simulated_ps=self.simulated_ps + window.duration_ps,
                 unstable_fraction=share,
                 observable_loss=self.sampler.observed_loss(window.frames()),
-                ess=None,
+                ess_fraction=None,
                 steps=0,
                 learning_rate=None,
                 wall_s=self._wall_s,

@@ -48,6 +48,6 @@ def _describe(progress: Progress) -> str:
         parts.append(f"unstable {progress.unstable_fraction:.0%}")
     if progress.observable_loss is not None:
         parts.append(f"loss {progress.observable_loss:.2e}")
-    if progress.ess is not None:
-        parts.append(f"ESS {progress.ess:.2f}")
+    if progress.ess_fraction is not None:
+        parts.append(f"ESS {progress.ess_fraction:.2f}")
     return " · ".join(parts)

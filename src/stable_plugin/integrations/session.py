@@ -153,7 +153,7 @@ class Session:
         return {
             "stable/unstable_fraction": latest.unstable_fraction,
             "stable/observable_loss": estimate.loss,
-            "stable/ess": estimate.ess_fraction,
+            "stable/ess_fraction": estimate.ess_fraction,
             "stable/simulated_ps": self.loop.simulated_ps,
             "stable/observable_weight": factor,
             "stable/observable_gradient_norm": norm(estimate.gradients),
@@ -177,7 +177,7 @@ class Session:
             log.warning("the gradient of the trainer's own loss is not finite, this step is not taken.")
             return True
         self._nonfinite_steps += 1
-        latest = self.loop.windows[-1].round
+        latest = self.loop.windows[-1].window
         if self._nonfinite_steps == MAX_NONFINITE_STEPS:
             raise NonFiniteGradientError(
                 f"the gradient of the observables is not finite, {MAX_NONFINITE_STEPS} optimizer steps in a row up to window "
@@ -199,7 +199,7 @@ class Session:
         for entry in rounds:
             log.info(
                 "window %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
-                entry.round,
+                entry.window,
                 entry.phase,
                 100.0 * entry.unstable_fraction,
                 entry.observable_loss,
@@ -289,7 +289,7 @@ def _numbers(entry: WindowRecord) -> dict[str, float]:
     return {
         f"stable/{entry.phase}/unstable_fraction": entry.unstable_fraction,
         f"stable/{entry.phase}/observable_loss": entry.observable_loss,
-        "stable/round": entry.round,
+        "stable/window": entry.window,
         "stable/simulated_ps": entry.simulated_ps,
     }
 

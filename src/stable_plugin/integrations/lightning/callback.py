@@ -25,7 +25,7 @@ from stable_plugin.runtime import checks
 
 log = logging.getLogger(__name__)
 
-ON_PROGRESS_BAR = ("stable/unstable_fraction", "stable/observable_loss", "stable/ess", "stable/simulated_ps")
+ON_PROGRESS_BAR = ("stable/unstable_fraction", "stable/observable_loss", "stable/ess_fraction", "stable/simulated_ps")
 
 
 class StABlECallback(Callback):
@@ -151,7 +151,7 @@ class StABlECallback(Callback):
         return self.session.loop
 
     @property
-    def rounds(self) -> list[WindowRecord]:
+    def windows(self) -> list[WindowRecord]:
         """The windows simulated so far."""
         return self.loop.windows if self.session.begun else []
 
