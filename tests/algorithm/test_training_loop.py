@@ -67,7 +67,7 @@ def test_reweighted_steps_are_counted_with_their_effective_share(reference):
     for step in range(8):
         estimate = optimizer_step(loop, optimizer)
         shares.append(estimate.ess_fraction)
-        assert loop.windows[-1].ess == estimate.ess_fraction
+        assert loop.windows[-1].ess_fraction == estimate.ess_fraction
         assert loop.windows[-1].steps == step % 4 + 1
     assert len(loop.windows) == 2
     assert [share == pytest.approx(1.0, abs=1e-12) for share in shares] == [True, False, False, False] * 2
@@ -332,7 +332,7 @@ def test_progress_is_told_with_growing_times(reference):
     assert [told[0].phase, told[-1].phase] == ["simulate", "learn"]
     assert told[0].unstable_fraction is None
     assert told[-1].unstable_fraction == loop.windows[0].unstable_fraction
-    assert told[-1].ess == 1.0
+    assert told[-1].ess_fraction == 1.0
 
 
 def test_replicas_take_the_structures_in_turn(reference):

@@ -97,7 +97,7 @@ def test_later_horizons_count_at_least_as_many_failures_and_the_same_seed_the_sa
     assert one == other
 
 
-def test_errors_on_labelled_frames_equal_those_of_the_plain_mace_calculator(tmp_path):
+def test_errors_on_labeled_frames_equal_those_of_the_plain_mace_calculator(tmp_path):
     pytest.importorskip("mace")
     from mace.calculators import MACECalculator
 
@@ -113,7 +113,7 @@ def test_errors_on_labelled_frames_equal_those_of_the_plain_mace_calculator(tmp_
         plain.calc = calculator
         force_errors.append(np.abs(plain.get_forces() - frame.arrays["REF_forces"]).mean())
         energy_errors.append(abs(plain.get_potential_energy() - frame.info["REF_energy"]) / 21)
-    result = evaluator(labelled=frames, horizons_ps=[0.005], check_every_fs=2.5, record_every_fs=2.5)
+    result = evaluator(labeled=frames, horizons_ps=[0.005], check_every_fs=2.5, record_every_fs=2.5)
     (summary,) = result.evaluate(model).summaries
     assert summary["force_mae_mev_per_A"] == pytest.approx(1000 * np.mean(force_errors), rel=1e-9)
     assert summary["energy_mae_mev_per_atom"] == pytest.approx(1000 * np.mean(energy_errors), rel=1e-9)

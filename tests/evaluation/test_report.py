@@ -123,12 +123,12 @@ def fabricated(
         },
         "windows": [
             {
-                "round": number,
+                "window": number,
                 "phase": "learn" if 3 <= number <= 10 else "simulate",
                 "simulated_ps": 0.4 * number,
                 "unstable_fraction": share,
                 "observable_loss": None if number == 1 else 0.24 * float(np.exp(-0.5 * min(abs(number - 4), 7))),
-                "ess": 0.31 + 0.06 * number if 3 <= number <= 10 else None,
+                "ess_fraction": 0.31 + 0.06 * number if 3 <= number <= 10 else None,
                 "steps": 6 if 3 <= number <= 10 else 0,
                 "learning_rate": 1e-3 if 3 <= number <= 10 else None,
                 "wall_s": 34.8,
@@ -201,8 +201,8 @@ def test_files_and_no_leftovers(run_dir: Path) -> None:
         "figures/observable_1_bond_lengths.png",
         "figures/observable_2_distance_distribution.png",
         "figures/observable_3_angle_distribution.png",
-        "figures/rounds.png",
         "figures/survival.png",
+        "figures/windows.png",
         "report.html",
         "report.json",
     ]
@@ -360,7 +360,7 @@ def test_evaluation_alone(tmp_path: Path) -> None:
     page = written(tmp_path / "run", alone, curves)
     assert "26 of 32 replicas failed within 1 ps." in page.lead
     assert "→" not in page.text and "StABlE phase" not in page.text and "Fisher" not in page.text
-    assert not (tmp_path / "run" / "figures" / "rounds.png").exists()
+    assert not (tmp_path / "run" / "figures" / "windows.png").exists()
     assert summary(alone).splitlines() == [
         "26 of 32 replicas failed within 1 ps.",
         "Force MAE 278 meV/Å, energy MAE 12.1 meV/atom (held out).",

@@ -20,7 +20,7 @@ from stable_plugin.evaluation import Evaluator
 from stable_plugin.integrations.fairchem.checkpoints import STATE_FILE, load_with
 from stable_plugin.integrations.lightning import ExtxyzDataModule
 from stable_plugin.integrations.lightning.checkpoint_io import AtomicCheckpointIO
-from stable_plugin.md.frames import read_frames, read_labelled
+from stable_plugin.md.frames import read_frames, read_labeled
 from stable_plugin.md.system import check_geometry
 from stable_plugin.models import load_potential
 from stable_plugin.models.fairchem.files import FairchemModel, save_fairchem
@@ -67,7 +67,7 @@ def test_the_constructors_name_their_argument(tmp_path):
         ("train", lambda: ExtxyzDataModule(path)),
         ("valid", lambda: ExtxyzDataModule(TRAIN, path)),
         ("starts", lambda: Evaluator(path)),
-        ("labelled", lambda: Evaluator(TRAIN, labelled=path)),
+        ("labeled", lambda: Evaluator(TRAIN, labeled=path)),
     ):
         with pytest.raises(ValueError, match=rf"^{name}='.*cut\.extxyz' cannot be read"):
             make()
@@ -95,11 +95,11 @@ def test_labels_that_are_no_numbers_or_too_few_are_named():
         odd = frame.copy()
         odd.info["REF_energy"] = energy
         with pytest.raises(ValueError, match=rf"train\[1\] energy_key='REF_energy' .*{message}"):
-            read_labelled([frame, odd], "train")
+            read_labeled([frame, odd], "train")
     odd = frame.copy()
     odd.arrays["REF_forces"] = odd.arrays["REF_forces"][:, 0]
     with pytest.raises(ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): give \(21, 3\)"):
-        read_labelled([odd], "train")
+        read_labeled([odd], "train")
 
 
 def crystal(cell=None, **changes):
@@ -195,7 +195,7 @@ def test_a_damaged_database_is_refused_or_read_and_never_kills_the_process(datab
         damaged[place : place + length] = chance.randbytes(len(damaged[place : place + length]))
         path = write(tmp_path / "damaged.aselmdb", bytes(damaged))
         try:
-            read_labelled(path, "train", "energy", "forces")
+            read_labeled(path, "train", "energy", "forces")
         except ValueError as error:
             assert re.match(r"train(='.*' cannot be read|\[\d+\] has|='.*' holds no)", str(error)), error
         assert path.read_bytes() == damaged

@@ -21,7 +21,7 @@ def whole(trainings, tmp_path_factory):
 
 def result(folder):
     everything = trained(folder)
-    assert any("rounds.8." in name for name in everything)
+    assert any("windows.8." in name for name in everything)
     return everything
 
 

@@ -77,7 +77,7 @@ def result(folder):
     _load_state_dict(kept, storage_reader=FileSystemReader(final), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
     kept = {"unit": kept["unit_state"], "stable": torch.load(final / "stable.pt", weights_only=True)}
     everything = {**dict(flat("", kept)), "logged": logged(folder)}
-    assert any("rounds.5." in name for name in everything)
+    assert any("windows.5." in name for name in everything)
     return everything
 
 

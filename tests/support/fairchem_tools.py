@@ -124,10 +124,10 @@ def task(name, prop, datasets):
 def write_aselmdb(path, frames, energy_key="REF_energy", forces_key="REF_forces"):
     with ase.db.connect(str(path), type="aselmdb") as database:
         for frame in frames:
-            labelled = frame.copy()
-            energy, forces = labelled.info.pop(energy_key), labelled.arrays.pop(forces_key)
-            labelled.calc = SinglePointCalculator(labelled, energy=energy, forces=forces)
-            database.write(labelled, data={"charge": 0, "spin": 1})
+            labeled = frame.copy()
+            energy, forces = labeled.info.pop(energy_key), labeled.arrays.pop(forces_key)
+            labeled.calc = SinglePointCalculator(labeled, energy=energy, forces=forces)
+            database.write(labeled, data={"charge": 0, "spin": 1})
 
 
 def native_config(folder, kind, *, epochs=1, callbacks=(), checkpoint_every=1000, **unit):

@@ -18,7 +18,7 @@ from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.detectors import BondDeviation, Detector
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
 from stable_plugin.md import Execution, Integrator, Langevin, Simulator
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labelled
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labeled
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.md.window import NEVER
 from stable_plugin.models import NoInteraction, Potential, find_potential
@@ -39,7 +39,7 @@ MOST_COMMON = 5
 """Kinds of failures that a summary names."""
 
 CHUNK = 64
-"""Frames per model call for the errors on labelled frames."""
+"""Frames per model call for the errors on labeled frames."""
 
 BLOCK_PS = 1.0
 """Stretches of a replica this long count as independent of each other in the errors of observables."""
@@ -85,7 +85,7 @@ class Evaluator:
     Args:
         starts: Start frames, a file or ASE structures that the potential was not trained on.
         reference: Frames for reference bond lengths and observables; the starts if not given.
-        labelled: Frames with energies and forces for the errors; none are reported if not given.
+        labeled: Frames with energies and forces for the errors; none are reported if not given.
         detector: When a replica has failed; a bond 0.5 Å off its mean length if not given.
         observables: What to compare; bond lengths, h(r) and bond angles if not given.
         dynamics: What to compare of the motion; the reference is then one trajectory, contiguous in time, with frames
@@ -97,8 +97,8 @@ class Evaluator:
         check_every_fs: Time between two looks of the detector, in fs.
         execution: How the simulator runs its steps; the fastest way that works if not given.
         bonds: Pairs of bonded atoms; found from covalent radii if not given.
-        energy_key: Key of the total energy in ``labelled``.
-        forces_key: Key of the forces in ``labelled``.
+        energy_key: Key of the total energy in ``labeled``.
+        forces_key: Key of the forces in ``labeled``.
         seed: Seeds velocities and noise: equal seeds make runs of two potentials comparable replica by replica.
 
     Raises:
@@ -109,7 +109,7 @@ class Evaluator:
         self,
         starts: Frames,
         reference: Frames | None = None,
-        labelled: Frames | None = None,
+        labeled: Frames | None = None,
         *,
         detector: Detector | None = None,
         observables: Sequence[Observable] | None = None,
@@ -127,12 +127,12 @@ class Evaluator:
     ) -> None:
         start_frames = read_frames(starts, "starts")
         reference_frames = start_frames if reference is None else read_frames(reference, "reference")
-        self.labelled = None if labelled is None else read_labelled(labelled, "labelled", energy_key, forces_key)
+        self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
         self.system = System.from_atoms(reference_frames[0], bonds)
         self.starts = stack_positions(start_frames, self.system, "starts")
         self.reference = stack_positions(reference_frames, self.system, "reference")
-        if self.labelled is not None:
-            stack_positions(self.labelled, self.system, "labelled")
+        if self.labeled is not None:
+            stack_positions(self.labeled, self.system, "labeled")
         self.detector = detector or BondDeviation(threshold=0.5)
         self.observables = list(observables or [BondLengths(), DistanceDistribution(), AngleDistribution()])
         self.dynamics = list(dynamics)
@@ -327,10 +327,10 @@ class Evaluator:
                 series.update(run.positions[:n_frames], run.velocities[:n_frames], within[:n_frames])
 
     def _errors(self, potential: Potential) -> dict[str, float | None]:
-        """Mean absolute errors on the labelled frames: forces in meV/Å, energies in meV per atom."""
-        if self.labelled is None:
+        """Mean absolute errors on the labeled frames: forces in meV/Å, energies in meV per atom."""
+        if self.labeled is None:
             return {"force_mae_mev_per_A": None, "energy_mae_mev_per_atom": None}
-        energy_errors, force_errors = errors(potential, self.labelled)
+        energy_errors, force_errors = errors(potential, self.labeled)
         return {
             "force_mae_mev_per_A": 1000.0 * force_errors.abs().mean().item(),
             "energy_mae_mev_per_atom": 1000.0 * energy_errors.abs().mean().item(),
@@ -354,19 +354,19 @@ class Evaluator:
                 ase.io.write(folder / f"{kind}_replica{replica:02d}.extxyz", frames)
 
 
-def errors(potential: Potential, labelled: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
-    """Predicted minus labelled.
+def errors(potential: Potential, labeled: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
+    """Predicted minus labeled.
 
     Args:
         potential: Of the system that the frames are of.
-        labelled: Frames as :func:`stable_plugin.md.frames.read_labelled` gives them.
+        labeled: Frames as :func:`stable_plugin.md.frames.read_labeled` gives them.
 
     Returns:
         Of the energies per atom, (n_frames,) in eV, and of the forces, (n_frames, n_atoms, 3) in eV/Å.
     """
-    energies = torch.tensor([frame.info[ENERGY_KEY] for frame in labelled], dtype=torch.float64)
-    forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in labelled]))
-    positions = stack_positions(labelled, potential.system, "labelled").to(potential.device, potential.dtype)
+    energies = torch.tensor([frame.info[ENERGY_KEY] for frame in labeled], dtype=torch.float64)
+    forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in labeled]))
+    positions = stack_positions(labeled, potential.system, "labeled").to(potential.device, potential.dtype)
     with potential.frozen():
         predicted = [potential.energies_and_forces(part, potential.edges(part)) for part in positions.split(CHUNK)]
     total = torch.cat([pair[0].double().cpu() for pair in predicted]) + potential.constant_energy
@@ -374,9 +374,9 @@ def errors(potential: Potential, labelled: Sequence[Atoms]) -> tuple[Tensor, Ten
     return (total - energies) / potential.system.n_atoms, pull - forces
 
 
-def mean_energy_error(potential: Potential, labelled: Sequence[Atoms]) -> float:
+def mean_energy_error(potential: Potential, labeled: Sequence[Atoms]) -> float:
     """Mean of the energies' errors in eV per atom; arguments as for :func:`errors`."""
-    return float(errors(potential, labelled)[0].mean())
+    return float(errors(potential, labeled)[0].mean())
 
 
 def _stamped(system: System, positions: Tensor, time_ps: float) -> Any:

@@ -218,7 +218,7 @@ def _bar_figure(
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
-    numbers = [entry["round"] for entry in rounds]
+    numbers = [entry["window"] for entry in rounds]
     ascending = all(a < b for a, b in pairwise(numbers))
     x = _floats(numbers) if ascending else np.arange(1.0, len(rounds) + 1.0)
     learning = np.array([entry["phase"] == "learn" for entry in rounds])

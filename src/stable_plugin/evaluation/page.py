@@ -18,12 +18,12 @@ _LONGEST_LIST = 12
 """Longer lists in the settings are cut on the page; report.json has them in full."""
 
 _ROUND_COLUMNS = {
-    "round": "Window",
+    "window": "Window",
     "phase": "Phase",
     "simulated_ps": "Simulated so far / ps",
     "unstable_fraction": "Unstable share",
     "observable_loss": "Observable loss",
-    "ess": "WindowData size left",
+    "ess_fraction": "WindowData size left",
     "steps": "Optimizer steps",
     "learning_rate": "Learning rate",
     "wall_s": "Simulation time / s",
@@ -199,7 +199,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
 def _round_cell(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
-    if key in ("unstable_fraction", "ess") and value is not None:
+    if key in ("unstable_fraction", "ess_fraction") and value is not None:
         return f"{100 * value:.0f} %"
     return wording.number(value, 4)
 

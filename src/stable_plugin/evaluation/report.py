@@ -108,7 +108,7 @@ def _median(evaluation: Mapping[str, Any]) -> str:
 
 
 def _accuracy(told: list[Mapping[str, Any]]) -> str:
-    """The errors on labelled frames; empty if there were none."""
+    """The errors on labeled frames; empty if there were none."""
     units = {"force_mae_mev_per_A": ("Force MAE", "meV/Å"), "energy_mae_mev_per_atom": ("energy MAE", "meV/atom")}
     parts = [
         f"{name} {' -> '.join(wording.number(e.get(key)) for e in told)} {unit}"

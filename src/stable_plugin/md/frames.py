@@ -108,7 +108,7 @@ def _refuse_damaged(path: str | Path) -> None:
         )
 
 
-def read_labelled(
+def read_labeled(
     source: Frames, name: str, energy_key: str = ENERGY_KEY, forces_key: str = FORCES_KEY, *, least: int = 1
 ) -> list[Atoms]:
     """Copies of structures, with energies and forces under :data:`ENERGY_KEY` and :data:`FORCES_KEY`.
@@ -126,7 +126,7 @@ def read_labelled(
     frames = read_frames(source, name)
     if len(frames) < least:
         raise ValueError(f"{name} holds {len(frames)} frame(s): give at least {least}.")
-    labelled = []
+    labeled = []
     for index, frame in enumerate(frames):
         results = {} if frame.calc is None else frame.calc.results
         energy = frame.info.get(energy_key, results.get(energy_key))
@@ -150,8 +150,8 @@ def read_labelled(
         check_geometry(frame, f"{name}[{index}]")
         copy = frame.copy()  # without its calculator, which stays the caller's
         copy.info[ENERGY_KEY], copy.arrays[FORCES_KEY] = float(energy), np.array(forces, dtype=float)
-        labelled.append(copy)
-    return labelled
+        labeled.append(copy)
+    return labeled
 
 
 def _numbers(value: Any, shape: tuple[int, ...], where: str) -> NDArray[np.float64]:

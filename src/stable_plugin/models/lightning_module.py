@@ -38,11 +38,11 @@ class FamilyModule(LightningModule):
 
     @abstractmethod
     def build(self, frames: Sequence[Atoms]) -> None:
-        """Build a new model, with scales from labelled frames."""
+        """Build a new model, with scales from labeled frames."""
 
     @abstractmethod
     def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
-        """Batches of the family's graphs, of labelled structures."""
+        """Batches of the family's graphs, of labeled structures."""
 
     @abstractmethod
     def training_loss(self, batch: Any) -> Tensor:

@@ -353,8 +353,8 @@ def test_the_mixin_refuses_what_only_the_callback_does():
 
 def test_it_works_on_the_other_lightning_with_a_plain_module_and_a_plain_dataloader(tmp_path, frames):
     lightning = pytest.importorskip("lightning")
-    inner, labelled = small_module(), ExtxyzDataModule(frames).train_frames
-    inner.model = inner._build(inner._measure(labelled))
+    inner, labeled = small_module(), ExtxyzDataModule(frames).train_frames
+    inner.model = inner._build(inner._measure(labeled))
 
     class Plain(lightning.LightningModule):
         def __init__(self, model, loss):
@@ -380,6 +380,6 @@ def test_it_works_on_the_other_lightning_with_a_plain_module_and_a_plain_dataloa
     )
     module = Plain(inner.model, inner.loss)
     before = weights(module)
-    run.fit(module, inner.dataloader(labelled, 5, shuffle=True))
+    run.fit(module, inner.dataloader(labeled, 5, shuffle=True))
     assert sum(entry.steps for entry in callback.windows) == run.global_step > 0
     assert not torch.equal(before, weights(module))

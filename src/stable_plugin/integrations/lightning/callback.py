@@ -74,7 +74,7 @@ class StABlECallback(Callback):
         return self.session.loop
 
     @property
-    def rounds(self) -> list[WindowRecord]:
+    def windows(self) -> list[WindowRecord]:
         """The windows simulated so far."""
         return self.loop.windows if self.session.has_begun else []
 

@@ -203,7 +203,7 @@ def new_fairchem(
     seed: int = 0,
     **arguments: Any,
 ) -> FairchemModel:
-    """An untrained model, with element references and a scale from labelled frames.
+    """An untrained model, with element references and a scale from labeled frames.
 
     Args:
         backbone: Configuration of the backbone, ``model`` being its name in fairchem.
