@@ -227,7 +227,7 @@ class BoltzmannEstimator:
             surrogate = surrogate + surrogate_weights(value, upstream, held, self.temperature_K, self.processes)
             total += part.item()
             means.append(mean.detach())
-        atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.spread(surrogate)
+        atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.scatter(surrogate)
         return SurrogateTerm(total, torch.cat(means), atomic, ess_fraction(weights, self.processes))
 
     def combine(self, positions: Tensor, pulls: Sequence[SurrogateTerm]) -> Estimate:

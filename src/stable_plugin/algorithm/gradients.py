@@ -29,7 +29,7 @@ class ObservableWeight:
 
     def __init__(self, weight: Weight = "auto", ratio: float = 15.0, largest: float = 150.0) -> None:
         if weight != "auto":
-            checks.number("observable_weight", weight, least=0, hint="Or 'auto'.")
+            checks.number("observable_weight", weight, at_least=0, hint="Or 'auto'.")
         self.weight = weight
         self.ratio = checks.number("gradient_ratio", ratio, above=0)
         self.largest = checks.number("largest_weight", largest, above=0)

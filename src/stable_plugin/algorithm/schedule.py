@@ -36,16 +36,16 @@ class Schedule:
     max_windows: int | None = None
 
     def __post_init__(self) -> None:
-        checks.number("max_unstable_fraction", self.max_unstable_fraction, above=0, most=1)
-        checks.number("min_unstable_fraction", self.min_unstable_fraction, least=0)
+        checks.number("max_unstable_fraction", self.max_unstable_fraction, above=0, at_most=1)
+        checks.number("min_unstable_fraction", self.min_unstable_fraction, at_least=0)
         if self.min_unstable_fraction >= self.max_unstable_fraction:
             raise ValueError(
-                f"floor={self.min_unstable_fraction:g} is not below max_unstable_fraction={self.max_unstable_fraction:g}: lower it."
+                f"min_unstable_fraction={self.min_unstable_fraction:g} is not below max_unstable_fraction={self.max_unstable_fraction:g}: lower it."
             )
         checks.number("stable_ps", self.stable_ps, above=0)
         checks.count("lr_patience", self.lr_patience)
-        checks.number("lr_cut", self.lr_cut, above=0, most=1)
-        checks.count("max_lr_cuts", self.max_lr_cuts, least=0)
+        checks.number("lr_cut", self.lr_cut, above=0, at_most=1)
+        checks.count("max_lr_cuts", self.max_lr_cuts, at_least=0)
         if self.max_windows is not None:
             checks.count("max_windows", self.max_windows)
 

@@ -35,7 +35,7 @@ class LearningRateScale:
     """
 
     def __init__(self, largest: float, steps: int, min_ess_fraction: float) -> None:
-        self.largest = checks.number("max_lr_scale", largest, least=1)
+        self.largest = checks.number("max_lr_scale", largest, at_least=1)
         self.factor = 1.0
         self._share_of_a_step = distance(min_ess_fraction) / steps
         self._gone = 0.0

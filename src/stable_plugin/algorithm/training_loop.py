@@ -151,8 +151,8 @@ class TrainingLoop:
     ) -> None:
         checks.count("n_replicas", n_replicas)
         checks.count("steps_per_window", steps_per_window)
-        checks.number("min_ess_fraction", min_ess_fraction, above=0, most=1)
-        checks.number("rewind_fraction", rewind_fraction, least=0, most=1)
+        checks.number("min_ess_fraction", min_ess_fraction, above=0, at_most=1)
+        checks.number("rewind_fraction", rewind_fraction, at_least=0, at_most=1)
         checks.count("chunk", chunk)
         if not observables:
             raise ValueError("observables=[] is empty: give at least one observable.")

@@ -125,9 +125,9 @@ class WindowEstimator:
             values = [_per_frame(observable, positions) for observable in self._whole]
             parts.append(SampleGroup(values, atomic.sum(dim=1), chosen=None))
         if self.local is not None:
-            values = [_per_site(observable, positions, self.local.owner) for observable in self._by_site]
+            values = [_per_site(observable, positions, self.local.site_index) for observable in self._by_site]
             chosen = self._choose(values[0], n_replicas, generator)
-            energies = self.local.members(positions).only(chosen).energies(atomic)
+            energies = self.local.members(positions).select(chosen).energies(atomic)
             parts.append(SampleGroup([value[chosen] for value in values], energies, chosen))
         return WindowData(positions, parts)
 
@@ -173,7 +173,7 @@ class WindowEstimator:
     def _members(self, part: SampleGroup, positions: Tensor) -> Members | None:
         if part.chosen is None or self.local is None:
             return None
-        return self.local.members(positions).only(part.chosen)
+        return self.local.members(positions).select(part.chosen)
 
     def _choose(self, values: Tensor, n_replicas: int, generator: torch.Generator) -> Tensor:
         """Sites that have any value, or an even sample of them."""
@@ -194,11 +194,11 @@ def _per_frame(observable: Observable, positions: Tensor) -> Tensor:
     return observable.per_frame(positions)
 
 
-def _per_site(observable: LocalObservable, positions: Tensor, owner: Tensor) -> Tensor:
+def _per_site(observable: LocalObservable, positions: Tensor, site_index: Tensor) -> Tensor:
     """Of the sites of all frames, (n_frames * n_sites, n_values), likewise."""
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
-    return observable.per_site(positions, owner).flatten(0, 1)
+    return observable.per_site(positions, site_index).flatten(0, 1)
 
 
 def _checked_sampling(even_sampling: Any, local: Neighborhoods | None) -> tuple[int, int] | None:

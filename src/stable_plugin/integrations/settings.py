@@ -56,7 +56,7 @@ class LoopSettings:
         local: Local,
         **loop_arguments: Any,
     ) -> None:
-        checks.count("n_replicas", loop_arguments["n_replicas"], most=checks.MOST_REPLICAS)
+        checks.count("n_replicas", loop_arguments["n_replicas"], at_most=checks.MAX_REPLICAS)
         checks.seed(loop_arguments["seed"])
         self.structures = None if structures is None else read_frames(structures, "structures")
         self.reference = None if reference is None else read_frames(reference, "reference")

@@ -113,7 +113,7 @@ class StABlECallback(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.start_epoch = checks.count("start_epoch", start_epoch, least=0)
+        self.start_epoch = checks.count("start_epoch", start_epoch, at_least=0)
         self.session = Session(
             LoopSettings(
                 structures=structures,
