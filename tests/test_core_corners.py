@@ -38,7 +38,7 @@ from stable_plugin.integrations import progress as progress_line
 from stable_plugin.integrations.structures import training_structures
 from stable_plugin.md.system import stack_positions
 from stable_plugin.models import ModulePotential, find_potential, load_potential
-from stable_plugin.observables import trajectory_of
+from stable_plugin.observables import trajectory_from_atoms
 from stable_plugin.runtime import allocator as memory
 
 SIDE = 9.0
@@ -147,8 +147,8 @@ def test_observables_that_are_bound_to_nothing_say_so():
             ValueError,
             r"DistanceDistribution counts each pair of atoms once.*use it for molecules\.",
         ),
-        (lambda: trajectory_of([]), ValueError, r"frames is empty: give at least one structure"),
-        (lambda: trajectory_of([WATER, molecule("CO2")]), ValueError, r"frames\[1\] is CO2, not H2O"),
+        (lambda: trajectory_from_atoms([]), ValueError, r"frames is empty: give at least one structure"),
+        (lambda: trajectory_from_atoms([WATER, molecule("CO2")]), ValueError, r"frames\[1\] is CO2, not H2O"),
         (
             lambda: ModulePotential(nn.Linear(3, 3).double(), System.from_atoms(WATER)).energies_and_forces(
                 jiggled(WATER, 2), None
@@ -173,13 +173,13 @@ def test_a_charge_and_a_spin_are_taken_where_a_system_states_none():
 
 def test_several_detectors_remember_together_and_each_is_asked_about_the_reference():
     system, frames = System.from_atoms(WATER), jiggled(WATER, 6)
-    looking_back = ObservableDeviation(BondLengths(), threshold=0.2, looks=3)
+    looking_back = ObservableDeviation(BondLengths(), threshold=0.2, n_samples=3)
     both = AnyOf([BondDeviation(threshold=0.5), looking_back])
     both.bind(system, frames)
-    both.begin(2)
+    both.reset(2)
     moving = torch.zeros(2, 3, 3, dtype=torch.float64)
     both.classify(frames[:2], moving)
-    memory = both.memory()
+    memory = both.state_dict()
     expected = [tensor.clone() for tensor in both.classify(3.0 * frames[2:4], moving)]
     both.load_state_dict(memory)
     again = both.classify(3.0 * frames[2:4], moving)

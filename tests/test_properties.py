@@ -28,8 +28,8 @@ from stable_plugin import (
     Schedule,
     System,
 )
-from stable_plugin.md.neighborhoods import even_sample
 from stable_plugin.algorithm.schedule import PhaseTracker
+from stable_plugin.md.neighborhoods import even_sample
 from stable_plugin.md.system import ONE_PLACE_A, check_geometry, stack_positions
 from stable_plugin.runtime import checks
 from stable_plugin.units import BOLTZMANN
@@ -111,7 +111,10 @@ def test_bonds_do_not_depend_on_the_images_that_atoms_lie_in_nor_on_the_order_of
     assert first.bonds.tolist() == second.bonds.tolist()
     assert first.is_extended == second.is_extended
     assert first.molecules.tolist() == second.molecules.tolist()
-    assert first.reach == pytest.approx(second.reach) or first.reach == second.reach == math.inf
+    assert (
+        first.minimum_image_cutoff == pytest.approx(second.minimum_image_cutoff)
+        or first.minimum_image_cutoff == second.minimum_image_cutoff == math.inf
+    )
 
 
 @few
@@ -191,7 +194,9 @@ def test_an_argument_that_makes_no_sense_is_named_with_its_value(kind, name, val
         kind(**{name: value})
     except ValueError as error:
         assert re.match(rf"({name}|{TOGETHER.get(name, name)})=", str(error)), error
-        assert repr(value) in str(error) or re.match(rf"({TOGETHER.get(name)}|floor|bin_width)=", str(error)), error
+        assert repr(value) in str(error) or re.match(
+            rf"({TOGETHER.get(name)}|min_unstable_fraction|bin_width)=", str(error)
+        ), error
     else:
         assert isinstance(value, int | float | None) and value == value and value not in (10**30, math.inf)
 
@@ -207,15 +212,15 @@ def accepted(make, names):
 
 @few
 @given(anything, anything, anything, anything)
-def test_checks_return_what_is_in_range_and_name_what_is_not(value, above, least, most):
+def test_checks_return_what_is_in_range_and_name_what_is_not(value, above, at_least, at_most):
     bounds = {
         name: bound
-        for name, bound in (("above", above), ("least", least), ("most", most))
+        for name, bound in (("above", above), ("at_least", at_least), ("at_most", at_most))
         if isinstance(bound, float) and math.isfinite(bound)
     }
     plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     inside = plain and all(
-        {"above": value > bound, "least": value >= bound, "most": value <= bound}[name]
+        {"above": value > bound, "at_least": value >= bound, "at_most": value <= bound}[name]
         for name, bound in bounds.items()
     )
     found = accepted(lambda: checks.number("x", value, **bounds), ["x"])
@@ -299,7 +304,7 @@ def test_distance_distributions_count_every_pair_once_whatever_their_bins(r_max,
     observable.bind(System.from_atoms(WATER), frames)
     total = observable.per_frame(frames).sum().item()
     assert total <= 100.0 + 1e-6
-    if len(observable.centres) * bin_width > 1.6 + 6 * smearing and smearing < 0.1:
+    if len(observable.centers) * bin_width > 1.6 + 6 * smearing and smearing < 0.1:
         assert total == pytest.approx(100.0, abs=1e-3)
 
 

@@ -166,7 +166,7 @@ class StABlEConfig(SystemConfig):
         StABlEConfig(n_replicas=64, window_ps=0.2)
     """
 
-    n_replicas: Annotated[int, Count(at_most=checks.MOST_REPLICAS)] = 32
+    n_replicas: Annotated[int, Count(at_most=checks.MAX_REPLICAS)] = 32
     """Replicas simulated at once, in each process if training runs in several. The published value is 128."""
 
     window_ps: Annotated[float, Number(above=0)] = 0.4

@@ -12,8 +12,8 @@ from torch import nn
 
 from stable_plugin import BondLengths, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator, mean_squared_error, uniform_weights
-from stable_plugin.md.neighborhoods import AtomsWithin, Molecules, NearestMolecules, even_sample
 from stable_plugin.algorithm.window_data import WindowEstimator
+from stable_plugin.md.neighborhoods import AtomsWithin, Molecules, NearestMolecules, even_sample
 from stable_plugin.models import ModulePotential
 from stable_plugin.observables import LocalBondAmplitudes, LocalBondLengths
 
@@ -96,8 +96,8 @@ def test_the_gradient_is_that_of_the_definition_written_out(local):
             for frame in positions:
                 atoms = Atoms(box.numbers, frame.numpy(), cell=box.cell, pbc=True)
                 atomic = potential.module(frame[None])[0]
-                for site in range(int(local.owner.max()) + 1):
-                    value = bond_value(atoms, system, observable, kind, (local.owner == site).tolist())
+                for site in range(int(local.site_index.max()) + 1):
+                    value = bond_value(atoms, system, observable, kind, (local.site_index == site).tolist())
                     if value is not None:
                         energy = atomic[neighborhood(atoms, system, local, site)].sum()
                         values.append(value)
@@ -127,7 +127,7 @@ def bond_value(atoms, system, observable, kind, own):
 
 def neighborhood(atoms, system, local, site):
     """Indices of its atoms, by ASE's minimum image."""
-    owner = local.owner.numpy()
+    owner = local.site_index.numpy()
     if isinstance(local, AtomsWithin):
         return [i for i in range(len(atoms)) if atoms.get_distance(site, i, mic=True) <= local.radius_A]
     if isinstance(local, NearestMolecules):

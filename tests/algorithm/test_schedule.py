@@ -166,13 +166,13 @@ def test_the_state_holds_numbers_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_unstable_fraction": 0.0}, r"trigger=0\.0 is out of range.*> 0 and <= 1"),
-        ({"max_unstable_fraction": 1.5}, r"trigger=1\.5"),
-        ({"max_unstable_fraction": float("nan")}, r"trigger=nan"),
-        ({"min_unstable_fraction": -0.1}, r"floor=-0\.1"),
+        ({"max_unstable_fraction": 0.0}, r"max_unstable_fraction=0\.0 is out of range.*> 0 and <= 1"),
+        ({"max_unstable_fraction": 1.5}, r"max_unstable_fraction=1\.5"),
+        ({"max_unstable_fraction": float("nan")}, r"max_unstable_fraction=nan"),
+        ({"min_unstable_fraction": -0.1}, r"min_unstable_fraction=-0\.1"),
         (
             {"max_unstable_fraction": 0.5, "min_unstable_fraction": 0.5},
-            r"floor=0\.5 is not below max_unstable_fraction=0\.5: lower it",
+            r"min_unstable_fraction=0\.5 is not below max_unstable_fraction=0\.5: lower it",
         ),
         ({"stable_ps": 0}, r"stable_ps=0"),
         ({"lr_patience": 0}, r"lr_patience=0"),

@@ -62,7 +62,7 @@ def all_distances(atoms, frame):
 
 @pytest.mark.parametrize("slant", [0.0, 0.3])
 def test_the_closest_contact_between_molecules_is_that_of_brute_force(slant, monkeypatch):
-    monkeypatch.setattr(geometry, "DISTANCES_AT_ONCE", 100)  # pairs in many parts
+    monkeypatch.setattr(geometry, "MAX_DISTANCES", 100)  # pairs in many parts
     atoms = waters(slant=slant)
     detector = bound(IntermolecularContact(), atoms)
     frames = shaken(atoms, 5, 0.3)
@@ -153,14 +153,14 @@ class Drifting(BondLengths):
 
 def test_an_observable_is_judged_by_its_mean_over_the_last_looks():
     atoms = molecule("N2")
-    detector = bound(ObservableDeviation(Drifting(target=[0.0]), threshold=1.0, looks=4, least=2), atoms)
+    detector = bound(ObservableDeviation(Drifting(target=[0.0]), threshold=1.0, n_samples=4, min_samples=2), atoms)
     seen = [8.0, 2.0, 0.0, 0.0, 0.0, 6.0]
     found = []
     for x in seen:
         positions = torch.tensor([[[x, 0.0, 0.0], [0.0, 0.0, 0.0]]], dtype=torch.float64)
         found.append(detector.measure(positions, at_rest(positions)).item())
     assert found == pytest.approx([0.0, 5.0, 10 / 3, 2.5, 0.5, 1.5])
-    detector.begin(1)
+    detector.reset(1)
     assert detector.measure(positions, at_rest(positions)).item() == 0.0, "the memory is empty, one look is too few"
 
 
@@ -177,12 +177,12 @@ def flying(detector):
 
 
 def test_a_block_that_is_repeated_is_not_looked_at_twice():
-    detector = ObservableDeviation(Drifting(target=[0.0]), threshold=0.55, looks=20, least=1)
+    detector = ObservableDeviation(Drifting(target=[0.0]), threshold=0.55, n_samples=20, min_samples=1)
     simulator, generator, start = flying(detector)
     expected = simulator.run(start, 20, 20, generator).unstable_step
     # The mean over the first n steps of 0.1 Å each is 0.05 (n + 1).
     assert expected.item() == 11
-    missed, repeats = simulator.neighbors.missed, []
+    missed, repeats = simulator.neighbors.did_overflow, []
 
     def once(positions):
         if len(repeats) < 3 and len(repeats) % 2 == 0:
@@ -191,13 +191,13 @@ def test_a_block_that_is_repeated_is_not_looked_at_twice():
         repeats.append(0)
         return missed(positions)
 
-    simulator.neighbors.missed = once
+    simulator.neighbors.did_overflow = once
     assert simulator.run(start, 20, 20, generator).unstable_step.item() == 11
     assert simulator.repeated_blocks >= 1
 
 
 def test_segments_of_one_simulation_are_judged_as_one():
-    detector = ObservableDeviation(Drifting(target=[0.0]), threshold=0.55, looks=20, least=8)
+    detector = ObservableDeviation(Drifting(target=[0.0]), threshold=0.55, n_samples=20, min_samples=8)
     simulator, generator, start = flying(detector)
     first = simulator.run(start, 10, 10, generator)
     second = simulator.run(first.end, 10, 10, generator, goes_on=True)
@@ -212,10 +212,10 @@ def test_a_radial_distribution_that_falls_apart_is_seen():
     system = System.from_atoms(atoms)
     good = shaken(atoms, 10, 0.05)
     gas = torch.rand(10, len(atoms), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 9.3
-    detector = ObservableDeviation(RadialDistribution(("O", "H")), threshold=0.3, looks=10)
+    detector = ObservableDeviation(RadialDistribution(("O", "H")), threshold=0.3, n_samples=10)
     detector.bind(system, good)
     for frames, broken in ((good, False), (gas, True)):
-        detector.begin(1)
+        detector.reset(1)
         verdicts = [detector.classify(frame[None], at_rest(frame[None]))[0].item() for frame in frames]
         assert verdicts[-1] == broken
 

@@ -274,7 +274,7 @@ def test_the_relaxation_time_is_forty_timesteps_unless_given():
         (lambda: Langevin(timestep_fs=100.0), r"timestep_fs=100\.0 .*<= 10"),
         (lambda: Langevin(friction_per_ps=-1.0), r"friction_per_ps=-1\.0"),
         (lambda: NoseHooverChain(relaxation_fs=1.0), r"relaxation_fs=1\.0 .*>= 2\.5"),
-        (lambda: NoseHooverChain(chain_length=0), r"chain_length=0 is out of range: give an integer >= 1"),
+        (lambda: NoseHooverChain(chain_length=0), r"chain_length=0 is out of range: pass an integer >= 1"),
     ],
 )
 def test_settings_out_of_range_are_named(make, message):

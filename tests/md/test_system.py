@@ -147,20 +147,20 @@ def test_frames_that_do_not_fit_are_named_with_their_number(frames, message):
 
 
 def test_numbers_inside_their_bounds_are_returned():
-    assert checks.number("x", 2, least=2, most=2) == 2
+    assert checks.number("x", 2, at_least=2, at_most=2) == 2
     assert checks.number("x", 0.5, above=0) == 0.5
-    assert checks.count("n", 3, least=3) == 3
+    assert checks.count("n", 3, at_least=3) == 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, True, 0, 5.1])
 def test_numbers_outside_their_bounds_are_refused(value):
-    with pytest.raises(ValueError, match=r"x=.* is out of range: give a finite number .*> 0 and <= 5\. Mind\.$"):
-        checks.number("x", value, above=0, most=5, hint="Mind.")
+    with pytest.raises(ValueError, match=r"x=.* is out of range: pass a finite number .*> 0 and <= 5\. Mind\.$"):
+        checks.number("x", value, above=0, at_most=5, hint="Mind.")
 
 
 @pytest.mark.parametrize("value", [0, 1.0, True, "2"])
 def test_counts_that_are_not_counts_are_refused(value):
-    with pytest.raises(ValueError, match=r"n=.* is out of range: give an integer >= 1\.$"):
+    with pytest.raises(ValueError, match=r"n=.* is out of range: pass an integer >= 1\.$"):
         checks.count("n", value)
 
 

@@ -18,7 +18,7 @@ from stable_plugin import (
     VelocityAutocorrelation,
 )
 from stable_plugin.md import State
-from stable_plugin.observables import trajectory_of
+from stable_plugin.observables import trajectory_from_atoms
 from stable_plugin.observables.dynamics import LIGHT_CM_PER_FS
 from stable_plugin.units import BOLTZMANN, PS
 
@@ -109,7 +109,7 @@ def test_frames_after_a_replica_became_invalid_count_no_more():
     for part in ([0, 20], [20, 60]):
         first.update(broken[slice(*part)], valid=valid[slice(*part)])
     second.update(positions[:, :1])
-    second.start_new()
+    second.start_trajectory()
     second.update(positions[:25, 1:])
     assert torch.allclose(first.compute(), second.compute(), rtol=1e-10)
 
@@ -118,7 +118,7 @@ def test_trajectories_that_are_not_connected_are_not_compared_with_each_other():
     positions, _ = walk()
     apart = bound(MeanSquaredDisplacement(1.0, 0.01, remove_drift=False), gas())
     for part in (positions[:30], positions[30:] + 1000.0):
-        apart.start_new()
+        apart.start_trajectory()
         apart.update(part)
     assert apart.compute().max() < 100.0
 
@@ -200,12 +200,12 @@ def test_a_wrapped_ase_trajectory_is_unwrapped():
         atoms.set_velocities(positions)
         atoms.wrap()
         frames.append(atoms)
-    positions, velocities = trajectory_of(frames)
+    positions, velocities = trajectory_from_atoms(frames)
     assert positions.shape == (80, 1, 4, 3)
     moved = (positions[:, 0] - positions[0, 0]).numpy()
     np.testing.assert_allclose(moved, path - path[0], atol=1e-9)
     np.testing.assert_allclose(velocities[:, 0].numpy(), path, atol=1e-9)
-    assert trajectory_of([Atoms("Ar", [[0, 0, 0]])])[1] is None
+    assert trajectory_from_atoms([Atoms("Ar", [[0, 0, 0]])])[1] is None
 
 
 def test_the_reference_water_diffuses_and_vibrates_as_its_model_does():
@@ -213,7 +213,7 @@ def test_the_reference_water_diffuses_and_vibrates_as_its_model_does():
     from pathlib import Path
 
     frames = read(Path(__file__).parents[2] / "recipes/data/water_reference.extxyz", ":")
-    positions, velocities = trajectory_of(frames)
+    positions, velocities = trajectory_from_atoms(frames)
     system = System.from_atoms(frames[0])
     diffusion = bound(DiffusionCoefficient(20.0, 1.0, symbols=["O"]), system)
     diffusion.update(positions)
@@ -250,4 +250,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(RuntimeError, match=r"has no system yet"):
         MeanSquaredDisplacement(1.0, 0.01).update(positions)
     with pytest.raises(ValueError, match=r"frames is empty"):
-        trajectory_of([])
+        trajectory_from_atoms([])

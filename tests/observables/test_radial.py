@@ -29,7 +29,7 @@ def bound(observable, atoms, frames):
 @pytest.mark.parametrize("pair", [None, ("C", "C"), ("C", "O"), ("O", "C")])
 def test_it_is_ases_on_the_same_frames(pair, monkeypatch):
     """With bins as wide as ASE's and distances that lie clear of their edges."""
-    monkeypatch.setattr(radial, "DISTANCES_AT_ONCE", 200)
+    monkeypatch.setattr(radial, "MAX_DISTANCES", 200)
     atoms, frames = gas()
     observable = bound(RadialDistribution(pair, r_max=4.0, bin_width=0.1, smearing=NARROW), atoms, frames)
     for frame, mine in zip(frames, observable.per_frame(frames), strict=True):
@@ -81,7 +81,7 @@ def test_pairs_within_a_molecule_can_be_left_out():
     within, between = (RadialDistribution(("O", "H"), intramolecular=flag) for flag in (True, False))
     for observable in (within, between):
         observable.bind(system, frames)
-    near = within.centres < 1.5
+    near = within.centers < 1.5
     assert within.target[near].sum() > 10
     assert between.target[near].sum() == 0
     assert between.name == "intermolecular_radial_distribution_O_H"
@@ -96,7 +96,7 @@ def test_a_measured_curve_is_interpolated_onto_the_bins(tmp_path):
     atoms, frames = gas()
     path = curve(tmp_path / "g.txt", "# r g\n0.5 0.0\n1.5 1.0\n2.5 3.0\n5.0 1.0\n")
     g = bound(RadialDistribution(r_max=4.0, bin_width=0.5, target_file=path), atoms, frames)
-    assert g.centres.tolist() == pytest.approx([0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75])
+    assert g.centers.tolist() == pytest.approx([0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75])
     assert g.target.tolist() == pytest.approx([0.0, 0.25, 0.75, 1.5, 2.5, 2.8, 2.4, 2.0])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Optional
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stable_plugin.runtime import checks
@@ -29,18 +29,18 @@ def accepted(check, *arguments, **bounds):
 
 
 def test_number_returns_values_in_bounds():
-    assert checks.number("x", 2, least=2, most=2) == 2
+    assert checks.number("x", 2, at_least=2, at_most=2) == 2
     assert checks.number("x", 0.5, above=0) == 0.5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, True, 0, 5.1])
 def test_number_rejects_values_out_of_bounds(value):
     with pytest.raises(ValueError, match=r"x=.* is out of range: pass a finite number .*> 0 and <= 5\. Mind\.$"):
-        checks.number("x", value, above=0, most=5, hint="Mind.")
+        checks.number("x", value, above=0, at_most=5, hint="Mind.")
 
 
 def test_count_returns_values_in_bounds():
-    assert checks.count("n", 3, least=3) == 3
+    assert checks.count("n", 3, at_least=3) == 3
 
 
 @pytest.mark.parametrize("value", [0, 1.0, True, "2"])
@@ -51,22 +51,22 @@ def test_count_rejects_what_is_not_a_count(value):
 
 def test_count_names_the_maximum_only_above_it():
     with pytest.raises(ValueError, match=r"^n=5 is out of range: pass an integer >= 1 and <= 4\.$"):
-        checks.count("n", 5, most=4)
+        checks.count("n", 5, at_most=4)
     with pytest.raises(ValueError, match=r"^n=0 is out of range: pass an integer >= 1\.$"):
-        checks.count("n", 0, most=4)
+        checks.count("n", 0, at_most=4)
 
 
 @few
 @given(anything, anything, anything, anything)
-def test_number_and_count_accept_exactly_their_range(value, above, least, most):
+def test_number_and_count_accept_exactly_their_range(value, above, at_least, at_most):
     bounds = {
         name: bound
-        for name, bound in (("above", above), ("least", least), ("most", most))
+        for name, bound in (("above", above), ("at_least", at_least), ("at_most", at_most))
         if isinstance(bound, float) and math.isfinite(bound)
     }
     plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     inside = plain and all(
-        {"above": value > bound, "least": value >= bound, "most": value <= bound}[name]
+        {"above": value > bound, "at_least": value >= bound, "at_most": value <= bound}[name]
         for name, bound in bounds.items()
     )
     found = accepted(checks.number, "x", value, **bounds)
@@ -120,10 +120,14 @@ def test_steps_rejects_durations_beyond_the_maximum():
 
 
 @few
-@given(st.floats(1e-3, 10.0), st.integers(1, 10**9), st.floats(0.0, 0.4))
-def test_steps_accepts_multiples_only(timestep_fs, n_steps, off):
+@given(st.floats(1e-3, 10.0), st.integers(1, 10**9))
+def test_steps_accepts_every_multiple(timestep_fs, n_steps):
     assert checks.steps("x", n_steps * timestep_fs, timestep_fs) == n_steps
-    assume(off > 1e-3 and n_steps < 1000)
+
+
+@few
+@given(st.floats(1e-3, 10.0), st.integers(1, 999), st.floats(2e-3, 0.4))
+def test_steps_rejects_fractions_of_a_timestep(timestep_fs, n_steps, off):
     with pytest.raises(ValueError, match=r"^x=.* is not a whole number of timesteps"):
         checks.steps("x", (n_steps + off) * timestep_fs, timestep_fs)
 

@@ -41,7 +41,7 @@ class LearningRateScale:
     """
 
     def __init__(self, max_scale: float, steps: int, min_ess_fraction: float) -> None:
-        self.max_scale = checks.number("max_lr_scale", max_scale, least=1)
+        self.max_scale = checks.number("max_lr_scale", max_scale, at_least=1)
         self.factor = 1.0
         self._distance_per_step = distance(min_ess_fraction) / steps
         self._moved = 0.0

@@ -32,7 +32,7 @@ class Detector(ABC):
     def __init__(self, threshold: float, discard: float | None = None) -> None:
         self.threshold = checks.number("threshold", threshold)
         if discard is not None:
-            checks.number("discard", discard, least=threshold, hint="It is wider than the threshold.")
+            checks.number("discard", discard, at_least=threshold, hint="It is wider than the threshold.")
         self.discard = discard
 
     def bind(self, system: System, reference: Tensor) -> None:  # noqa: B027  (most detectors need it, not all)
@@ -73,7 +73,7 @@ class Detector(ABC):
         """
         return [() for _ in positions]
 
-    def begin(self, n_replicas: int) -> None:  # noqa: B027  (most detectors have no memory)
+    def reset(self, n_replicas: int) -> None:  # noqa: B027  (most detectors have no memory)
         """Forget what was seen: a new simulation begins. For detectors that look back in time."""
 
     def state_dict(self) -> Any:
@@ -146,9 +146,9 @@ class AnyOf(Detector):
             found = [mine if flag else other for mine, other, flag in zip(own, found, broken.tolist(), strict=True)]
         return found
 
-    def begin(self, n_replicas: int) -> None:
+    def reset(self, n_replicas: int) -> None:
         for detector in self.detectors:
-            detector.begin(n_replicas)
+            detector.reset(n_replicas)
 
     def state_dict(self) -> Any:
         return [detector.state_dict() for detector in self.detectors]

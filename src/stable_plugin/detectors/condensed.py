@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
-from stable_plugin.detectors.geometry import DISTANCES_AT_ONCE
+from stable_plugin.detectors.geometry import MAX_DISTANCES
 from stable_plugin.md.system import System
 from stable_plugin.observables.base import Observable
 from stable_plugin.runtime import checks
@@ -97,7 +97,7 @@ class CoordinationNumber(Detector):
 
     def _neighbors(self, positions: Tensor) -> Tensor:
         assert self._system is not None and self._pairs is not None
-        at_once = max(1, DISTANCES_AT_ONCE // len(positions))
+        at_once = max(1, MAX_DISTANCES // len(positions))
         counts = [
             (self._system.distances(positions, part) < self.distance).sum(dim=-1) for part in self._pairs.split(at_once)
         ]
@@ -131,21 +131,23 @@ class ObservableDeviation(Detector):
         self,
         observable: Observable,
         threshold: float = 3.0,
-        looks: int = 100,
-        least: int | None = None,
+        n_samples: int = 100,
+        min_samples: int | None = None,
         discard: float | None = None,
     ) -> None:
         super().__init__(checks.number("threshold", threshold, above=0), discard)
         self.observable = observable
-        self.looks = checks.count("looks", looks)
-        self.least = min(looks, checks.count("least", max(1, looks // 4) if least is None else least))
+        self.n_samples = checks.count("n_samples", n_samples)
+        self.min_samples = min(
+            n_samples, checks.count("min_samples", max(1, n_samples // 4) if min_samples is None else min_samples)
+        )
         self._recent: list[Tensor] = []
 
     def bind(self, system: System, reference: Tensor) -> None:
         self.observable.bind(system, reference)
-        self.begin(0)
+        self.reset(0)
 
-    def begin(self, n_replicas: int) -> None:
+    def reset(self, n_replicas: int) -> None:
         self._recent = []
 
     def state_dict(self) -> Any:
@@ -156,10 +158,10 @@ class ObservableDeviation(Detector):
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         """Looks at the replicas, and gives the error of the mean over this and earlier looks."""
-        self._recent = [*self._recent, self.observable.per_frame(positions)][-self.looks :]
+        self._recent = [*self._recent, self.observable.per_frame(positions)][-self.n_samples :]
         error = (torch.stack(self._recent).mean(dim=0) - self.observable.known_target.to(positions)).abs().mean(dim=-1)
         # Before there is enough to go by, only what is not a number counts.
-        return error if len(self._recent) >= self.least else 0.0 * error
+        return error if len(self._recent) >= self.min_samples else 0.0 * error
 
     def check_reference(self, frames: Tensor, name: str = "reference") -> None:
         """Single frames are no measure of a mean over many: nothing is refused."""

@@ -11,7 +11,7 @@ from stable_plugin.detectors.base import Detector
 from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 
-DISTANCES_AT_ONCE = 2_000_000
+MAX_DISTANCES = 2_000_000
 """Distances held in memory at a time."""
 
 
@@ -80,7 +80,7 @@ class _Contact(Detector):
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         """Minus the shortest contact, (n_replicas,), so that larger is worse."""
         system, pairs = self._bound()
-        at_once = max(1, DISTANCES_AT_ONCE // len(positions))
+        at_once = max(1, MAX_DISTANCES // len(positions))
         shortest = [system.distances(positions, part).amin(dim=-1) for part in pairs.split(at_once)]
         return -torch.stack(shortest).amin(dim=0)
 

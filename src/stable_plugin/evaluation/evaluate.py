@@ -28,7 +28,7 @@ from stable_plugin.observables import (
     DistanceDistribution,
     Observable,
     TimeCorrelation,
-    trajectory_of,
+    trajectory_from_atoms,
 )
 from stable_plugin.runtime import checks
 
@@ -136,7 +136,7 @@ class Evaluator:
         self.detector = detector or BondDeviation(threshold=0.5)
         self.observables = list(observables or [BondLengths(), DistanceDistribution(), AngleDistribution()])
         self.dynamics = list(dynamics)
-        self._trajectory = trajectory_of(reference_frames) if dynamics else None
+        self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
         for series in self.dynamics:
             if series.interval_fs != record_every_fs:
                 raise ValueError(
@@ -144,7 +144,7 @@ class Evaluator:
                     "frames are compared as they are recorded, so make them equal."
                 )
         self.integrator = integrator or Langevin()
-        self.n_replicas = checks.count("n_replicas", n_replicas, most=checks.MOST_REPLICAS)
+        self.n_replicas = checks.count("n_replicas", n_replicas, at_most=checks.MAX_REPLICAS)
         if not horizons_ps:
             raise ValueError("horizons_ps=[] is empty: give at least one time in ps.")
         self.horizons_ps = [checks.number("horizons_ps", horizon, above=0) for horizon in horizons_ps]

@@ -144,7 +144,7 @@ def failure_rate_per_ns(n_failures: int, exposure_ps: float) -> FailureRate:
     Raises:
         ValueError: If the number is not a non-negative integer or the exposure is not positive and finite.
     """
-    number = checks.count("n_failures", _plain(n_failures), least=0, hint="It is how many replicas failed.")
+    number = checks.count("n_failures", _plain(n_failures), at_least=0, hint="It is how many replicas failed.")
     exposure = checks.number("exposure_ps", _plain(exposure_ps), above=0, hint="Sum the times of all replicas.")
     exposure_ns = exposure / _PS_PER_NS
     low = float(stats.chi2.ppf(_TAIL, 2 * number)) / 2.0 if number else 0.0

@@ -36,4 +36,4 @@ class Execution:
             if not isinstance(value, bool) and value != "auto":
                 raise ValueError(f"{name}={value!r} is none of 'auto', True and False.")
         if self.threads is not None and self.threads != "auto":
-            checks.count("threads", self.threads, most=4096, hint="Or 'auto', or None for torch's own number.")
+            checks.count("threads", self.threads, at_most=4096, hint="Or 'auto', or None for torch's own number.")

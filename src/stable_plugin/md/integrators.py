@@ -46,9 +46,9 @@ class Integrator(ABC):
     chain_length = 0
 
     def __init__(self, temperature_K: float, timestep_fs: float) -> None:
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0, most=20000)
+        self.temperature_K = checks.number("temperature_K", temperature_K, above=0, at_most=20000)
         self.timestep_fs = checks.number(
-            "timestep_fs", timestep_fs, above=0, most=10, hint="0.5 fs is usual with hydrogen, 1 fs at 300 K."
+            "timestep_fs", timestep_fs, above=0, at_most=10, hint="0.5 fs is usual with hydrogen, 1 fs at 300 K."
         )
         self.timestep = timestep_fs * FS
         self.kT = BOLTZMANN * temperature_K
@@ -93,7 +93,7 @@ class Langevin(Integrator):
 
     def __init__(self, temperature_K: float = 300.0, timestep_fs: float = 0.5, friction_per_ps: float = 1.0) -> None:
         super().__init__(temperature_K, timestep_fs)
-        self.friction_per_ps = checks.number("friction_per_ps", friction_per_ps, least=0)
+        self.friction_per_ps = checks.number("friction_per_ps", friction_per_ps, at_least=0)
         self.decay = exp(-friction_per_ps * self.timestep / PS)
 
     def step(self, state: State, masses: Tensor, force: ForceFunction, generator: torch.Generator) -> State:
@@ -136,10 +136,10 @@ class NoseHooverChain(Integrator):
         self.relaxation_fs = checks.number(
             "relaxation_fs",
             40 * timestep_fs if relaxation_fs is None else relaxation_fs,
-            least=5 * timestep_fs,
+            at_least=5 * timestep_fs,
             hint="A thermostat faster than a few timesteps is not integrated.",
         )
-        self.chain_length = checks.count("chain_length", chain_length, most=100)
+        self.chain_length = checks.count("chain_length", chain_length, at_most=100)
 
     def degrees_of_freedom(self, n_atoms: int) -> int:
         """Without the centre of mass: without external forces its momentum is never thermalised, and is kept zero."""

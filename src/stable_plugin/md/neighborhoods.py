@@ -35,12 +35,12 @@ class Members:
         """Sums over the atoms of each sample, (n_samples,), of atomic energies (n_frames, n_atoms)."""
         return atomic.new_zeros(self.n_samples).index_add(0, self.sample, atomic.flatten()[self.atom])
 
-    def spread(self, weights: Tensor) -> Tensor:
+    def scatter(self, weights: Tensor) -> Tensor:
         """Weights of atomic energies, (n_frames, n_atoms), that weigh the samples' energies by ``weights`` (n_samples,)."""
         flat = weights.new_zeros(self.shape[0] * self.shape[1])
         return flat.index_add(0, self.atom, weights[self.sample]).reshape(self.shape)
 
-    def only(self, chosen: Tensor) -> Members:
+    def select(self, chosen: Tensor) -> Members:
         """Some of the samples, ``chosen`` (n_chosen,) without repetition, in that order."""
         place = torch.full((self.n_samples,), -1, dtype=torch.long, device=self.sample.device)
         place[chosen] = torch.arange(len(chosen), device=self.sample.device)
@@ -74,7 +74,7 @@ class Neighborhoods(ABC):
 
     @property
     @abstractmethod
-    def owner(self) -> Tensor:
+    def site_index(self) -> Tensor:
         """Site that each atom belongs to, (n_atoms,), from zero without gaps."""
 
     @abstractmethod
@@ -88,7 +88,7 @@ class Neighborhoods(ABC):
             positions: (n_frames, n_atoms, 3) in Å.
         """
         n_frames, n_atoms, _ = positions.shape
-        n_sites = int(self.owner.max()) + 1
+        n_sites = int(self.site_index.max()) + 1
         none = torch.empty(0, dtype=torch.long, device=positions.device)
         samples, atoms = [none], [none]
         for index, frame in enumerate(positions):
@@ -115,15 +115,15 @@ class Molecules(Neighborhoods):
                 f"{self} finds a single molecule, which the global estimator serves better: leave local out."
             )
         super().bind(system)
-        self._owner = system.molecules
+        self._site_index = system.molecules
 
     @property
-    def owner(self) -> Tensor:
-        return self._owner
+    def site_index(self) -> Tensor:
+        return self._site_index
 
     def _belongs(self, frame: Tensor) -> Tensor:
-        sites = torch.arange(int(self.owner.max()) + 1, device=self.owner.device)
-        return (sites[:, None] == self.owner).to(frame.device)
+        sites = torch.arange(int(self.site_index.max()) + 1, device=self.site_index.device)
+        return (sites[:, None] == self.site_index).to(frame.device)
 
 
 class NearestMolecules(Molecules):
@@ -142,21 +142,23 @@ class NearestMolecules(Molecules):
         n_molecules = int(system.molecules.max()) + 1
         if self.n > n_molecules:
             raise ValueError(f"n={self.n} is more than the {n_molecules} molecules of the system: lower it.")
-        self._anchor = torch.stack([(self.owner == site).nonzero()[0, 0] for site in range(n_molecules)])
+        self._anchor = torch.stack([(self.site_index == site).nonzero()[0, 0] for site in range(n_molecules)])
 
     def _belongs(self, frame: Tensor) -> Tensor:
-        owner, anchor = self.owner.to(frame.device), self._anchor.to(frame.device)
+        site_index, anchor = self.site_index.to(frame.device), self._anchor.to(frame.device)
         # From the molecule's first atom, so that one on the boundary is whole.
-        arms = self.system.separations(frame, torch.stack([torch.arange(len(owner)).to(owner), anchor[owner]], dim=1))
-        count = torch.bincount(owner)
-        offset = torch.zeros(len(count), 3).to(frame).index_add(0, owner, arms) / count[:, None]
+        arms = self.system.separations(
+            frame, torch.stack([torch.arange(len(site_index)).to(site_index), anchor[site_index]], dim=1)
+        )
+        count = torch.bincount(site_index)
+        offset = torch.zeros(len(count), 3).to(frame).index_add(0, site_index, arms) / count[:, None]
         centres = frame[anchor] + offset
         pairs = torch.cartesian_prod(torch.arange(len(count)), torch.arange(len(count)))
         distances = self.system.distances(centres, pairs).reshape(len(count), len(count))
         near = torch.zeros_like(distances, dtype=torch.bool).scatter_(
             1, distances.topk(self.n, largest=False).indices, True
         )
-        return near[:, owner]
+        return near[:, site_index]
 
     def __str__(self) -> str:
         return f"NearestMolecules(n={self.n})"
@@ -180,11 +182,11 @@ class AtomsWithin(Neighborhoods):
                 "height): lower it, or use a larger cell."
             )
         super().bind(system)
-        self._owner = torch.arange(system.n_atoms, device=system.bonds.device)
+        self._site_index = torch.arange(system.n_atoms, device=system.bonds.device)
 
     @property
-    def owner(self) -> Tensor:
-        return self._owner
+    def site_index(self) -> Tensor:
+        return self._site_index
 
     def _belongs(self, frame: Tensor) -> Tensor:
         n_atoms = len(frame)

@@ -81,7 +81,7 @@ class Simulator:
         # Reading the host costs nothing on a CPU, and a fixed number of edges costs what is padded.
         self.neighbors = NeighborList(
             potential.cutoff,
-            checks.number("skin_A", skin_A, least=0),
+            checks.number("skin_A", skin_A, at_least=0),
             potential.system,
             fixed=potential.device.type != "cpu",
         )
@@ -180,7 +180,7 @@ class Simulator:
         self.neighbors.invalidate()
         self._reserve = self._thermal_reach()
         if not goes_on:
-            self.detector.begin(start.n_replicas)
+            self.detector.reset(start.n_replicas)
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
         unstable_step = torch.where(active & ~finite, 0, NEVER)

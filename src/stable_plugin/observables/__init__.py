@@ -12,7 +12,7 @@ from stable_plugin.observables.local import LocalBondAmplitudes, LocalBondLength
 from stable_plugin.observables.radial import RadialDistribution
 from stable_plugin.observables.series import TimeCorrelation
 from stable_plugin.observables.structure import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution
-from stable_plugin.observables.trajectory import trajectory_of
+from stable_plugin.observables.trajectory import trajectory_from_atoms
 
 __all__ = [
     "AngleDistribution",
@@ -31,5 +31,5 @@ __all__ = [
     "RadialDistribution",
     "TimeCorrelation",
     "VelocityAutocorrelation",
-    "trajectory_of",
+    "trajectory_from_atoms",
 ]

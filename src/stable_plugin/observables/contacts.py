@@ -45,14 +45,14 @@ class _Closest(LocalObservable):
     def per_frame(self, positions: Tensor) -> Tensor:
         return self.per_site(positions, self._known_system().molecules).nanmean(dim=1)
 
-    def per_site(self, positions: Tensor, owner: Tensor) -> Tensor:
-        return self._of_distances(self._shortest(positions, owner.to(positions.device)))
+    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
+        return self._of_distances(self._shortest(positions, site_index.to(positions.device)))
 
     @abstractmethod
     def _of_distances(self, shortest: Tensor) -> Tensor:
         """Values from shortest distances, both (n_frames, n_sites, n_kinds)."""
 
-    def _shortest(self, positions: Tensor, owner: Tensor) -> Tensor:
+    def _shortest(self, positions: Tensor, site_index: Tensor) -> Tensor:
         """Shortest distances, (n_frames, n_sites, n_kinds), NaN where a site has no such atom.
 
         At most what the cell lets one see for sure: half its smallest height.
@@ -60,14 +60,14 @@ class _Closest(LocalObservable):
         system, n_atoms = self._known_system(), positions.shape[1]
         atoms = torch.arange(n_atoms)
         pairs = torch.cartesian_prod(atoms, atoms)
-        apart = owner[:, None] != owner
+        apart = site_index[:, None] != site_index
         counted = self._kind.to(positions.device) & apart
         rows = []
         for frame in positions:
             distances = system.distances(frame, pairs).reshape(n_atoms, n_atoms)
             by_atom = torch.where(counted, distances, torch.inf).amin(dim=2)  # (n_kinds, n_atoms)
-            by_site = by_atom.new_full((len(by_atom), int(owner.max()) + 1), torch.inf)
-            rows.append(by_site.scatter_reduce(1, owner.expand_as(by_atom), by_atom, "amin").T)
+            by_site = by_atom.new_full((len(by_atom), int(site_index.max()) + 1), torch.inf)
+            rows.append(by_site.scatter_reduce(1, site_index.expand_as(by_atom), by_atom, "amin").T)
         shortest = torch.stack(rows)
         return torch.where(shortest.isinf(), torch.nan, shortest.clamp_max(system.minimum_image_cutoff))
 

@@ -162,8 +162,8 @@ class DiffusionCoefficient(MeanSquaredDisplacement):
         self.fit_from_ps = checks.number(
             "fit_from_ps",
             0.5 * max_lag_ps if fit_from_ps is None else fit_from_ps,
-            least=0,
-            most=most,
+            at_least=0,
+            at_most=most,
             hint="A line needs two lags, of max_lag_ps at most.",
         )
 

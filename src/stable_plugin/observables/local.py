@@ -19,12 +19,12 @@ class LocalObservable(Observable):
     """
 
     @abstractmethod
-    def per_site(self, positions: Tensor, owner: Tensor) -> Tensor:
+    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
         """The observable of each site.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
-            owner: Site that each atom belongs to, (n_atoms,).
+            site_index: Site that each atom belongs to, (n_atoms,).
 
         Returns:
             (n_frames, n_sites, n_values), NaN where a site has no such value.
@@ -55,14 +55,14 @@ class _BondKinds(LocalObservable):
         system = self._known_system()
         return self.per_site(positions, system.molecules).nanmean(dim=1)
 
-    def per_site(self, positions: Tensor, owner: Tensor) -> Tensor:
+    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
         system = self._known_system()
         lengths = system.distances(positions, system.bonds)
         values = self._of_bonds(lengths)
-        owner, bonds = owner.to(values.device), system.bonds.to(values.device)
-        ends = owner[bonds]
+        site_index, bonds = site_index.to(values.device), system.bonds.to(values.device)
+        ends = site_index[bonds]
         kind = self._kind.to(values.device)
-        n_sites, n_kinds = int(owner.max()) + 1, len(self.kinds)
+        n_sites, n_kinds = int(site_index.max()) + 1, len(self.kinds)
         total = values.new_zeros(len(values), n_sites * n_kinds)
         count = values.new_zeros(n_sites * n_kinds)
         # A bond within a site counts once, one between two sites for both.

@@ -19,7 +19,7 @@ from stable_plugin.runtime import checks
 LONGEST_A = 8.0
 """Range in Å that is looked at if none is asked for, where the cell allows it."""
 
-DISTANCES_AT_ONCE = 4_000_000
+MAX_DISTANCES = 4_000_000
 """Distances held in memory at a time."""
 
 
@@ -48,7 +48,7 @@ class RadialDistribution(LocalObservable):
         >>> copper = bulk("Cu", cubic=True) * 3
         >>> g = RadialDistribution(bin_width=0.1, smearing=0.02)
         >>> g.bind(System.from_atoms(copper), reference=torch.tensor(copper.positions)[None])
-        >>> round(g.centres[g.target.argmax()].item(), 2)  # a/sqrt(2)
+        >>> round(g.centers[g.target.argmax()].item(), 2)  # a/sqrt(2)
         2.55
     """
 
@@ -70,11 +70,11 @@ class RadialDistribution(LocalObservable):
             raise ValueError("target and target_file are both given: keep one.")
         self.pair = None if pair is None else (pair[0], pair[1])
         self.bin_width = checks.number("bin_width", bin_width, above=0)
-        self.smearing = checks.number("smearing", smearing, above=0, most=LONGEST_A)
-        self.r_max = None if r_max is None else checks.number("r_max", r_max, least=2 * bin_width)
+        self.smearing = checks.number("smearing", smearing, above=0, at_most=LONGEST_A)
+        self.r_max = None if r_max is None else checks.number("r_max", r_max, at_least=2 * bin_width)
         self.intramolecular = intramolecular
         self._curve = None if target_file is None else read_curve(target_file)
-        self.centres = torch.empty(0, dtype=torch.float64)
+        self.centers = torch.empty(0, dtype=torch.float64)
         self._system: System | None = None
         self._pairs = torch.empty(0, 2, dtype=torch.long)
 
@@ -99,35 +99,35 @@ class RadialDistribution(LocalObservable):
         n_bins = int(r_max / checks.bins("bin_width", self.bin_width, r_max) + 1e-9)
         if n_bins < 2:
             raise ValueError(f"bin_width={self.bin_width:g} is more than half of the range, {r_max:.2f} Å: lower it.")
-        self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * self.bin_width
+        self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * self.bin_width
         self._system, self._pairs = system, self._chosen_pairs(system)
         shells = 4.0 / 3.0 * pi * self.bin_width**3 * (torch.arange(n_bins + 1, dtype=torch.float64) ** 3).diff()
         volume = torch.linalg.det(system.cell.double()).abs().cpu()
         self._per_pair = volume / (shells * len(self._pairs))
         if self._curve is not None:
-            self._given_target = _interpolated(self._curve, self.centres)
+            self._given_target = _interpolated(self._curve, self.centers)
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
         one_row = torch.zeros(len(self._chosen()), dtype=torch.long, device=positions.device)
         return self._histograms(positions, [one_row], n_rows=1)[:, 0]
 
-    def per_site(self, positions: Tensor, owner: Tensor) -> Tensor:
-        n_sites = int(owner.max()) + 1
-        ends = owner.to(positions.device)[self._chosen().to(positions.device)].unbind(dim=1)
+    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
+        n_sites = int(site_index.max()) + 1
+        ends = site_index.to(positions.device)[self._chosen().to(positions.device)].unbind(dim=1)
         # Half of each pair is its either end's, so that the sites' mean is the frame's g(r).
         return 0.5 * n_sites * self._histograms(positions, ends, n_sites)
 
     def _histograms(self, positions: Tensor, ends: Sequence[Tensor], n_rows: int) -> Tensor:
         """g(r) of the pairs of each row, (n_frames, n_rows, n_bins); ``ends`` say in which rows a pair counts."""
-        system, pairs, centres = self._system, self._chosen().to(positions.device), self.centres.to(positions)
+        system, pairs, centres = self._system, self._chosen().to(positions.device), self.centers.to(positions)
         assert system is not None
-        reach = self.centres[-1].item() + self.bin_width + 6.0 * self.smearing
+        reach = self.centers[-1].item() + self.bin_width + 6.0 * self.smearing
         per_pair: Tensor = self._per_pair.to(positions)
         frames = []
         for frame in positions:
             counts = frame.new_zeros(n_rows, len(centres))
-            for part in torch.arange(len(pairs), device=pairs.device).split(DISTANCES_AT_ONCE):
+            for part in torch.arange(len(pairs), device=pairs.device).split(MAX_DISTANCES):
                 distances = system.distances(frame, pairs[part])
                 near = distances < reach
                 for rows in ends:
@@ -142,7 +142,7 @@ class RadialDistribution(LocalObservable):
 
     def axis(self) -> dict[str, Any]:
         pair = "" if self.pair is None else f" {self.pair[0]}-{self.pair[1]}"
-        return {"kind": "curve", "x": self.centres.tolist(), "xlabel": f"distance{pair} / Å", "ylabel": "g(r)"}
+        return {"kind": "curve", "x": self.centers.tolist(), "xlabel": f"distance{pair} / Å", "ylabel": "g(r)"}
 
     def _chosen_pairs(self, system: System) -> Tensor:
         pairs = torch.combinations(torch.arange(system.n_atoms), 2)

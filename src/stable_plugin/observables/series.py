@@ -54,7 +54,7 @@ class TimeCorrelation(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.interval_fs = checks.number("interval_fs", interval_fs, above=0)
-        self.max_lag_ps = checks.number("max_lag_ps", max_lag_ps, least=interval_fs / 1000.0)
+        self.max_lag_ps = checks.number("max_lag_ps", max_lag_ps, at_least=interval_fs / 1000.0)
         checks.bins("interval_fs", interval_fs, max_lag_ps * 1000.0)
         self.n_lags = 1 + checks.steps("max_lag_ps", max_lag_ps * 1000.0, interval_fs)
         self.symbols = None if symbols is None else tuple(symbols)
@@ -64,7 +64,7 @@ class TimeCorrelation(Metric):
         # Of each stretch, (n_replicas, n_lags).
         self.add_state("sums", [], dist_reduce_fx="cat")
         self.add_state("counts", [], dist_reduce_fx="cat")
-        self.start_new()
+        self.start_trajectory()
 
     @property
     def name(self) -> str:
@@ -116,9 +116,9 @@ class TimeCorrelation(Metric):
     def reset(self) -> None:
         """Forget all frames."""
         super().reset()
-        self.start_new()
+        self.start_trajectory()
 
-    def start_new(self) -> None:
+    def start_trajectory(self) -> None:
         """Begin a trajectory that does not continue the one before, and keep what that one gave."""
         self._earlier: Tensor | None = None
         self._alive: Tensor | None = None

@@ -102,10 +102,10 @@ class DistanceDistribution(Observable):
     ) -> None:
         super().__init__(target, **kwargs)
         checks.number("bin_width", bin_width, above=0)
-        checks.number("r_max", r_max, least=2 * bin_width)
-        self.smearing = checks.number("smearing", smearing, above=0, most=r_max)
+        checks.number("r_max", r_max, at_least=2 * bin_width)
+        self.smearing = checks.number("smearing", smearing, above=0, at_most=r_max)
         n_bins = round(r_max / checks.bins("bin_width", bin_width, r_max))
-        self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * bin_width
+        self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * bin_width
         self._system: System | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
@@ -120,13 +120,13 @@ class DistanceDistribution(Observable):
     def per_frame(self, positions: Tensor) -> Tensor:
         system = _bound(self._system, self)
         distances = system.distances(positions, torch.combinations(torch.arange(system.n_atoms), 2))
-        counts = smeared_histogram(distances, self.centres.to(positions), self.smearing)
+        counts = smeared_histogram(distances, self.centers.to(positions), self.smearing)
         return counts * (100.0 / distances.shape[-1])
 
     def axis(self) -> dict[str, Any]:
         return {
             "kind": "curve",
-            "x": self.centres.tolist(),
+            "x": self.centers.tolist(),
             "xlabel": "interatomic distance / Å",
             "ylabel": "h(r) / % per bin",
         }
@@ -145,9 +145,9 @@ class AngleDistribution(Observable):
         self, n_bins: int = 180, smearing: float = 1.0, target: Sequence[float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(target, **kwargs)
-        checks.count("n_bins", n_bins, least=2, most=checks.MOST_BINS)
-        self.smearing = checks.number("smearing", smearing, above=0, most=180)
-        self.centres = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * (180.0 / n_bins)
+        checks.count("n_bins", n_bins, at_least=2, at_most=checks.MAX_BINS)
+        self.smearing = checks.number("smearing", smearing, above=0, at_most=180)
+        self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * (180.0 / n_bins)
         self._system: System | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
@@ -161,12 +161,12 @@ class AngleDistribution(Observable):
         first, second = (system.separations(positions, system.angles[:, [end, 1]]) for end in (0, 2))
         cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1.0, 1.0)
         angles = torch.rad2deg(torch.arccos(cosine))
-        return smeared_histogram(angles, self.centres.to(positions), self.smearing) * (100.0 / angles.shape[-1])
+        return smeared_histogram(angles, self.centers.to(positions), self.smearing) * (100.0 / angles.shape[-1])
 
     def axis(self) -> dict[str, Any]:
         return {
             "kind": "curve",
-            "x": self.centres.tolist(),
+            "x": self.centers.tolist(),
             "xlabel": "bond angle / degrees",
             "ylabel": "share / % per bin",
         }

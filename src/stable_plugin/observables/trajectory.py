@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 
-def trajectory_of(frames: Sequence[Atoms]) -> tuple[Tensor, Tensor | None]:
+def trajectory_from_atoms(frames: Sequence[Atoms]) -> tuple[Tensor, Tensor | None]:
     """Positions and velocities of one simulation, as the observables of trajectories take them.
 
     Args:

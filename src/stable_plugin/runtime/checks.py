@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 MAX_COUNT = 2**63 - 1
 """Largest signed integer that a tensor holds."""
 
-MOST_BINS = 100_000
+MAX_BINS = 100_000
 """Most bins of a histogram; more than these is a typing error that could exhaust the memory."""
 
-MOST_STEPS = 10**12
+MAX_STEPS = 10**12
 """Most timesteps of a duration: eleven days at a million steps per second."""
 
-MOST_REPLICAS = 1_000_000
+MAX_REPLICAS = 1_000_000
 """Most replicas; no device has memory for more."""
 
 
@@ -25,8 +25,8 @@ def number(
     value: float,
     *,
     above: float | None = None,
-    least: float | None = None,
-    most: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
     hint: str = "",
 ) -> float:
     """Return ``value`` if it is a finite number inside the bounds.
@@ -35,8 +35,8 @@ def number(
         name: Argument name as the user wrote it.
         value: Value to check.
         above: Exclusive lower bound.
-        least: Inclusive lower bound.
-        most: Inclusive upper bound.
+        at_least: Inclusive lower bound.
+        at_most: Inclusive upper bound.
         hint: Sentence appended to the error message.
 
     Raises:
@@ -45,10 +45,10 @@ def number(
     bounds = []
     if above is not None:
         bounds.append(f"> {above:g}")
-    if least is not None:
-        bounds.append(f">= {least:g}")
-    if most is not None:
-        bounds.append(f"<= {most:g}")
+    if at_least is not None:
+        bounds.append(f">= {at_least:g}")
+    if at_most is not None:
+        bounds.append(f"<= {at_most:g}")
     is_number = (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
@@ -56,7 +56,9 @@ def number(
         and (abs(value) <= MAX_COUNT if isinstance(value, int) else math.isfinite(value))
     )
     inside = is_number and (
-        (above is None or value > above) and (least is None or value >= least) and (most is None or value <= most)
+        (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (at_most is None or value <= at_most)
     )
     if not inside:
         wanted = f"a finite number {' and '.join(bounds)}".rstrip()
@@ -64,21 +66,23 @@ def number(
     return value
 
 
-def count(name: str, value: int, *, least: int = 1, most: int = MAX_COUNT, hint: str = "") -> int:
-    """Return ``value`` if it is an integer from ``least`` to ``most``.
+def count(name: str, value: int, *, at_least: int = 1, at_most: int = MAX_COUNT, hint: str = "") -> int:
+    """Return ``value`` if it is an integer from ``at_least`` to ``at_most``.
 
     Args:
         name: Argument name as the user wrote it.
         value: Value to check.
-        least: Inclusive lower bound.
-        most: Inclusive upper bound.
+        at_least: Inclusive lower bound.
+        at_most: Inclusive upper bound.
         hint: Sentence appended to the error message.
 
     Raises:
         ValueError: If ``value`` is not an integer inside the bounds.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        wanted = f"an integer >= {least}" + (f" and <= {most}" if isinstance(value, int) and value > most else "")
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+        wanted = f"an integer >= {at_least}" + (
+            f" and <= {at_most}" if isinstance(value, int) and value > at_most else ""
+        )
         raise ValueError(f"{name}={value!r} is out of range: pass {wanted}. {hint}".rstrip())
     return value
 
@@ -90,7 +94,7 @@ def seed(value: int, name: str = "seed") -> int:
         ValueError: If ``value`` is not an integer from 0 to ``MAX_COUNT - 1``.
     """
     # One less than the maximum of torch, because some streams are seeded with seed + 1.
-    return count(name, value, least=0, most=MAX_COUNT - 1)
+    return count(name, value, at_least=0, at_most=MAX_COUNT - 1)
 
 
 def flag(name: str, value: bool) -> bool:
@@ -104,16 +108,16 @@ def flag(name: str, value: bool) -> bool:
     return value
 
 
-def bins(name: str, width: float, reach: float) -> float:
-    """Return ``width`` if a histogram from zero to ``reach`` with bins of this width fits in memory.
+def bins(name: str, width: float, upper: float) -> float:
+    """Return ``width`` if a histogram from zero to ``upper`` with bins of this width fits in memory.
 
     Raises:
-        ValueError: If it needs more than ``MOST_BINS`` bins.
+        ValueError: If it needs more than ``MAX_BINS`` bins.
     """
-    if reach / width > MOST_BINS:
+    if upper / width > MAX_BINS:
         raise ValueError(
-            f"{name}={width:g} results in {reach / width:.3g} bins up to {reach:g}, more than the maximum of "
-            f"{MOST_BINS}: pass a larger {name}."
+            f"{name}={width:g} results in {upper / width:.3g} bins up to {upper:g}, more than the maximum of "
+            f"{MAX_BINS}: pass a larger {name}."
         )
     return width
 
@@ -127,16 +131,16 @@ def steps(name: str, duration_fs: float, timestep_fs: float) -> int:
         timestep_fs: Timestep in fs.
 
     Raises:
-        ValueError: If the duration is not a positive multiple of the timestep, or longer than ``MOST_STEPS`` timesteps.
+        ValueError: If the duration is not a positive multiple of the timestep, or longer than ``MAX_STEPS`` timesteps.
     """
     unit, fs = ("ps", 1000.0) if name.endswith("_ps") else ("fs", 1.0)
     number(name, duration_fs / fs, above=0)
-    n_steps = round(min(duration_fs / timestep_fs, 2.0 * MOST_STEPS))
+    n_steps = round(min(duration_fs / timestep_fs, 2.0 * MAX_STEPS))
     given = f"{name}={duration_fs / fs:.12g} {unit}"
-    if n_steps > MOST_STEPS:
+    if n_steps > MAX_STEPS:
         raise ValueError(
             f"{given} is {duration_fs / timestep_fs:.3g} timesteps of {timestep_fs:g} fs, more than the maximum of "
-            f"{MOST_STEPS:.0e}: pass a shorter duration, or a longer timestep."
+            f"{MAX_STEPS:.0e}: pass a shorter duration, or a longer timestep."
         )
     if n_steps < 1 or not math.isclose(n_steps * timestep_fs, duration_fs, rel_tol=1e-6):
         raise ValueError(
@@ -178,7 +182,7 @@ class Number:
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError if ``value`` is not a finite number inside the bounds."""
-        number(name, value, above=self.above, least=self.at_least, most=self.at_most, hint=self.hint)
+        number(name, value, above=self.above, at_least=self.at_least, at_most=self.at_most, hint=self.hint)
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ class Count:
 
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError if ``value`` is not an integer inside the bounds."""
-        count(name, value, least=self.at_least, most=self.at_most, hint=self.hint)
+        count(name, value, at_least=self.at_least, at_most=self.at_most, hint=self.hint)
 
 
 @dataclass(frozen=True)

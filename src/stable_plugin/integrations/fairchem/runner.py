@@ -422,9 +422,9 @@ def _validate_trainer(path: str, make_trainer: Callable[..., Trainer], accelerat
     try:
         for name, least in TRAINER_COUNTS.items():
             if given.get(name) is not None:
-                checks.count(name, given[name], least=least)
+                checks.count(name, given[name], at_least=least)
         if given.get("gradient_clip_val") is not None:
-            checks.number("gradient_clip_val", given["gradient_clip_val"], least=0)
+            checks.number("gradient_clip_val", given["gradient_clip_val"], at_least=0)
         with _quiet(logging.getLogger("pytorch_lightning.utilities.rank_zero")):
             make_trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)
     except Exception as error:  # Lightning's errors are of many kinds

@@ -289,7 +289,7 @@ def check_new(backbone: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
                     f"{part}.{name}={value!r} is no argument of {config[key]}: it takes {', '.join(parameters)}."
                 )
             if isinstance(value, int | float) and not isinstance(value, bool):
-                checks.number(f"{part}.{name}", value, least=-LARGEST_SETTING, most=LARGEST_SETTING)
+                checks.number(f"{part}.{name}", value, at_least=-LARGEST_SETTING, at_most=LARGEST_SETTING)
 
 
 def _network_class(name: str, value: Any) -> type:

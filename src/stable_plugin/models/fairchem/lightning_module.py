@@ -88,7 +88,7 @@ class FairchemModule(FamilyModule):
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
         ):  # fmt: skip
-            checks.number(name, number, least=0)
+            checks.number(name, number, at_least=0)
         checks.seed(seed)
         if checkpoint is None and (backbone is None or heads is None):
             raise ValueError(

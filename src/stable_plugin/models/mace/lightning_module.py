@@ -90,7 +90,7 @@ class MACEModule(FamilyModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model", "loss", "optimizer", "scheduler"])
-        checks.number("r_max", r_max, above=0, most=100)
+        checks.number("r_max", r_max, above=0, at_most=100)
         for name, count, least, most in (
             ("max_ell", max_ell, 0, 11),
             ("correlation", correlation, 1, 8),
@@ -99,7 +99,7 @@ class MACEModule(FamilyModule):
             ("num_polynomial_cutoff", num_polynomial_cutoff, 1, 1000),
             *(("radial_MLP", width, 1, 100_000) for width in radial_MLP),
         ):
-            checks.count(name, count, least=least, most=most)
+            checks.count(name, count, at_least=least, at_most=most)
         for name, irreps in (("hidden_irreps", hidden_irreps), ("MLP_irreps", MLP_irreps)):
             _check_irreps(name, irreps)
         if isinstance(E0s, str) and E0s != "average":
@@ -108,7 +108,7 @@ class MACEModule(FamilyModule):
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
         ):  # fmt: skip
-            checks.number(name, number, least=0)
+            checks.number(name, number, at_least=0)
         checks.seed(seed)
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is not known: give one of {sorted(DTYPES)}.")
