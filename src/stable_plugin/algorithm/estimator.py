@@ -217,7 +217,7 @@ class BoltzmannEstimator:
             surrogate = surrogate + surrogate_weights(value, upstream, present, self.temperature_K, self.context)
             total += part.item()
             means.append(mean.detach())
-        atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.spread(surrogate)
+        atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.scatter(surrogate)
         return SurrogateTerm(total, torch.cat(means), atomic, ess_fraction(weights, self.context))
 
     def combine(self, positions: Tensor, terms: Sequence[SurrogateTerm]) -> Estimate:

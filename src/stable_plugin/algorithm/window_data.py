@@ -120,9 +120,9 @@ class WindowEstimator:
             values = [_per_frame(observable, positions) for observable in self._by_frame]
             groups.append(SampleGroup(values, atomic.sum(dim=1), sites=None))
         if self.local is not None:
-            values = [_per_site(observable, positions, self.local.owner) for observable in self._by_site]
+            values = [_per_site(observable, positions, self.local.site_index) for observable in self._by_site]
             sites = self._draw_sites(values[0], n_replicas, generator)
-            energies = self.local.members(positions).only(sites).energies(atomic)
+            energies = self.local.members(positions).select(sites).energies(atomic)
             groups.append(SampleGroup([value[sites] for value in values], energies, sites))
         return WindowData(positions, groups)
 
@@ -172,7 +172,7 @@ class WindowEstimator:
     def _members(self, group: SampleGroup, positions: Tensor) -> Members | None:
         if group.sites is None or self.local is None:
             return None
-        return self.local.members(positions).only(group.sites)
+        return self.local.members(positions).select(group.sites)
 
     def _draw_sites(self, values: Tensor, n_replicas: int, generator: torch.Generator) -> Tensor:
         """Return the sites that have a value, or a sample of them that is even in their deviation."""
@@ -193,11 +193,11 @@ def _per_frame(observable: Observable, positions: Tensor) -> Tensor:
     return observable.per_frame(positions)
 
 
-def _per_site(observable: LocalObservable, positions: Tensor, owner: Tensor) -> Tensor:
+def _per_site(observable: LocalObservable, positions: Tensor, site_index: Tensor) -> Tensor:
     """Return the observable of the sites of all frames, (n_frames * n_sites, n_values)."""
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
-    return observable.per_site(positions, owner).flatten(0, 1)
+    return observable.per_site(positions, site_index).flatten(0, 1)
 
 
 def _checked_sampling(even_sampling: Any, local: Neighborhoods | None) -> tuple[int, int] | None:
