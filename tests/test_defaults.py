@@ -72,7 +72,7 @@ def test_a_liquid_is_trained_by_molecules_unasked(caplog):
     frames = thermal(waters())
     with caplog.at_level(logging.INFO):
         loop = loop_of(frames)
-    assert isinstance(loop.sampler.local, Molecules)
+    assert isinstance(loop.estimator.local, Molecules)
     names = [observable.name for observable in loop.observables]
     assert names == [
         "local_bond_lengths", "local_bond_amplitudes", "local_contacts", "local_contact_amplitudes",

@@ -11,12 +11,10 @@ from toys import TRIATOMIC, Oscillators, as_potential, flat, tiny_mace, triatomi
 from stable_plugin import BondLengths, DistanceDistribution, System
 from stable_plugin.algorithm.estimator import (
     BoltzmannEstimator,
-    ess_fraction,
-    mean_squared_error,
-    reweighting,
     surrogate_weights,
-    uniform_weights,
 )
+from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
+from stable_plugin.config import mean_squared_error
 from stable_plugin.models import ModulePotential
 from stable_plugin.units import BOLTZMANN
 
@@ -259,7 +257,7 @@ def test_enumerated_states_have_the_derivatives_of_the_exact_mean(generator):
     def exact_loss():
         return ((boltzmann() @ values) - target).square().mean().item()
 
-    weights = reweighting(estimator.energies(states), torch.zeros(9), TEMPERATURE)
+    weights = reweight(estimator.energies(states), torch.zeros(9), TEMPERATURE)
     assert torch.allclose(weights, boltzmann(), rtol=1e-12)
     estimate = estimator.estimate(states, [values], [target], weights=weights)
     assert torch.allclose(estimate.mean, boltzmann().detach() @ values, rtol=1e-12)
@@ -287,13 +285,13 @@ def test_the_reweighted_gradient_is_that_of_the_self_normalised_mean(mace_potent
 
     def loss_at(amount):
         move(amount)
-        weights = reweighting(estimator.energies(positions), sampled, TEMPERATURE)
+        weights = reweight(estimator.energies(positions), sampled, TEMPERATURE)
         return (weights @ values - observable.target).square().mean().item()
 
     here, step = 0.1, 1e-4
     slope = (loss_at(here + step) - loss_at(here - step)) / (2 * step)
     move(here)
-    weights = reweighting(estimator.energies(positions), sampled, TEMPERATURE)
+    weights = reweight(estimator.energies(positions), sampled, TEMPERATURE)
     estimate = estimator.estimate(positions, [values], [observable.target], weights=weights)
     move(0.0)
     assert 0.1 < ess_fraction(weights) < 0.99
@@ -306,15 +304,15 @@ def test_reweighting_follows_the_formula_and_survives_large_energies():
     present = torch.tensor([0.12, 0.15, 0.09], dtype=torch.float64)
     factors = torch.exp(-BETA * (present - sampled))
     expected = factors / factors.sum()
-    assert torch.allclose(reweighting(present, sampled, TEMPERATURE), expected, rtol=1e-12)
-    assert torch.allclose(reweighting(present - 1e5, sampled, TEMPERATURE), expected, rtol=1e-6)
+    assert torch.allclose(reweight(present, sampled, TEMPERATURE), expected, rtol=1e-12)
+    assert torch.allclose(reweight(present - 1e5, sampled, TEMPERATURE), expected, rtol=1e-6)
     assert ess_fraction(expected) == pytest.approx((1.0 / (expected**2).sum() / 3).item(), rel=1e-12)
 
 
 def test_a_potential_that_did_not_change_uses_the_whole_sample(mace_potential, aspirin_positions):
     estimator = BoltzmannEstimator(mace_potential, TEMPERATURE)
     energies = estimator.energies(aspirin_positions[:8])
-    weights = reweighting(estimator.energies(aspirin_positions[:8]), energies, TEMPERATURE)
+    weights = reweight(estimator.energies(aspirin_positions[:8]), energies, TEMPERATURE)
     assert torch.allclose(weights, uniform_weights(8, energies), rtol=1e-12)
     assert ess_fraction(weights) == pytest.approx(1.0, rel=1e-12)
 

@@ -15,12 +15,10 @@ from toys import TRIATOMIC, PairRepulsion
 from stable_plugin import System
 from stable_plugin.algorithm.estimator import (
     BoltzmannEstimator,
-    ess_fraction,
-    mean_squared_error,
-    reweighting,
     surrogate_weights,
-    uniform_weights,
 )
+from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
+from stable_plugin.config import mean_squared_error
 from stable_plugin.md.neighborhoods import Members
 from stable_plugin.models import ModulePotential
 
@@ -168,7 +166,7 @@ def test_the_parts_are_what_their_formulas_say():
     assert ess_fraction(torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)) == pytest.approx(1 / (3 * 0.375))
     now, then = [0.1, 0.3, 0.2], [0.15, 0.2, 0.25]
     factors = [exp(-BETA * (new - old)) for new, old in zip(now, then, strict=True)]
-    found = reweighting(torch.tensor(now).double(), torch.tensor(then).double(), TEMPERATURE)
+    found = reweight(torch.tensor(now).double(), torch.tensor(then).double(), TEMPERATURE)
     np.testing.assert_allclose(found.numpy(), np.array(factors) / sum(factors), rtol=1e-6)
     assert mean_squared_error(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])).item() == 2.5
 
@@ -176,10 +174,10 @@ def test_the_parts_are_what_their_formulas_say():
 def test_differences_of_large_energies_are_taken_in_double_precision():
     now = torch.tensor([-4.0e6, -4.0e6, -4.0e6], dtype=torch.float32)
     then = torch.tensor([-4.0e6, -4.0e6 + 0.05, -4.0e6 - 0.05], dtype=torch.float64)
-    found = reweighting(now, then, TEMPERATURE)
+    found = reweight(now, then, TEMPERATURE)
     factors = np.exp(BETA * np.array([0.0, 0.05, -0.05]))
     np.testing.assert_allclose(found.numpy(), factors / factors.sum(), rtol=1e-6)
-    assert torch.isfinite(reweighting(now, then + 1e6, TEMPERATURE)).all(), "exp() of the largest is one"
+    assert torch.isfinite(reweight(now, then + 1e6, TEMPERATURE)).all(), "exp() of the largest is one"
 
 
 def test_surrogate_weights_of_single_precision_values_are_double():
@@ -349,14 +347,14 @@ def test_samples_of_several_processes_are_one_sample(positions, cuts):
     then = torch.tensor(np.random.default_rng(5).normal(scale=0.05, size=N_FRAMES))
     plain = BoltzmannEstimator(ModulePotential(ThreeTerms(), System.from_atoms(TRIATOMIC)), TEMPERATURE)
     energies = plain.energies(positions)
-    weights = reweighting(energies, energies + then, TEMPERATURE)
+    weights = reweight(energies, energies + then, TEMPERATURE)
 
     def work(rank, processes):
         part = parts[rank]
         mine = ModulePotential(ThreeTerms(), System.from_atoms(TRIATOMIC))
         estimator = BoltzmannEstimator(mine, TEMPERATURE, 2, processes)
         found = estimator.energies(positions[part])
-        changed = reweighting(found, found + then[part], TEMPERATURE, processes)
+        changed = reweight(found, found + then[part], TEMPERATURE, processes)
         torch.testing.assert_close(changed, weights[part], rtol=1e-12, atol=0)
         equal = uniform_weights(len(found), found, processes)
         assert equal.tolist() == [1 / N_FRAMES] * len(found)

@@ -11,8 +11,10 @@ from molecule_pairs import KT, STIFFNESS, TEMPERATURE, boltzmann_frames, pairs
 from torch import nn
 
 from stable_plugin import BondLengths, System
-from stable_plugin.algorithm.estimator import BoltzmannEstimator, mean_squared_error, uniform_weights
+from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.algorithm.reweighting import uniform_weights
 from stable_plugin.algorithm.window_data import WindowEstimator
+from stable_plugin.config import mean_squared_error
 from stable_plugin.md.neighborhoods import AtomsWithin, Molecules, NearestMolecules, even_sample
 from stable_plugin.models import ModulePotential
 from stable_plugin.observables import LocalBondAmplitudes, LocalBondLengths
@@ -33,7 +35,7 @@ def gradients(n_batches, n_frames=20, n_molecules=64):
         sampler = WindowEstimator(BoltzmannEstimator(potential, TEMPERATURE), [observable], loss=linear, local=local)
         generator.manual_seed(4)
         for _ in range(n_batches):
-            sample = sampler.sample(boltzmann_frames(n_frames, n_molecules, generator), 1, generator)
+            sample = sampler.collect(boltzmann_frames(n_frames, n_molecules, generator), 1, generator)
             found[name].append(sampler.estimate(sample).gradients[0].item())
     return {name: np.array(values) for name, values in found.items()}
 
@@ -86,7 +88,7 @@ def test_the_gradient_is_that_of_the_definition_written_out(local):
     for observable in observables:
         observable.bind(system, positions)
     sampler = WindowEstimator(BoltzmannEstimator(potential, TEMPERATURE, chunk=4), observables, local=local)
-    found = sampler.estimate(sampler.sample(positions, 1, generator))
+    found = sampler.estimate(sampler.collect(positions, 1, generator))
 
     expected = torch.zeros(2, dtype=torch.float64)
     loss = 0.0
@@ -152,11 +154,11 @@ def test_reweighted_sites_follow_their_own_energies():
     observable = LocalBondLengths()
     observable.bind(system, positions[:2])
     sampler = WindowEstimator(BoltzmannEstimator(potential, TEMPERATURE, chunk=4000), [observable], local=Molecules())
-    sample = sampler.sample(positions, 1, generator)
+    sample = sampler.collect(positions, 1, generator)
     assert sampler.estimate(sample).ess_fraction == pytest.approx(1.0)
     with torch.no_grad():
         potential.module.k.mul_(1.3)
-    weights, share = sampler.reweighted(sample)
+    weights, share = sampler.reweight(sample)
     after = sampler.estimate(sample, weights)
     assert after.mean.item() == pytest.approx(sqrt(8 * KT / (pi * 1.3 * STIFFNESS)), rel=0.01)
     assert 0.8 < after.ess_fraction < 1.0, "a whole frame of eight molecules would have far less"
@@ -174,7 +176,7 @@ def test_local_and_global_observables_pull_together():
 
     def gradient(observables, local):
         sampler = WindowEstimator(estimator, observables, local=local)
-        return sampler.estimate(sampler.sample(positions, 1, generator))
+        return sampler.estimate(sampler.collect(positions, 1, generator))
 
     together = gradient([by_site, whole], Molecules())
     apart = [gradient([by_site], Molecules()), gradient([whole], None)]

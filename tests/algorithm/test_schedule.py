@@ -19,7 +19,7 @@ def learning(**settings):
 
 def test_training_begins_with_a_simulation_at_the_full_learning_rate():
     phases = PhaseTracker()
-    assert (phases.name, phases.stable_ps, phases.lr_factor, phases.learning_windows) == ("simulate", 0.0, 1.0, 0)
+    assert (phases.phase, phases.stable_ps, phases.lr_factor, phases.learning_windows) == ("simulate", 0.0, 1.0, 0)
     assert isinf(phases._best_share)
 
 
@@ -101,7 +101,7 @@ def test_a_new_learning_phase_begins_at_the_full_rate_and_without_a_mark():
     phases = learning(lr_patience=1, max_lr_cuts=1)
     for _ in range(3):
         phases.after_learning_window(0.4)
-    assert phases.name == "simulate"
+    assert phases.phase == "simulate"
     assert phases.after_simulation_window(1.0, 0.1) == "learn"
     assert phases.lr_factor == 1.0
     # Worse than the mark of the phase before, and yet the first of this one.
@@ -129,11 +129,11 @@ def random_course(phases, n_windows, generator):
     course = []
     for _ in range(n_windows):
         share = torch.rand((), generator=generator).item()
-        if phases.name == "simulate":
+        if phases.phase == "simulate":
             phases.after_simulation_window(share, 0.1)
-        elif phases.name == "learn":
+        elif phases.phase == "learn":
             phases.after_learning_window(share)
-        course.append((phases.name, phases.stable_ps, phases.lr_factor, phases.learning_windows))
+        course.append((phases.phase, phases.stable_ps, phases.lr_factor, phases.learning_windows))
     return course
 
 

@@ -19,9 +19,10 @@ from stable_plugin import (
     Schedule,
     System,
 )
-from stable_plugin.algorithm.estimator import BoltzmannEstimator, reweighting
+from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
+from stable_plugin.algorithm.reweighting import reweight
 from stable_plugin.algorithm.schedule import PhaseTracker
-from stable_plugin.algorithm.training_loop import UnusablePotentialError
 from stable_plugin.models import ModulePotential
 
 
@@ -46,7 +47,7 @@ def test_a_spring_that_is_too_soft_is_made_stiffer_until_it_is_stable(kind, lr, 
     while (estimate := optimizer_step(loop, optimizer)) is not None:
         losses.append(estimate.loss)
         assert len(losses) < 200
-    assert loop.phases.name == "done"
+    assert loop.phase == "done"
     assert loop.gradient() is None, "done stays done"
     assert potential.module.stiffness > 2.0
     assert losses[-1] < 0.1 * losses[0]
@@ -120,7 +121,7 @@ def test_gradients_are_those_of_the_estimator_on_the_sample(reference):
             positions,
             values,
             [observable.target for observable in observables],
-            weights=reweighting(energies, sampled, TEMPERATURE),
+            weights=reweight(energies, sampled, TEMPERATURE),
         )
         assert found.loss == pytest.approx(expected.loss, rel=1e-10)
         assert torch.allclose(flat(found.gradients), flat(expected.gradients), rtol=1e-9)
@@ -149,7 +150,7 @@ def test_learning_windows_start_where_the_failed_one_did_under_the_weights_of_no
     optimizer = adam(potential, lr=0.05)
     energies = []
     for _ in range(3):
-        energies.append(loop.simulator.refresh(loop._learning_start).energies)
+        energies.append(loop.simulator.refresh(loop.replicas.learning_start).energies)
         optimizer_step(loop, optimizer)
     assert [entry.phase for entry in loop.windows] == ["simulate", "learn", "learn"]
     for before, after, now in zip(windows, windows[1:], energies[1:], strict=False):
@@ -172,7 +173,7 @@ def test_stable_replicas_go_on_and_unstable_ones_begin_afresh(reference):
     )
     windows = spied(loop)
     loop.simulation_phase()
-    assert loop.phases.name == "done"
+    assert loop.phase == "done"
     assert len(windows) == 4
     flagged = [window.unstable for window in windows]
     assert any(0 < flags.sum() < 24 for flags in flagged[:-1])
@@ -211,7 +212,7 @@ def course(loop, optimizer, n_steps):
         gradients.append(flat(estimate.gradients))
         losses.append((estimate.loss, estimate.ess_fraction))
     rounds = [{**asdict(entry), "wall_s": 0.0} for entry in loop.windows]
-    return gradients, losses, rounds, loop._state.tensors(), flat(loop.potential.module.parameters())
+    return gradients, losses, rounds, loop.replicas.state.tensors(), flat(loop.potential.module.parameters())
 
 
 def through_a_file(state):
@@ -336,7 +337,7 @@ def test_progress_is_told_with_growing_times(reference):
 
 
 def test_replicas_take_the_structures_in_turn(reference):
-    start = make_loop(triatomic(SOFT), reference)._state.positions
+    start = make_loop(triatomic(SOFT), reference).replicas.state.positions
     assert torch.equal(start, reference[:10].repeat(3, 1, 1)[:24])
 
 
@@ -408,7 +409,7 @@ def test_replicas_that_are_not_finite_count_as_unstable(reference):
     potential.module.breaks_at = 1.19
     estimate = loop.gradient()
     assert loop.windows[0].unstable_fraction >= 0.5
-    assert loop.phases.name == "learn"
+    assert loop.phase == "learn"
     assert flat(estimate.gradients).isfinite().all()
 
 

@@ -62,7 +62,7 @@ def outcome(trained):
     return (
         windows,
         [parameter.item() for parameter in trained.potential.trainable_parameters()],
-        trained._state.positions,
+        trained.replicas.state.positions,
     )
 
 

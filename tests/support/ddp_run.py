@@ -29,7 +29,7 @@ class Recorder(StABlECallback):
         own = [parameter.grad.clone() for parameter in parameters]
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.first is None:
-            self.first = own, [parameter.grad.clone() for parameter in parameters], self.loop._sample.positions
+            self.first = own, [parameter.grad.clone() for parameter in parameters], self.loop._data.positions
 
 
 def main(folder, n_processes, epochs, checkpoint=None):
@@ -66,8 +66,8 @@ def main(folder, n_processes, epochs, checkpoint=None):
             {name: value for name, value in asdict(entry).items() if name != "wall_s"} for entry in callback.windows
         ],
         "weights": [parameter.detach() for parameter in module.parameters()],
-        "positions": callback.loop._state.positions,
-        "noise": callback.loop._noise.get_state(),
+        "positions": callback.loop.replicas.state.positions,
+        "noise": callback.loop.streams.noise.get_state(),
         "first": callback.first,
         "step": trainer.global_step,
     }
