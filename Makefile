@@ -52,11 +52,9 @@ test-slow: $(ENV)  ## run the tests that take long: real runs, killed and gone o
 	$(BIN)/python -m pytest -q -m slow --junit-xml=build/slow.xml $(PYTEST); \
 	  result=$$?; $(BIN)/python .ci/record.py slow build/slow.xml; exit $$result
 
-# Whole trainings, and what is about adapters and families, measure nothing of the core that other tests do not.
-NOT_OF_THE_CORE := broken_files cuda ddp evaluate fairchem_module fairchem_native fairchem_potential interruption killed \
-        killed_fairchem mace_module mace_periodic missing_packages physical_validation readme recipe_fuzz recipes report \
-        runner survival trainer_features
-CORE_TESTS = $(filter-out $(NOT_OF_THE_CORE:%=tests/test_%.py),$(wildcard tests/test_*.py))
+# The folders of the core: integrations, families and evaluation are tested through whole trainings, which are too long to
+# be measured.
+CORE_TESTS := tests/algorithm tests/detectors tests/md tests/observables tests/runtime tests/test_config.py tests/test_defaults.py
 
 coverage: $(ENV)  ## measure which branches of the core tests go through; fails below 95 %
 	mkdir -p build
