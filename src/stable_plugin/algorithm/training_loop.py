@@ -11,84 +11,58 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
-from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate
+from stable_plugin.algorithm.estimator import Estimate
 from stable_plugin.algorithm.records import Progress, WindowRecord
 from stable_plugin.algorithm.replica_pool import ReplicaPool
 from stable_plugin.algorithm.schedule import Phase, PhaseTracker
 from stable_plugin.algorithm.step_size import LearningRateScale
 from stable_plugin.algorithm.window_data import WindowData, WindowEstimator
-from stable_plugin.config import MIN_FRAMES, StABlEConfig
-from stable_plugin.defaults import choose
+from stable_plugin.config import StABlEConfig
 from stable_plugin.md.simulator import Simulator
 from stable_plugin.md.state import State
 from stable_plugin.md.window import Window
 from stable_plugin.models.base import Potential
-from stable_plugin.runtime.distributed import DistributedContext
-from stable_plugin.runtime.random_state import RandomStreams
 
 log = logging.getLogger(__name__)
+
+REMEDY = "Raise gradient_ratio or learning_rate, or allow more windows or patience in the schedule."
 
 
 class TrainingLoop:
     """Simulates with a potential in training and estimates gradients of the observables' loss.
 
     The caller owns the optimizer: it asks for :meth:`gradient`, applies it, and asks again.
+    :func:`~stable_plugin.algorithm.assembly.assemble` builds a loop from a potential and frames.
 
     Args:
-        potential: The potential in training.
-        structures: Start frames of the replicas, (n_frames, n_atoms, 3) in Å.
-        reference: Frames that bonds and targets are computed from, (n_frames, n_atoms, 3) in Å.
-        config: Settings; observables and detector are chosen for the system where they are None.
-        context: Processes that train together, each with ``n_replicas`` of its own and the same settings; this one alone
-            if None.
+        config: The settings.
+        replicas: The replicas and their simulator.
+        estimator: Turns windows into samples, and samples into gradients.
 
     Attributes:
-        config: The settings.
         windows: Records of the windows simulated so far.
         on_progress: Called every few steps of a simulation; may raise to interrupt it.
     """
 
-    def __init__(
-        self,
-        potential: Potential,
-        structures: Tensor,
-        reference: Tensor,
-        config: StABlEConfig,
-        context: DistributedContext | None = None,
-    ) -> None:
-        if len(reference) < MIN_FRAMES:
-            raise ValueError(
-                f"reference holds {len(reference)} frame(s), but targets and reference bond lengths need at least "
-                f"{MIN_FRAMES}: pass more frames."
-            )
-        reference = reference.to(potential.system.masses)
-        chosen = choose(config, potential.system, reference)
-        chosen.detector.check_reference(structures.to(reference), "structures")
+    def __init__(self, config: StABlEConfig, replicas: ReplicaPool, estimator: WindowEstimator) -> None:
         self.config = config
-        self.potential = potential
-        self.context = context or DistributedContext()
-        self.simulator = Simulator(
-            potential,
-            config.integrator,
-            chosen.detector,
-            check_every_fs=config.check_every_fs,
-            execution=config.execution,
-        )
-        self.simulator.check_record_every(config.record_steps)
-        estimator = BoltzmannEstimator(potential, config.integrator.temperature_K, config.chunk, self.context)
-        self.estimator = WindowEstimator(
-            estimator, chosen.observables, loss=config.loss, local=chosen.local, even_sampling=config.even_sampling
-        )
+        self.replicas = replicas
+        self.estimator = estimator
         self.tracker = PhaseTracker(config.schedule)
-        self.simulator.forces.expected_steps = config.window_steps * config.schedule.expected_windows(config.window_ps)
         self.lr_scale = LearningRateScale(config.max_lr_scale, config.steps_per_window, config.min_ess_fraction)
-        self.streams = RandomStreams(self.context.seed(config.seed), potential.device)
-        self.replicas = ReplicaPool(self.simulator, structures, config, self.streams, self.context)
         self.windows: list[WindowRecord] = []
         self.on_progress: Callable[[Progress], None] = lambda progress: None
         self._data: WindowData | None = None
+
+    @property
+    def potential(self) -> Potential:
+        """The potential in training."""
+        return self.simulator.potential
+
+    @property
+    def simulator(self) -> Simulator:
+        """The simulator of the replicas."""
+        return self.replicas.simulator
 
     @property
     def phase(self) -> Phase:
@@ -98,7 +72,7 @@ class TrainingLoop:
     @property
     def md_steps(self) -> int:
         """Timesteps simulated so far, summed over the replicas of all processes."""
-        return len(self.windows) * self.config.window_steps * self.replicas.n_replicas * self.context.size
+        return len(self.windows) * self.config.window_steps * self.replicas.n_replicas * self.replicas.context.size
 
     @property
     def simulated_ps(self) -> float:
@@ -111,11 +85,7 @@ class TrainingLoop:
         return self.tracker.lr_factor * self.lr_scale.factor
 
     def gradient(self) -> Estimate | None:
-        """Return the gradient of the observables' loss under the present parameters; simulate when needed.
-
-        Returns:
-            The estimate, or None when training is done.
-        """
+        """Return the gradient of the observables' loss, or None when training is done; simulate when needed."""
         estimate = self._reweighted_estimate()
         if estimate is None:
             self._data = None
@@ -126,7 +96,7 @@ class TrainingLoop:
                     self._learning_window()
             if self._data is None:
                 return None
-            with self.streams.isolated():
+            with self.replicas.streams.isolated():
                 estimate = self.estimator.estimate(self._data)
             self.lr_scale.begin_window()
         assert self._data is not None
@@ -162,11 +132,9 @@ class TrainingLoop:
             self._data = self._collect(window)
             return
         if fraction > self.config.schedule.min_unstable_fraction:
+            reason = "max_windows is reached" if phase == "done" else "the learning rate is at its minimum"
             log.warning(
-                "learning ended with %.0f %% of the replicas unstable: %s. Raise gradient_ratio or learning_rate, or allow "
-                "more windows or patience in the schedule.",
-                100.0 * fraction,
-                "max_windows is reached" if phase == "done" else "the learning rate is at its minimum",
+                "learning ended with %.0f %% of the replicas unstable: %s. %s", 100.0 * fraction, reason, REMEDY
             )
         self.replicas.advance(window)
 
@@ -174,25 +142,24 @@ class TrainingLoop:
         """Return an estimate from the frames at hand, reweighted to the present parameters; None if they are used up."""
         if self._data is None or self.phase != "learn" or self._data.steps >= self.config.steps_per_window:
             return None
-        with self.streams.isolated():
+        with self.replicas.streams.isolated():
             weights, fraction = self.estimator.reweight(self._data)
         self.lr_scale.update(fraction)
         if not fraction >= self.config.min_ess_fraction:  # also if it is NaN
             return None
-        with self.streams.isolated():
+        with self.replicas.streams.isolated():
             return self.estimator.estimate(self._data, weights)
 
     def _collect(self, window: Window) -> WindowData:
-        with self.streams.isolated():
-            return self.estimator.collect(window.frames(), self.replicas.n_replicas, self.streams.choices)
+        with self.replicas.streams.isolated():
+            return self.estimator.collect(window.frames(), self.replicas.n_replicas, self.replicas.streams.choices)
 
     def _simulate(self, phase: Phase, start: State) -> tuple[Window, float]:
         began = time.perf_counter()
-        timestep_ps = self.config.integrator.timestep_fs / 1000.0
         latest = self.windows[-1] if self.windows else None
 
         def show(steps: int) -> None:
-            done_ps = steps * timestep_ps
+            done_ps = steps * self.config.integrator.timestep_fs / 1000.0
             self.on_progress(Progress(phase, done_ps, self.simulated_ps + done_ps, latest))
 
         return self.replicas.simulate(start, show), time.perf_counter() - began
@@ -208,7 +175,7 @@ class TrainingLoop:
                 wall_s=wall_s,
             )
         )
-        self.streams.window = len(self.windows)
+        self.replicas.streams.window = len(self.windows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that this process needs to continue as if it had not been interrupted."""

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from torch import nn
 
+from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.config import StABlEConfig
 from stable_plugin.integrations.structures import training_structures
@@ -73,7 +74,7 @@ def validate(config: StABlEConfig, device: torch.device | str = "cpu") -> None:
 def _build(config: StABlEConfig, module: nn.Module, structures: Sequence[Atoms]) -> TrainingLoop:
     reference = structures if config.reference is None else read_frames(config.reference)
     system = System.from_atoms(reference[0], config.bonds)
-    return TrainingLoop(
+    return assemble(
         find_potential(module, system),
         stack_positions(structures, system, "structures"),
         stack_positions(reference, system, "reference"),

@@ -205,7 +205,7 @@ class Session:
             "resume": self.resume.state_dict(),
             "n_logged_windows": self._n_logged_windows,
         }
-        return {"processes": self._loop.context.gather(own), "weight": self.weight.state_dict()}
+        return {"processes": self._loop.replicas.context.gather(own), "weight": self.weight.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned: the loop's part once it is built, the global random streams at once.
@@ -241,7 +241,7 @@ class Session:
             with torch.autocast(self.loop.potential.device.type, enabled=False):
                 yield self.loop
         except UnusablePotentialError as error:
-            path = self._folder / f"worst_frame{self.loop.context.suffix}.extxyz"
+            path = self._folder / f"worst_frame{self.loop.replicas.context.suffix}.extxyz"
             path.parent.mkdir(parents=True, exist_ok=True)
             ase.io.write(path, error.frame)
             error.args = (f"{error} The worst frame is in {path}.",)
