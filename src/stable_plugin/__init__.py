@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from stable_plugin.config import Schedule, StABlEConfig
@@ -75,7 +76,10 @@ __all__ = [
     "StABlEMixin",
     "System",
     "VelocityAutocorrelation",
+    "__version__",
 ]
+
+__version__ = version("stable-plugin")
 
 
 def __getattr__(name: str) -> Any:

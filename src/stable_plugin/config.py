@@ -136,6 +136,23 @@ class SystemConfig:
             self.observables = [self.observables]
         if self.observables is not None and not self.observables:
             raise ValueError("observables=[] is empty: pass at least one observable, or None for the defaults.")
+        _check_type("integrator", self.integrator, Integrator)
+        _check_type("detector", self.detector, Detector, type(None))
+        for each in self.observables or ():
+            _check_type("observables", each, Observable)
+        if self.local != "auto" and not isinstance(self.local, Neighborhoods | None):
+            raise ValueError(
+                f"local={self.local!r} is not a neighborhood: pass Molecules(), NearestMolecules(n), AtomsWithin(radius_A), "
+                "None or 'auto'."
+            )
+        if self.even_sampling is not None:
+            if not isinstance(self.even_sampling, Sequence) or len(self.even_sampling) != 2:
+                raise ValueError(
+                    f"even_sampling={self.even_sampling!r} is not a pair of integers: pass (bins, samples per bin and "
+                    "replica)."
+                )
+            for number in self.even_sampling:
+                checks.count("even_sampling", number)
         checks.check_fields(self)
 
     def __repr__(self) -> str:
@@ -221,6 +238,8 @@ class StABlEConfig(SystemConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_type("schedule", self.schedule, Schedule)
+        _check_type("execution", self.execution, Execution)
         if self.n_replicas * (self.window_steps // self.record_steps) < MIN_FRAMES:
             raise ValueError(
                 f"record_every_fs={self.record_every_fs:g} gives fewer than two frames per window of "
@@ -281,13 +300,20 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
         signature = inspect.signature(arguments)
         hints = typing.get_type_hints(arguments)
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        shown = [each.replace(annotation=hints[name]) for name, each in signature.parameters.items()]
         wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[own, *signature.parameters.values()], return_annotation=None
+            parameters=[own, *shown], return_annotation=None
         )
         wrapper.__annotations__ = {**{name: hints[name] for name in signature.parameters}, "return": None}
         return wrapper
 
     return decorate
+
+
+def _check_type(name: str, value: Any, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        wanted = " or ".join("None" if kind is type(None) else f"an instance of {kind.__name__}" for kind in kinds)
+        raise ValueError(f"{name}={value!r} is a {type(value).__name__}: pass {wanted}.")
 
 
 def _is_default(each: Field[Any], value: Any) -> bool:

@@ -108,16 +108,13 @@ def default_detector(system: System, reference: Tensor, temperature_K: float) ->
 def default_local(local: Local, system: System, observables: Sequence[Observable]) -> Neighborhoods | None:
     """Return the samples of the local estimator: molecules if there are several and an observable is local.
 
-    Raises:
-        ValueError: If ``local`` is neither a neighborhood, nor None, nor ``auto``.
+    Args:
+        local: Value of the setting.
+        system: The system that is simulated.
+        observables: Observables to reproduce.
     """
     if local is None or isinstance(local, Neighborhoods):
         return local
-    if local != "auto":
-        raise ValueError(
-            f"local={local!r} is not a neighborhood: pass Molecules(), NearestMolecules(n), AtomsWithin(radius_A), None or "
-            "'auto'."
-        )
     by_site = any(isinstance(observable, LocalObservable) for observable in observables)
     return Molecules() if by_site and has_several_molecules(system) else None
 

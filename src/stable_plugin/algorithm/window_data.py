@@ -15,7 +15,6 @@ from stable_plugin.config import Loss, mean_squared_error
 from stable_plugin.md.neighborhoods import Members, Neighborhoods, even_sample
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
-from stable_plugin.runtime import checks
 
 
 @dataclass
@@ -94,10 +93,14 @@ class WindowEstimator:
         self.context = estimator.context
         self.loss = loss
         self.local = local
-        self.even_sampling = _checked_sampling(even_sampling, local)
+        self.even_sampling = even_sampling
         self.observables = list(observables)
         self._by_site = [obs for obs in observables if local is not None and isinstance(obs, LocalObservable)]
         self._by_frame = [obs for obs in observables if local is None or not isinstance(obs, LocalObservable)]
+        if even_sampling is not None and local is None:
+            raise ValueError(
+                f"even_sampling={even_sampling} needs the local estimator: set local=, or leave even_sampling out."
+            )
         if local is not None:
             local.bind(estimator.potential.system)
             if not self._by_site:
@@ -198,18 +201,3 @@ def _per_site(observable: LocalObservable, positions: Tensor, site_index: Tensor
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
     return observable.per_site(positions, site_index).flatten(0, 1)
-
-
-def _checked_sampling(even_sampling: Any, local: Neighborhoods | None) -> tuple[int, int] | None:
-    if even_sampling is None:
-        return None
-    if local is None:
-        raise ValueError(
-            f"even_sampling={even_sampling} needs the local estimator: set local=, or leave even_sampling out."
-        )
-    if not isinstance(even_sampling, Sequence) or len(even_sampling) != 2:
-        raise ValueError(
-            f"even_sampling={even_sampling!r} is not a pair of integers: pass (bins, samples per bin and replica)."
-        )
-    n_bins, per_bin = even_sampling
-    return checks.count("even_sampling", n_bins), checks.count("even_sampling", per_bin)
