@@ -100,7 +100,7 @@ def fabricated(
             "ylabel": "fraction / % per bin",
         },
     }
-    shares = [0.1, 0.34, 0.47, 0.53, 0.41, 0.25, 0.19, 0.09, 0.03, 0.0, 0.0, 0.03, 0.0]
+    unstable_fractions = [0.1, 0.34, 0.47, 0.53, 0.41, 0.25, 0.19, 0.09, 0.03, 0.0, 0.0, 0.03, 0.0]
     report |= {
         "title": "Aspirin, MACE 8x0e, 500 K",
         "settings": {
@@ -120,14 +120,14 @@ def fabricated(
                 "window": number,
                 "phase": "learn" if 3 <= number <= 10 else "simulate",
                 "simulated_ps": 0.4 * number,
-                "unstable_fraction": share,
+                "unstable_fraction": unstable_fraction,
                 "observable_loss": None if number == 1 else 0.24 * float(np.exp(-0.5 * min(abs(number - 4), 7))),
                 "ess_fraction": 0.31 + 0.06 * number if 3 <= number <= 10 else None,
                 "steps": 6 if 3 <= number <= 10 else 0,
                 "learning_rate": 1e-3 if 3 <= number <= 10 else None,
                 "wall_s": 34.8,
             }
-            for number, share in enumerate(shares, start=1)
+            for number, unstable_fraction in enumerate(unstable_fractions, start=1)
         ],
         "wall_s": 452.4,
         "md_steps": 332_800,

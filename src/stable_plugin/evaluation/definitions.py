@@ -14,6 +14,9 @@ def definitions(report: Mapping[str, Any]) -> dict[str, str]:
 
     Args:
         report: See :func:`stable_plugin.evaluation.report.write_report`.
+
+    Returns:
+        Definition by term, in the order of the page.
     """
     stages = evaluations(report)
     summary = next(iter(stages.values()))

@@ -82,26 +82,23 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping
         An HTML document. All text of the report is escaped, and the content policy forbids scripts and loading.
     """
     stages = wording.evaluations(report)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            palette=PALETTE,
-            title=str(report["title"]),
-            outcome=wording.outcome(report),
-            headline=wording.headline(report),
-            findings=wording.findings(report, axes),
-            warnings=report_warnings(report),
-            tiles=_tiles(stages),
-            figures=[_figure(drawing) for drawing in drawings],
-            stages={stage: STAGES[stage].label for stage in stages},
-            groups=_groups(report, axes),
-            window_columns=list(_WINDOW_COLUMNS.values()),
-            window_rows=[_window_cells(entry) for entry in report.get("windows") or []],
-            settings=_settings(report["settings"]) if report.get("settings") else None,
-            definitions=definitions(report),
-            footer=_footer(report),
-        )
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        palette=PALETTE,
+        title=str(report["title"]),
+        outcome=wording.outcome(report),
+        headline=wording.headline(report),
+        findings=wording.findings(report, axes),
+        warnings=report_warnings(report),
+        tiles=_tiles(stages),
+        figures=[_figure(drawing) for drawing in drawings],
+        stages={stage: STAGES[stage].label for stage in stages},
+        groups=_groups(report, axes),
+        window_columns=list(_WINDOW_COLUMNS.values()),
+        window_rows=[_window_cells(entry) for entry in report.get("windows") or []],
+        settings=_settings(report["settings"]) if report.get("settings") else None,
+        definitions=definitions(report),
+        footer=_footer(report),
     )
 
 
@@ -220,7 +217,7 @@ def _simulation_rows(
         _row("Median stable time", stages, part, wording.median),
         _row("Failure rate", stages, part, wording.rate),
     ]
-    if any(summary.get("broken_atoms") for summary in part.values()):
+    if any(summary.get("offending_atoms") for summary in part.values()):
         rows.append(_row("Atoms that caused failures", stages, part, wording.offending_atoms))
     names = dict.fromkeys(name for summary in part.values() for name in summary.get("observables") or {})
     for name in names:

@@ -21,10 +21,13 @@ MIN_ENERGY_MAE_INCREASE_MEV = 5.0
 
 
 def report_warnings(report: Mapping[str, Any]) -> list[str]:
-    """Return what a user should know before using the trained model; empty if there is nothing.
+    """Return warnings about the trained model.
 
     Args:
         report: See :func:`stable_plugin.evaluation.report.write_report`.
+
+    Returns:
+        One text per warning: worse forces, worse energies, stability that was not verified.
     """
     stages = evaluations(report)
     lines = []

@@ -125,6 +125,9 @@ def summarize(
         comparison: Observables to compute.
         label_errors: Errors on labeled frames, copied into the summary.
         atom_labels: Offending atoms by replica.
+
+    Returns:
+        The numbers by their key in a report.
     """
     failed = (trajectories.failed_ps <= horizon_ps).numpy()
     followed = np.minimum(trajectories.failed_ps.numpy(), horizon_ps)
@@ -138,7 +141,7 @@ def summarize(
         "detector": str(detector),
         "unstable": int(failed.sum()),
         "median_stable_ps": median_stable_ps(kaplan_meier(followed, failed)),
-        "broken_atoms": dict(counts.most_common(MAX_ATOM_LABELS)),
+        "offending_atoms": dict(counts.most_common(MAX_ATOM_LABELS)),
         "failures_per_ns": rate.per_ns,
         "failures_per_ns_interval": [rate.low, rate.high],
         **label_errors,
@@ -155,6 +158,9 @@ def curves(
         trajectories: Simulated replicas.
         horizons_ps: Times in ps up to which failures are counted.
         comparison: Observables to compute.
+
+    Returns:
+        ``survival`` (see :meth:`SurvivalCurve.as_dict`) and ``observables`` by name.
     """
     longest = max(horizons_ps)
     times_ps = trajectories.failed_ps.numpy()

@@ -42,7 +42,7 @@ def write_trajectories(
     Args:
         trajectories: Simulated replicas.
         system: Simulated system.
-        labels: Offending atoms by replica, written as ``broken_atoms`` into the last frame of a failed replica.
+        labels: Offending atoms by replica, written as ``offending_atoms`` into the last frame of a failed replica.
         folder: Folder for the files ``failed_replicaNN.extxyz`` and ``stable_replicaNN.extxyz``.
         n_trajectories: Maximum number of failed and of stable replicas.
     """
@@ -53,7 +53,7 @@ def write_trajectories(
     for replica in failed:
         frames = _recorded_frames(trajectories, system, replica)
         last = _frame(system, trajectories.last_positions[replica], trajectories.failed_ps[replica].item())
-        last.info["broken_atoms"] = labels.get(replica, "")
+        last.info["offending_atoms"] = labels.get(replica, "")
         ase.io.write(folder / f"failed_replica{replica:02d}.extxyz", [*frames, last])
     for replica in stable:
         frames = _recorded_frames(trajectories, system, replica)

@@ -99,6 +99,9 @@ def findings(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
     Args:
         report: See :func:`stable_plugin.evaluation.report.write_report`.
         axes: ``curves["axes"]``, for the units of the observables.
+
+    Returns:
+        One text per finding.
     """
     stages, extended = evaluations(report), evaluations(report, "extended")
     lines = []
@@ -140,7 +143,7 @@ def rate(summary: EvaluationSummary) -> str:
 
 def offending_atoms(summary: EvaluationSummary) -> str:
     """Return the atoms that caused failures, the most frequent first."""
-    counts = summary.get("broken_atoms") or {}
+    counts = summary.get("offending_atoms") or {}
     return ", ".join(label if count == 1 else f"{label} ({count} times)" for label, count in counts.items()) or "–"
 
 
