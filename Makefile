@@ -114,7 +114,7 @@ wheel: $(ENV)  ## build sdist and wheel, install the wheel into a clean environm
 	  > $$(build/clean/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth
 	build/clean/bin/python -I -W ignore .ci/import_all.py build/clean
 
-bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=rounds for whole rounds
+bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=windows for whole StABlE phases
 	$(BIN)/python -m benchmarks $(GROUPS)
 
 # On a CUDA machine, which may be without a network: its own Python and torch, and wheels put into .wheels for the rest.

@@ -1,6 +1,7 @@
-"""Times this package against its peers: ``make bench``.
+"""Time this package against comparable programs: ``make bench``.
 
-Everything that is compared is measured in turn in one process, so that a change of the machine's speed hits all of it.
+All variants of a comparison are measured in turn in one process, so that changes of the machine's speed affect all of
+them alike.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.cases import aspirin, peptide, peptide_mace, water
 from benchmarks.estimator import estimator
-from benchmarks.md import growth, md, neighbour_share
+from benchmarks.md import growth, md, neighbor_fraction
 from benchmarks.memory import memory
-from benchmarks.windows import rounds
 from benchmarks.table import Row, show, write
+from benchmarks.windows import windows
 
 
 def md_rows(device: str, repeats: int) -> Iterator[list[Row]]:
-    """Every system and number of replicas."""
+    """Time MD steps for each system and number of replicas."""
     cases = {
         **{f"aspirin {n}": (lambda n=n: aspirin(n, device), max(10, 640 // n)) for n in (1, 8, 32, 128)},
         "peptide": (lambda: peptide_mace(32, device), 10),
@@ -31,12 +32,12 @@ def md_rows(device: str, repeats: int) -> Iterator[list[Row]]:
 
 
 def growth_rows(device: str, repeats: int) -> Iterator[list[Row]]:
-    """How cost grows with replicas and atoms, and what of it the neighbour lists are."""
+    """Measure how the cost grows with replicas and atoms, and the fraction of neighbor lists in it."""
     small, large = water(1, device), water(1, device, repeat=2)
     yield growth({8: aspirin(8, device), 128: aspirin(128, device)}, "replicas of aspirin", repeats, 20)
     yield growth({192: small, 1536: large}, "atoms of water", repeats, 20)
-    yield neighbour_share(small, repeats, 40)
-    yield neighbour_share(large, repeats, 20)
+    yield neighbor_fraction(small, repeats, 40)
+    yield neighbor_fraction(large, repeats, 20)
 
 
 GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
@@ -44,26 +45,29 @@ GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
     "growth": growth_rows,
     "memory": lambda device, repeats: iter([memory(device, min(repeats, 3))]),
     "estimator": lambda device, repeats: estimator(min(repeats, 3)),
-    "windows": lambda device, repeats: iter([rounds(3)]),
+    "windows": lambda device, repeats: iter([windows(3)]),
 }
 
 
 def main() -> None:
-    """Measure the groups asked for."""
+    """Measure the groups named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "groups", nargs="*", default=["md", "growth", "memory", "estimator"], help=f"of {', '.join(GROUPS)}"
+        "groups",
+        nargs="*",
+        default=["md", "growth", "memory", "estimator"],
+        help=f"groups to measure, from {', '.join(GROUPS)}",
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.groups) - set(GROUPS))
     if unknown:
-        parser.error(f"{', '.join(unknown)}: choose from {', '.join(GROUPS)}")
+        parser.error(f"groups={', '.join(unknown)} unknown: choose from {', '.join(GROUPS)}")
     for group in arguments.groups:
         for rows in GROUPS[group](arguments.device, arguments.repeats):
             show(rows)
-            print(f"kept in {write(rows, arguments.device, {'repeats': arguments.repeats})}", flush=True)
+            print(f"written to {write(rows, arguments.device, {'repeats': arguments.repeats})}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured: small models with random weights, on the systems of the recipes."""
+"""Benchmark cases: small models with random weights, on the systems of the recipes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,23 @@ from stable_plugin.models import Potential
 from stable_plugin.models.base import default_dtype
 from stable_plugin.models.mace import MACEPotential
 
-from e3nn import o3  # isort: skip  (after mace, which configures it)
+from e3nn import o3  # isort: skip  (mace configures it)
 
 DATA = Path(__file__).parents[1] / "recipes" / "data"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A potential with random weights, thermal positions (n_replicas, n_atoms, 3) in Å, and a detector."""
+    """One system with its potential and simulation settings.
+
+    Attributes:
+        name: Label in the results.
+        potential: Potential with random weights.
+        positions: Thermal start frames, (n_replicas, n_atoms, 3) in Å.
+        detector: Detector with a threshold that is never reached.
+        temperature_K: Temperature.
+        timestep_fs: Timestep.
+    """
 
     name: str
     potential: Potential
@@ -35,27 +44,27 @@ class Case:
     timestep_fs: float
 
     @property
-    def of_mace(self) -> bool:
-        """Whether other programs can run the model too."""
+    def is_mace(self) -> bool:
+        """Whether the model is MACE, which other programs can run as well."""
         return isinstance(self.potential, MACEPotential)
 
 
 def aspirin(n_replicas: int, device: str = "cpu", channels: int = 8) -> Case:
-    """MACE, as in the aspirin recipe."""
+    """Return aspirin with MACE, as in the aspirin recipe."""
     frames = read(DATA / "aspirin_train.extxyz", ":")
     model = _mace(frames[0], 4.5, device, channels)
     return _case(f"{n_replicas} aspirins, MACE", frames, model, n_replicas, 500.0, 0.5)
 
 
 def peptide_mace(n_replicas: int, device: str = "cpu") -> Case:
-    """MACE of the peptide recipe's molecule."""
+    """Return the molecule of the peptide recipe with MACE."""
     frames = read(DATA / "peptide_train.extxyz", ":")
     model = _mace(frames[0], 4.5, device)
     return _case(f"{n_replicas} tetrapeptides, MACE", frames, model, n_replicas, 500.0, 0.5)
 
 
 def peptide(n_replicas: int) -> Case:
-    """eSEN, as in the peptide recipe."""
+    """Return the peptide with eSEN, as in the peptide recipe."""
     from stable_plugin.models.fairchem.files import new_fairchem
 
     models = "fairchem.core.models.uma.escn_md"
@@ -83,11 +92,11 @@ def peptide(n_replicas: int) -> Case:
     labeled = read_labeled(DATA / "peptide_train.extxyz", "frames")
     model = new_fairchem(backbone, heads, labeled, task_name="omol", energy_weight=1.0, forces_weight=10.0)
     potential = model.stable_potential(System.from_atoms(frames[0]))
-    return _bound(f"{n_replicas} tetrapeptides, eSEN", potential, frames, n_replicas, 500.0, 0.5)
+    return _with_detector(f"{n_replicas} tetrapeptides, eSEN", potential, frames, n_replicas, 500.0, 0.5)
 
 
 def water(n_replicas: int, device: str = "cpu", repeat: int = 1) -> Case:
-    """MACE of liquid water, as in the water recipe; ``repeat`` times as long a cell."""
+    """Return liquid water with MACE, as in the water recipe, with the cell repeated along each axis."""
     frames = [frame.repeat(repeat) for frame in read(DATA / "water_train.extxyz", ":")]
     name = f"{n_replicas} × {len(frames[0])} atoms of water, MACE"
     return _case(name, frames, _mace(frames[0], 3.5, device), n_replicas, 300.0, 1.0)
@@ -102,10 +111,10 @@ def _case(
     timestep_fs: float,
 ) -> Case:
     potential = MACEPotential(model, System.from_atoms(frames[0]))
-    return _bound(name, potential, frames, n_replicas, temperature_K, timestep_fs)
+    return _with_detector(name, potential, frames, n_replicas, temperature_K, timestep_fs)
 
 
-def _bound(
+def _with_detector(
     name: str, potential: Potential, frames: Sequence[Atoms], n_replicas: int, temperature_K: float, timestep_fs: float
 ) -> Case:
     positions = torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float32)
@@ -137,7 +146,7 @@ def _mace(frame: Atoms, r_max: float, device: str, channels: int = 8) -> torch.n
             atomic_numbers=elements,
             correlation=1,
             gate=torch.nn.functional.silu,
-            # Small, so that the molecules stay whole: a random potential should not tear them apart.
+            # Small forces keep the molecules intact under a random potential.
             atomic_inter_scale=0.01,
             atomic_inter_shift=0.0,
         )

@@ -1,4 +1,4 @@
-"""Molecular dynamics: this package, plain, compiled and captured, against what people would use instead."""
+"""Molecular dynamics: this package, plain, compiled and captured, against torch-sim and ASE."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ASE_STEPS = 10
 
 
 def md(case: Case, repeats: int, steps: int) -> list[Row]:
-    """A step of each way to simulate the same replicas with the same model."""
+    """Time one step of each program with the same replicas and the same model."""
     cuda = case.potential.device.type == "cuda"
     fast = "captured" if cuda else "compiled"
     ours = {"plain": Execution(capture=False, compile=False, threads=None)}
-    if case.of_mace:  # fairchem's models are neither
+    if case.is_mace:  # fairchem models can be neither captured nor compiled
         ours[fast] = Execution(capture=cuda, compile=not cuda, threads=None)
     tasks: dict[str, Callable[[], Any]] = {
         "bare model call": bare(case, steps),
@@ -38,30 +38,30 @@ def md(case: Case, repeats: int, steps: int) -> list[Row]:
     }
     if cuda:
         tasks["captured bare model call"] = captured_bare(case, steps)
-    if case.of_mace:
+    if case.is_mace:
         tasks["torch-sim"] = torch_sim(case, steps)
         tasks["ASE, one replica"] = ase(case)
     times = in_turn(tasks, repeats)
     n = len(case.positions)
-    # ASE runs one replica after the other: n times its step is what as many replicas take.
+    # ASE simulates replicas one after the other, so n replicas take n times one step.
     steps_of = dict.fromkeys(tasks, steps) | {"ASE, one replica": ASE_STEPS}
     per_step = {name: [1000.0 * value / steps_of[name] for value in values] for name, values in times.items()}
     rows = [row("md", case.name, name, values, "ms") for name, values in per_step.items()]
     compared = [("plain", "bare model call")]
     if cuda:
         compared.append(("captured", "captured bare model call"))
-    if case.of_mace:
+    if case.is_mace:
         compared += [("plain", fast), ("torch-sim", "plain"), ("torch-sim", fast)]
     rows += [row("md", case.name, f"{a} / {b}", ratios(per_step[a], per_step[b]), "") for a, b in compared]
-    if case.of_mace:
+    if case.is_mace:
         for name in ours:
-            shares = [n * value for value in ratios(per_step["ASE, one replica"], per_step[name])]
-            rows.append(row("md", case.name, f"ASE / {name}, per replica", shares, ""))
+            slowdowns = [n * value for value in ratios(per_step["ASE, one replica"], per_step[name])]
+            rows.append(row("md", case.name, f"ASE / {name}, per replica", slowdowns, ""))
     return rows
 
 
 def bare(case: Case, steps: int) -> Callable[[], None]:
-    """The model's energies and forces on one batch, with the graph given."""
+    """Return a function that computes energies and forces of one batch with a given neighbor graph."""
     potential, positions = case.potential, case.positions
     edges = potential.edges(positions)
 
@@ -74,7 +74,7 @@ def bare(case: Case, steps: int) -> Callable[[], None]:
 
 
 def captured_bare(case: Case, steps: int) -> Callable[[], None]:
-    """The same as a CUDA graph."""
+    """Return the same function as :func:`bare`, captured as a CUDA graph."""
     potential, positions = case.potential, case.positions
     edges = potential.edges(positions)
     generator = torch.Generator(positions.device)
@@ -98,10 +98,10 @@ def simulation(
     execution: Execution | None = None,
     timed: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
 ) -> Callable[[], None]:
-    """A function that goes on with a simulation; what it does for its neighbours is ``timed``."""
+    """Return a function that continues a simulation, with its calls of the neighbor list wrapped by ``timed``."""
     integrator = Langevin(case.temperature_K, case.timestep_fs, FRICTION_PER_PS)
     simulator = Simulator(case.potential, integrator, case.detector, execution=execution)
-    for name in ("update", "edges", "missed"):
+    for name in ("update", "edges", "did_overflow"):
         setattr(simulator.neighbors, name, timed(getattr(simulator.neighbors, name)))
     generator = torch.Generator(case.potential.device).manual_seed(0)
     state = simulator.prepare(case.positions, generator)
@@ -114,7 +114,7 @@ def simulation(
 
 
 def torch_sim(case: Case, steps: int) -> Callable[[], None]:
-    """torch-sim's Langevin dynamics of the same replicas."""
+    """Return a function that continues torch-sim's Langevin dynamics of the same replicas."""
     import torch_sim as ts
     from torch_sim.models.mace import MaceModel
 
@@ -135,8 +135,8 @@ def torch_sim(case: Case, steps: int) -> Callable[[], None]:
     settings = {
         name: torch.tensor(value, device=potential.device, dtype=potential.dtype) for name, value in numbers.items()
     }
-    begin, step = ts.integrators.nvt_langevin(model, **settings)
-    state = begin(ts.io.atoms_to_state(_frames(case), potential.device, potential.dtype), seed=0)
+    initialize, step = ts.integrators.nvt_langevin(model, **settings)
+    state = initialize(ts.io.atoms_to_state(_frames(case), potential.device, potential.dtype), seed=0)
 
     def simulate() -> None:
         nonlocal state
@@ -147,7 +147,7 @@ def torch_sim(case: Case, steps: int) -> Callable[[], None]:
 
 
 def ase(case: Case) -> Callable[[], None]:
-    """ASE's Langevin dynamics of one replica with MACE's own calculator."""
+    """Return a function that continues ASE's Langevin dynamics of one replica with MACE's calculator."""
     from mace.calculators import MACECalculator
 
     potential = case.potential
@@ -170,46 +170,46 @@ def ase(case: Case) -> Callable[[], None]:
     return lambda: dynamics.run(ASE_STEPS)
 
 
-def neighbour_share(case: Case, repeats: int, steps: int) -> list[Row]:
-    """Time that a simulation spends on its neighbour lists."""
+def neighbor_fraction(case: Case, repeats: int, steps: int) -> list[Row]:
+    """Measure the fraction of a simulation that is spent on neighbor lists."""
     spent = 0.0
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             nonlocal spent
-            began = time.perf_counter()
+            started = time.perf_counter()
             result = function(*arguments)
-            spent += time.perf_counter() - began
+            spent += time.perf_counter() - started
             return result
 
         return call
 
     simulate = simulation(case, steps, Execution(compile=False, threads=None), timed)
-    shares = []
+    fractions = []
     for _ in range(repeats + 1):
-        spent, began = 0.0, time.perf_counter()
+        spent, started = 0.0, time.perf_counter()
         simulate()
-        shares.append(spent / (time.perf_counter() - began))
-    return [row("neighbours", case.name, "share of a step", shares[1:], "")]
+        fractions.append(spent / (time.perf_counter() - started))
+    return [row("neighbors", case.name, "fraction of a step", fractions[1:], "")]
 
 
 def growth(cases: dict[int, Case], of: str, repeats: int, steps: int) -> list[Row]:
-    """The exponent with which the cost of a step grows, between the smallest and the largest of some cases.
+    """Measure the exponent with which the cost of a step grows, from the smallest to the largest case.
 
     Args:
-        cases: By how many of it there are.
-        of: What there are so many of.
-        repeats: Measurements.
-        steps: Steps in each.
+        cases: Cases by size.
+        of: Unit of the size, such as ``replicas of aspirin``.
+        repeats: Number of measurements.
+        steps: Steps in each measurement.
     """
     plain = Execution(compile=False, threads=None)
     times = in_turn({str(n): simulation(case, steps, plain) for n, case in cases.items()}, repeats)
-    few, many = min(cases), max(cases)
-    factors = ratios(times[str(many)], times[str(few)])
-    name = f"{few} to {many} {of}"
+    smallest, largest = min(cases), max(cases)
+    factors = ratios(times[str(largest)], times[str(smallest)])
+    name = f"{smallest} to {largest} {of}"
     return [
         row("growth", name, "cost of a step", factors, "×"),
-        row("growth", name, "exponent", [log(factor) / log(many / few) for factor in factors], ""),
+        row("growth", name, "exponent", [log(factor) / log(largest / smallest) for factor in factors], ""),
     ]
 
 

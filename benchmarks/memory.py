@@ -1,4 +1,4 @@
-"""Memory: how much of it what is measured takes, each time in a process of its own."""
+"""Peak memory of a simulation, measured in separate processes."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from stable_plugin.md import Execution, Simulator
 T = TypeVar("T")
 
 FEW, MANY = 32, 256
-"""Replicas: the difference is what replicas take, without what the program itself does."""
+"""Numbers of replicas; the difference in memory is due to the replicas alone, without the program itself."""
 
 STEPS = 20
 
 
 def memory(device: str, repeats: int) -> list[Row]:
-    """Peak memory of a simulation per replica of aspirin."""
+    """Measure the peak memory of a simulation per replica of aspirin."""
     per_replica = []
     for _ in range(repeats):
-        few, many = (in_its_own_process(_simulated, n, device) for n in (FEW, MANY))
+        few, many = (in_own_process(_simulated, n, device) for n in (FEW, MANY))
         per_replica.append((many - few) / (MANY - FEW))
     return [row("memory", f"{FEW} to {MANY} aspirins, MACE", "plain, per replica", per_replica, "MB")]
 
 
-def in_its_own_process(measure: Callable[..., T], *arguments: Any) -> T:
-    """What a function of a module returns, called where nothing has been allocated before."""
+def in_own_process(measure: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of a module in a new process, where nothing was allocated before."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, arguments)
 
 
 def peak_mb(device: str = "cpu", reset: bool = False) -> float:
-    """Most memory since the last reset, in megabytes: of a CUDA device, or of this process on Linux."""
+    """Return the peak memory since the last reset in MB, of a CUDA device or of this process (Linux only)."""
     if device == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()

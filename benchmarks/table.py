@@ -1,4 +1,4 @@
-"""Rows of measurements: taken in turn, printed, and kept with what they were measured on."""
+"""Measurements: taken in turn, printed as a table, and stored with the machine and versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "mace-torch", "fairchem-core", "torch-sim-atomistic", "ase"
 
 
 def row(group: str, case: str, name: str, measured: Sequence[float], unit: str) -> Row:
-    """One line of the table: median and spread."""
+    """Return one line of the table with median and range of the measurements."""
     return {
         "group": group,
         "case": case,
@@ -34,43 +34,43 @@ def row(group: str, case: str, name: str, measured: Sequence[float], unit: str) 
 
 
 def in_turn(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds that each task takes, every task once per repeat, so that a change of the machine's speed hits all."""
+    """Return the seconds of each task; all tasks run once per repeat, so that changes of speed affect all alike."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for task in tasks.values():
         task()
     for _ in range(repeats):
         for name, task in tasks.items():
-            _wait()
-            began = time.perf_counter()
+            _synchronize()
+            started = time.perf_counter()
             task()
-            _wait()
-            times[name].append(time.perf_counter() - began)
+            _synchronize()
+            times[name].append(time.perf_counter() - started)
     return times
 
 
 def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """Repeat by repeat."""
+    """Return the ratios of two series of measurements, repeat by repeat."""
     return [a / b for a, b in zip(first, second, strict=True)]
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print one table per group."""
-    for group in dict.fromkeys(each["group"] for each in rows):
+    for group in dict.fromkeys(line["group"] for line in rows):
         print(f"\n{group}")
-        chosen = [each for each in rows if each["group"] == group]
-        widths = [max(len(each[key]) for each in chosen) for key in ("case", "name")]
-        for each in chosen:
-            low, high = each["spread"]
+        chosen = [line for line in rows if line["group"] == group]
+        widths = [max(len(line[key]) for line in chosen) for key in ("case", "name")]
+        for line in chosen:
+            low, high = line["spread"]
             print(
-                f"  {each['case']:{widths[0]}}  {each['name']:{widths[1]}}  {each['value']:10.4g} {each['unit']:4} "
+                f"  {line['case']:{widths[0]}}  {line['name']:{widths[1]}}  {line['value']:10.4g} {line['unit']:4} "
                 f"({low:.4g} to {high:.4g})"
             )
 
 
 def write(rows: Sequence[Row], device: str, settings: dict[str, Any]) -> Path:
-    """Add the rows to the file of this day and device, in the place of earlier ones of the same cases."""
+    """Add the rows to the file of this day and device, replacing earlier rows of the same cases."""
     path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-{device}.json"
-    measured = {(each["group"], each["case"]) for each in rows}
+    measured = {(line["group"], line["case"]) for line in rows}
     earlier = json.loads(path.read_text()) if path.is_file() else {"settings": {}, "rows": []}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     machine: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
@@ -81,13 +81,13 @@ def write(rows: Sequence[Row], device: str, settings: dict[str, Any]) -> Path:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": commit.stdout.strip(),
         "settings": {**earlier["settings"], **settings},
-        "rows": [*(each for each in earlier["rows"] if (each["group"], each["case"]) not in measured), *rows],
+        "rows": [*(line for line in earlier["rows"] if (line["group"], line["case"]) not in measured), *rows],
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -100,9 +100,9 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    names = Path("/proc/cpuinfo")
-    if names.is_file():
-        for line in names.read_text().splitlines():
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        for line in cpu_info.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()

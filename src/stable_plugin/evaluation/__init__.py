@@ -1,6 +1,8 @@
 """Evaluation of potentials in molecular dynamics, and its report."""
 
-from stable_plugin.evaluation.evaluate import Evaluation, Evaluator, evaluate, mean_energy_error
+from stable_plugin.evaluation.evaluator import Evaluator, evaluate
+from stable_plugin.evaluation.label_errors import mean_energy_error
 from stable_plugin.evaluation.report import summary, write_report
+from stable_plugin.evaluation.summaries import Evaluation
 
 __all__ = ["Evaluation", "Evaluator", "evaluate", "mean_energy_error", "summary", "write_report"]

@@ -1,4 +1,4 @@
-"""The figures of a report: survival, observables against their reference, and the course of the rounds."""
+"""Figures of a report: survival, observables against their reference, and the training windows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from stable_plugin.evaluation import wording
-from stable_plugin.evaluation.canvas import (
+from stable_plugin.evaluation.figure_style import (
     INK,
     MUTED,
     PAPER,
@@ -26,25 +26,26 @@ from stable_plugin.evaluation.canvas import (
     STAGES,
     legend_above,
     new_figure,
-    short,
+    truncate,
 )
+from stable_plugin.evaluation.formatting import number
 
-_MOST_LABELS = 80
-"""More bars than this go without a name each."""
+_MAX_LABELED_BARS = 80
+"""Bars are labeled one by one up to this number."""
 
-_MOST_MARKERS = 100
-"""More windows than this are a line alone; shading still tells the phases."""
+_MAX_MARKERS = 100
+"""Windows are drawn with markers up to this number; beyond it, the shading alone shows the phases."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the words around it.
+    """A figure with its heading and caption.
 
     Attributes:
-        name: File name without its ending, unique in the report.
+        name: File name without extension, unique in the report.
         figure: The figure.
         title: Heading.
-        caption: What is shown and how to read it.
+        caption: Text below the figure.
     """
 
     name: str
@@ -54,14 +55,14 @@ class Drawing:
 
 
 def draw(report: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Drawing]:
-    """All figures that the data allow, in reading order.
+    """Draw all figures for which there are data, in the order of the page.
 
     Args:
         report: See :func:`stable_plugin.evaluation.report.write_report`.
-        curves: See there.
+        curves: See :func:`stable_plugin.evaluation.report.write_report`.
 
     Returns:
-        Survival, one drawing for each observable, the rounds.
+        Survival, one figure per observable, and the windows.
 
     Raises:
         ValueError: If the values of an observable and its axis differ in length.
@@ -71,11 +72,11 @@ def draw(report: Mapping[str, Any], curves: Mapping[str, Any]) -> list[Drawing]:
     if any(stage.get("survival") for stage in shown.values()):
         drawings.append(_survival(report, shown))
     names = list(dict.fromkeys(name for stage in shown.values() for name in stage.get("observables") or {}))
-    for number, name in enumerate(names, start=1):
+    for index, name in enumerate(names, start=1):
         axis = (curves.get("axes") or {}).get(name) or {}
-        drawings.append(_observable(f"observable_{number}_{_slug(name)}", name, axis, report, shown))
+        drawings.append(_observable(f"observable_{index}_{_slug(name)}", name, axis, report, shown))
     if report.get("windows"):
-        drawings.append(_rounds(report["windows"]))
+        drawings.append(_windows(report["windows"]))
     return drawings
 
 
@@ -88,31 +89,32 @@ def _survival(report: Mapping[str, Any], shown: Mapping[str, Any]) -> Drawing:
     for key, stage in shown.items():
         if not stage.get("survival"):
             continue
-        time, share, low, high = (
+        time, fraction, low, high = (
             _floats(stage["survival"][part]) for part in ("time_ps", "probability", "low", "high")
         )
-        look = STAGES[key]
-        label = look.label
+        style = STAGES[key]
+        label = style.label
         if key in evaluations:
             label += f": {wording.failed(evaluations[key])} failed"
-        axes.fill_between(time, low, high, step="post", color=look.colour.light, alpha=0.16, linewidth=0)
-        if share[-1] == 0.0:
-            # Nobody is left, so the curve stays at zero; a censored one ends where its data end.
-            time, share = np.append(time, end), np.append(share, 0.0)
-        axes.step(time, share, where="post", color=look.colour.light, linestyle=look.dashes, linewidth=1.8, label=label)
+        axes.fill_between(time, low, high, step="post", color=style.color.light, alpha=0.16, linewidth=0)
+        if fraction[-1] == 0.0:
+            # All replicas have failed, so the curve stays at zero; a censored curve ends with its data.
+            time, fraction = np.append(time, end), np.append(fraction, 0.0)
+        line: dict[str, Any] = {"color": style.color.light, "linestyle": style.dashes, "linewidth": 1.8}
+        axes.step(time, fraction, where="post", label=label, **line)
     horizon = max((e["horizon_ps"] for e in evaluations.values()), default=end)
     if end > 1.01 * horizon:
-        label = f"failures counted to here, {wording.number(horizon)} ps"
+        label = f"failures are counted up to {number(horizon)} ps"
         axes.axvline(horizon, color=MUTED.light, linewidth=1.0, linestyle=":", label=label)
-    axes.set(xlim=(0.0, end or 1.0), ylim=(0.0, 1.03), xlabel="time / ps", ylabel="replicas still stable / %")
+    axes.set(xlim=(0.0, end or 1.0), ylim=(0.0, 1.03), xlabel="time / ps", ylabel="stable replicas / %")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     legend_above(axes)
     return Drawing(
         "survival",
         figure,
-        "How long replicas stay stable",
-        "Share of replicas that have not yet crossed the detector's threshold (Kaplan-Meier estimate). Shaded: pointwise "
-        "95 % confidence interval. Each step down is a failure; the horizontal line at 50 % gives the median stable time.",
+        "Stability of the replicas",
+        "Fraction of replicas that have not failed yet (Kaplan-Meier estimate). Shaded: pointwise 95 % confidence "
+        "interval. Each step down is a failure; the curve crosses the horizontal line at the median stable time.",
     )
 
 
@@ -130,26 +132,26 @@ def _observable(
         if not len(mean) == len(target) == len(x):
             raise ValueError(
                 f"curves[{key!r}]['observables'][{name!r}] has {len(mean)} means for {len(target)} targets and {len(x)} "
-                f"positions in curves['axes'][{name!r}]['x']: give as many of each."
+                f"positions in curves['axes'][{name!r}]['x']: pass the same number of each."
             )
     labels = {key: _label_with_error(report, key, name) for key in means}
-    xlabel, ylabel = short(str(axis.get("xlabel", "value"))), short(str(axis.get("ylabel", name)))
-    deviation_label = "difference" + (f" / {short(wording.unit(axis))}" if wording.unit(axis) else "")
+    xlabel, ylabel = truncate(str(axis.get("xlabel", "value"))), truncate(str(axis.get("ylabel", name)))
+    deviation_label = "difference" + (f" / {truncate(wording.unit(axis))}" if wording.unit(axis) else "")
     if axis.get("kind") == "curve":
         figure = _curve_figure(_floats(x), target, means, errors, labels, (xlabel, ylabel, deviation_label))
         caption = (
-            "Grey: reference. Above, the mean over simulated frames with each model, up to the failure of a replica; below, "
-            "the difference from the reference: a rise beside a dip is a peak that has moved, a dip between two rises a "
-            "peak that has broadened. Shaded: twice the standard error to either side."
+            "Gray: reference. Top: mean over the simulated frames of each model, each replica up to its failure. Bottom: "
+            "difference from the reference; a rise next to a dip is a shifted peak, a dip between two rises a broadened "
+            "one. Shaded: ± 2 standard errors."
         )
     else:
-        names = [short(str(label), 16) for label in x]
+        names = [truncate(str(label), 16) for label in x]
         figure = _bar_figure(names, target, means, errors, labels, (xlabel, deviation_label))
         caption = (
-            f"Mean over simulated frames with each model, up to the failure of a replica, minus the reference, for each "
-            f"{xlabel}. Zero is the reference. Thin lines: twice the standard error to either side."
+            f"Mean over the simulated frames of each model, each replica up to its failure, minus the reference, for each "
+            f"{xlabel}. Error bars: ± 2 standard errors."
         )
-    return Drawing(slug, figure, wording.observable(name), caption)
+    return Drawing(slug, figure, wording.observable_name(name), caption)
 
 
 def _curve_figure(
@@ -165,12 +167,12 @@ def _curve_figure(
     upper.fill_between(x, target, color=REFERENCE.light, alpha=0.4, linewidth=0, label="reference")
     lower.axhline(0.0, color=REFERENCE.light, linewidth=1.0)
     for key, mean in means.items():
-        look = STAGES[key]
-        style: dict[str, Any] = {"color": look.colour.light, "linestyle": look.dashes, "linewidth": 1.2}
-        upper.plot(x, mean, label=labels[key], **style)
-        lower.plot(x, mean - target, **style)
+        color = STAGES[key].color.light
+        line: dict[str, Any] = {"color": color, "linestyle": STAGES[key].dashes, "linewidth": 1.2}
+        upper.plot(x, mean, label=labels[key], **line)
+        lower.plot(x, mean - target, **line)
         low, high = mean - target - 2.0 * errors[key], mean - target + 2.0 * errors[key]
-        lower.fill_between(x, low, high, color=look.colour.light, alpha=0.16, linewidth=0)
+        lower.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
     upper.set(xlim=_occupied(x, [target, *means.values()]), ylabel=axis_labels[1])
     upper.set_ylim(bottom=0.0 if all(np.nanmin(v, initial=0.0) >= 0.0 for v in (target, *means.values())) else None)
     lower.set(xlabel=axis_labels[0], ylabel=axis_labels[2])
@@ -192,24 +194,22 @@ def _bar_figure(
     position = np.arange(len(names))
     axes.axhline(0.0, color=REFERENCE.light, linewidth=1.0)
     for place, (key, mean) in enumerate(means.items()):
-        look = STAGES[key]
+        color = STAGES[key].color.light
         shifted = position + 0.24 * (place - (len(means) - 1) / 2.0)
-        axes.vlines(shifted, 0.0, mean - target, color=look.colour.light, linewidth=1.6, alpha=0.55)
-        axes.errorbar(
-            shifted, mean - target, 2.0 * errors[key], fmt="none", ecolor=look.colour.light, elinewidth=0.7, capsize=1.5
-        )
+        axes.vlines(shifted, 0.0, mean - target, color=color, linewidth=1.6, alpha=0.55)
+        axes.errorbar(shifted, mean - target, 2.0 * errors[key], fmt="none", ecolor=color, elinewidth=0.7, capsize=1.5)
         axes.plot(
             shifted,
             mean - target,
-            look.marker,
-            color=look.colour.light,
+            STAGES[key].marker,
+            color=color,
             markersize=4.2,
             markeredgewidth=0.0,
             label=labels[key],
         )
-    for boundary in position[:-1] + 0.5 if len(names) <= _MOST_LABELS else []:
+    for boundary in position[:-1] + 0.5 if len(names) <= _MAX_LABELED_BARS else []:
         axes.axvline(boundary, color=RULE.light, linewidth=0.5, zorder=0)
-    if len(names) <= _MOST_LABELS:
+    if len(names) <= _MAX_LABELED_BARS:
         axes.set_xticks(position, names, rotation=90 if len(names) > 8 else 0, fontsize=8 if len(names) <= 45 else 6)
         axes.tick_params(axis="x", length=0)
     axes.set(xlim=(-0.6, len(names) - 0.4), xlabel=axis_labels[0], ylabel=axis_labels[1])
@@ -217,13 +217,13 @@ def _bar_figure(
     return figure
 
 
-def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
-    numbers = [entry["window"] for entry in rounds]
+def _windows(windows: Sequence[Mapping[str, Any]]) -> Drawing:
+    numbers = [entry["window"] for entry in windows]
     ascending = all(a < b for a, b in pairwise(numbers))
-    x = _floats(numbers) if ascending else np.arange(1.0, len(rounds) + 1.0)
-    learning = np.array([entry["phase"] == "learn" for entry in rounds])
-    share = _floats([entry["unstable_fraction"] for entry in rounds])
-    loss = _floats([entry.get("observable_loss") for entry in rounds])
+    x = _floats(numbers) if ascending else np.arange(1.0, len(windows) + 1.0)
+    learning = np.array([entry["phase"] == "learn" for entry in windows])
+    unstable = _floats([entry["unstable_fraction"] for entry in windows])
+    loss = _floats([entry.get("observable_loss") for entry in windows])
     known = np.isfinite(loss)
 
     figure = new_figure(4.2 if known.any() else 2.6)
@@ -231,7 +231,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
     for panel in panels:
         for first, last in _runs(learning):
             panel.axvspan(x[first] - 0.5, x[last] + 0.5, color=RULE.light, alpha=0.7, linewidth=0, zorder=0)
-    _trace(panels[0], x, share, learning)
+    _trace(panels[0], x, unstable, learning)
     panels[0].set(ylim=(-0.04, 1.04), ylabel="unstable replicas / %")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     if known.any():
@@ -251,17 +251,16 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> Drawing:
     return Drawing(
         "windows",
         figure,
-        "How training went",
-        "Above: share of replicas that the training detector called unstable, in the window itself when learning and "
-        "since the phase began when simulating. Below: loss of the observables against their reference in that window. "
-        "The training threshold is usually tighter than the one of the evaluation, so these shares are not the counts "
-        "at the top of the page.",
+        "StABlE training",
+        "Top: fraction of replicas that the training detector flagged as unstable, in the window itself (learning) or "
+        "since the start of the phase (simulation). Bottom: loss of the observables in the window. The threshold in "
+        "training is usually tighter than in the evaluation, so these fractions differ from the failures counted there.",
     )
 
 
 def _trace(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], learning: NDArray[np.bool_]) -> None:
-    """A line through all windows, its markers filled where the model learnt."""
-    crowded = len(x) > _MOST_MARKERS
+    """Draw a line through all windows, with filled markers for learning windows."""
+    crowded = len(x) > _MAX_MARKERS
     axes.plot(x, y, color=INK.light, linewidth=0.7 if crowded else 1.0)
     if crowded:
         return
@@ -277,28 +276,28 @@ def _trace(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], learning:
 
 
 def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and last index of each unbroken run of true values."""
+    """Return the first and last index of each consecutive run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(int)))
     return [(int(start), int(stop) - 1) for start, stop in edges.reshape(-1, 2)]
 
 
 def _label_with_error(report: Mapping[str, Any], key: str, name: str) -> str:
-    """The stage, and the mean absolute error of its mean."""
+    """Return the label of a stage with the mean absolute error of an observable."""
     error = (wording.evaluations(report).get(key) or {}).get("observables", {}).get(name)
-    return STAGES[key].label + ("" if error is None else f", MAE {wording.number(error)}")
+    return STAGES[key].label + ("" if error is None else f", MAE {number(error)}")
 
 
 def _occupied(x: NDArray[np.float64], series: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """The range of x in which any of the series is visibly above zero, with a margin."""
+    """Return the range of x in which any of the series is visibly above zero, with a margin."""
     size = np.nanmax(np.abs(np.stack(series)), axis=0)
-    seen = np.flatnonzero(size > 2e-3 * np.nanmax(size, initial=0.0))
-    first, last = (seen[0], seen[-1]) if len(seen) else (0, len(x) - 1)
+    visible = np.flatnonzero(size > 2e-3 * np.nanmax(size, initial=0.0))
+    first, last = (visible[0], visible[-1]) if len(visible) else (0, len(x) - 1)
     margin = 0.02 * (x[last] - x[first]) or 0.5
     return float(x[first] - margin), float(x[last] + margin)
 
 
 def _floats(values: Any) -> NDArray[np.float64]:
-    """Numbers as an array; null becomes NaN, which Matplotlib leaves out."""
+    """Return numbers as an array; None becomes NaN, which Matplotlib does not draw."""
     return np.asarray(values, dtype=np.float64)
 
 

@@ -1,37 +1,77 @@
-"""The report as one HTML page that needs nothing but itself."""
+"""Report as one self-contained HTML page, rendered with Jinja2."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from string import Template
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
-from stable_plugin.evaluation import wording
-from stable_plugin.evaluation.canvas import PALETTE, STAGES, inline_svg
-from stable_plugin.evaluation.figures import Drawing
-from stable_plugin.evaluation.page_style import PAGE
-from stable_plugin.evaluation.wording import Evaluation
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-_LONGEST_LIST = 12
+from stable_plugin.evaluation import wording
+from stable_plugin.evaluation.definitions import definitions
+from stable_plugin.evaluation.figure_style import PALETTE, STAGES, inline_svg
+from stable_plugin.evaluation.figures import Drawing
+from stable_plugin.evaluation.formatting import number
+from stable_plugin.evaluation.report_warnings import report_warnings
+from stable_plugin.evaluation.wording import EvaluationSummary
+
+_MAX_LIST_ITEMS = 12
 """Longer lists in the settings are cut on the page; report.json has them in full."""
 
-_ROUND_COLUMNS = {
+_WINDOW_COLUMNS = {
     "window": "Window",
     "phase": "Phase",
-    "simulated_ps": "Simulated so far / ps",
-    "unstable_fraction": "Unstable share",
+    "simulated_ps": "Simulated time / ps",
+    "unstable_fraction": "Unstable replicas",
     "observable_loss": "Observable loss",
-    "ess_fraction": "WindowData size left",
+    "ess_fraction": "ESS fraction",
     "steps": "Optimizer steps",
     "learning_rate": "Learning rate",
-    "wall_s": "Simulation time / s",
+    "wall_s": "Wall time / s",
 }
+
+_FRACTIONS = ("unstable_fraction", "ess_fraction")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number of a report, for each compared stage.
+
+    Attributes:
+        label: Heading.
+        values: Value by stage.
+        unit: Unit of the values.
+        notes: Lines below the values.
+    """
+
+    label: str
+    values: Mapping[str, str]
+    unit: str
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of all numbers, with a cell per stage."""
+
+    label: str
+    cells: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of the table of all numbers under a common heading."""
+
+    label: str
+    rows: Sequence[Row]
 
 
 def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping[str, Any]) -> str:
-    """The whole page.
+    """Render the page.
 
     Args:
         report: See :func:`stable_plugin.evaluation.report.write_report`.
@@ -39,233 +79,191 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping
         axes: ``curves["axes"]``, for the units of the observables.
 
     Returns:
-        An HTML document. All text from outside is escaped, and its content policy forbids scripts and loading.
+        An HTML document. All text of the report is escaped, and the content policy forbids scripts and loading.
     """
-    told = wording.evaluations(report)
-    return Template(PAGE).substitute(
-        light="".join(f"--{colour.name}: {colour.light}; " for colour in PALETTE),
-        dark="".join(f"--{colour.name}: {colour.dark}; " for colour in PALETTE),
-        title=escape(str(report["title"])),
+    stages = wording.evaluations(report)
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        palette=PALETTE,
+        title=str(report["title"]),
         outcome=wording.outcome(report),
-        headline=escape(wording.headline(report)),
-        findings="".join(f"<li>{escape(line)}</li>" for line in wording.findings(report, axes)),
-        tiles=_tiles(told),
-        figures="".join(_figure(drawing) for drawing in drawings),
-        numbers=_numbers(report, axes),
-        rounds=_rounds(report.get("windows") or []),
-        settings=_settings(report.get("settings") or {}),
-        definitions=_definitions(report),
-        footer="".join(f"<p>{escape(line)}</p>" for line in _footer(report) if line),
+        headline=wording.headline(report),
+        findings=wording.findings(report, axes),
+        warnings=report_warnings(report),
+        tiles=_tiles(stages),
+        figures=[_figure(drawing) for drawing in drawings],
+        stages={stage: STAGES[stage].label for stage in stages},
+        groups=_groups(report, axes),
+        window_columns=list(_WINDOW_COLUMNS.values()),
+        window_rows=[_window_cells(entry) for entry in report.get("windows") or []],
+        settings=_settings(report["settings"]) if report.get("settings") else None,
+        definitions=definitions(report),
+        footer=_footer(report),
     )
 
 
-def _tiles(told: Mapping[str, Evaluation]) -> str:
-    compared = {stage: told[stage] for stage in ("before", "after", "evaluation") if stage in told}
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("stable_plugin.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _tiles(stages: Mapping[str, EvaluationSummary]) -> list[Tile]:
+    """Return the key numbers of the compared stages, each with its label, unit and notes."""
+    compared = {stage: stages[stage] for stage in ("before", "after", "evaluation") if stage in stages}
     last = list(compared.values())[-1]
-    horizon = wording.number(last["horizon_ps"])
+    same_number = len({summary["replicas"] for summary in compared.values()}) == 1
 
-    def change(value: Callable[[Evaluation], str]) -> str:
-        parts = [f'<span class="{stage}">{escape(value(e))}</span>' for stage, e in compared.items()]
-        return '<span class="to" aria-label="to"> → </span>'.join(parts)
+    def tile(label: str, value: Callable[[EvaluationSummary], str], unit: str, notes: Sequence[str]) -> Tile:
+        return Tile(label, {stage: value(summary) for stage, summary in compared.items()}, unit, notes)
 
-    def each(value: Callable[[Evaluation], str]) -> str:
-        lines = (f"{'' if stage == 'evaluation' else stage + ': '}{value(e)}" for stage, e in told.items())
-        return "<br>".join(escape(line) for line in lines)
-
-    def tile(label: str, value: str, unit: str, note: str) -> str:
-        return (
-            f'<div class="tile"><h3>{label}</h3><p class="value">{value} <small>{unit}</small></p><p>{note}</p></div>'
-        )
-
-    same_number = len({e["replicas"] for e in compared.values()}) == 1
-    count = change(lambda e: f"{e['unstable']}" if same_number else f"{e['unstable']}/{e['replicas']}")
-    tiles = [
-        tile(
-            f"Failed within {horizon} ps",
-            count,
-            f"of {last['replicas']} replicas" if same_number else "replicas",
-            each(lambda e: f"{100 * e['unstable'] / e['replicas']:.0f} %"),
-        ),
-        tile("Failures per ns", change(_short_rate), "", each(_rate_interval)),
-        tile(
-            "Median stable time",
-            change(_short_median),
-            "ps",
-            "until half of the replicas failed"
-            + (f"<br>control: {escape(wording.median(told['control']))}" if "control" in told else ""),
-        ),
-    ]
-    if any(e.get("force_mae_mev_per_A") is not None for e in compared.values()):
-        note = "mean absolute error"
-        if "before" in told:
-            note += f"<br>{escape(wording.force_change(told['before'], told['after']))}"
-        forces = change(lambda e: wording.number(e.get("force_mae_mev_per_A")))
-        tiles.append(tile("Force error, held out", forces, "meV/Å", note))
-    return "".join(tiles)
-
-
-def _short_median(evaluation: Evaluation) -> str:
-    if evaluation.get("median_stable_ps") is None:
-        return f"> {wording.number(evaluation['horizon_ps'])}"
-    return wording.number(evaluation["median_stable_ps"])
-
-
-def _short_rate(evaluation: Evaluation) -> str:
-    if evaluation["unstable"] == 0:
-        return f"≤ {wording.number(evaluation['failures_per_ns_interval'][1])}"
-    return wording.number(evaluation["failures_per_ns"])
-
-
-def _rate_interval(evaluation: Evaluation) -> str:
-    if evaluation["unstable"] == 0:
-        return wording.rate(evaluation)
-    low, high = evaluation["failures_per_ns_interval"]
-    return f"{wording.number(low)} – {wording.number(high)} (95 %)"
-
-
-def _figure(drawing: Drawing) -> str:
-    svg = inline_svg(drawing.figure, drawing.name, f"{drawing.title}. {drawing.caption}")
-    caption = f"<figcaption>{escape(drawing.caption)}</figcaption>"
-    return f'<figure><h2>{escape(drawing.title)}</h2><div class="plot">{svg}</div>{caption}</figure>'
-
-
-def _numbers(report: Mapping[str, Any], axes: Mapping[str, Any]) -> str:
-    """The table of all evaluated numbers, one column a stage."""
-    told, longer = wording.evaluations(report), wording.evaluations(report, "extended")
-    stages = list(told)
-
-    def row(label: str, part: Mapping[str, Evaluation], value: Callable[[Evaluation], str]) -> str:
-        cells = "".join(f"<td>{escape(value(part[s]) if s in part else '–')}</td>" for s in stages)
-        return f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
-
-    def group(label: str, rows: list[str]) -> str:
-        return (
-            f'<tbody><tr class="group"><th colspan="{len(stages) + 1}">{escape(label)}</th></tr>{"".join(rows)}</tbody>'
-        )
-
-    def stability(part: Mapping[str, Evaluation]) -> list[str]:
+    def for_all_stages(value: Callable[[EvaluationSummary], str]) -> list[str]:
         return [
-            row(
-                "Replicas failed", part, lambda e: f"{wording.failed(e)} ({100 * e['unstable'] / e['replicas']:.0f} %)"
-            ),
-            row("Median stable time", part, wording.median),
-            row("Failure rate", part, wording.rate),
-            *(
-                [row("Atoms that broke", part, wording.broken)]
-                if any(e.get("broken_atoms") for e in part.values())
-                else []
-            ),
+            value(summary) if stage == "evaluation" else f"{stage}: {value(summary)}"
+            for stage, summary in stages.items()
         ]
 
-    def observable(part: Mapping[str, Evaluation], name: str) -> str:
-        unit = wording.unit(axes.get(name) or {})
-        label = f"{wording.observable(name)}, MAE" + (f" / {unit}" if unit else "")
-        return row(label, part, lambda e: wording.deviation(e, name))
+    tiles = [
+        tile(
+            f"Failed within {number(last['horizon_ps'])} ps",
+            lambda summary: f"{summary['unstable']}" if same_number else f"{summary['unstable']}/{summary['replicas']}",
+            f"of {last['replicas']} replicas" if same_number else "replicas",
+            for_all_stages(_failed_percent),
+        ),
+        tile("Failures per ns", _short_rate, "", for_all_stages(_rate_interval)),
+        tile(
+            "Median stable time",
+            _short_median,
+            "ps",
+            [
+                "until half of the replicas failed",
+                *([f"control: {wording.median(stages['control'])}"] if "control" in stages else []),
+            ],
+        ),
+    ]
+    if any(summary.get("force_mae_mev_per_A") is not None for summary in compared.values()):
+        change = [wording.force_change(stages["before"], stages["after"])] if "before" in stages else []
+        notes = ["mean absolute error", *change]
+        tiles.append(tile("Force error, held out", partial(_number_of, key="force_mae_mev_per_A"), "meV/Å", notes))
+    return tiles
 
-    def error(label: str, key: str) -> str:
-        return row(label, told, lambda e: wording.number(e.get(key)))
 
-    def observables(part: Mapping[str, Evaluation]) -> list[str]:
-        names = dict.fromkeys(name for e in part.values() for name in e.get("observables") or {})
-        return [observable(part, name) for name in names]
+def _failed_percent(summary: EvaluationSummary) -> str:
+    return f"{100 * summary['unstable'] / summary['replicas']:.0f} %"
 
-    within = f"Simulations of {wording.number(next(iter(told.values()))['horizon_ps'])} ps"
-    groups = [group(within, stability(told) + observables(told))]
-    if longer:
-        followed = wording.number(next(iter(longer.values()))["horizon_ps"])
-        groups.append(group(f"The same replicas followed to {followed} ps", stability(longer) + observables(longer)))
+
+def _number_of(summary: EvaluationSummary, key: str) -> str:
+    return number(summary.get(key))
+
+
+def _short_median(summary: EvaluationSummary) -> str:
+    if summary.get("median_stable_ps") is None:
+        return f"> {number(summary['horizon_ps'])}"
+    return number(summary["median_stable_ps"])
+
+
+def _short_rate(summary: EvaluationSummary) -> str:
+    if summary["unstable"] == 0:
+        return f"≤ {number(summary['failures_per_ns_interval'][1])}"
+    return number(summary["failures_per_ns"])
+
+
+def _rate_interval(summary: EvaluationSummary) -> str:
+    if summary["unstable"] == 0:
+        return wording.rate(summary)
+    low, high = summary["failures_per_ns_interval"]
+    return f"{number(low)} – {number(high)} (95 %)"
+
+
+def _figure(drawing: Drawing) -> dict[str, Any]:
+    # inline_svg escapes all text itself, so its markup must not be escaped again.
+    svg = Markup(inline_svg(drawing.figure, drawing.name, f"{drawing.title}. {drawing.caption}"))
+    return {"title": drawing.title, "svg": svg, "caption": drawing.caption}
+
+
+def _groups(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[RowGroup]:
+    """Return the table of all numbers as groups of rows, with one cell per stage."""
+    stages, extended = wording.evaluations(report), wording.evaluations(report, "extended")
+    horizon = number(next(iter(stages.values()))["horizon_ps"])
+    groups = [RowGroup(f"Simulations of {horizon} ps", _simulation_rows(stages, stages, axes))]
+    if extended:
+        horizon = number(next(iter(extended.values()))["horizon_ps"])
+        rows = _simulation_rows(stages, extended, axes)
+        groups.append(RowGroup(f"The same replicas up to {horizon} ps", rows))
     errors = {"force_mae_mev_per_A": "Force MAE / meV/Å", "energy_mae_mev_per_atom": "Energy MAE / meV per atom"}
-    known = [key for key in errors if any(e.get(key) is not None for e in told.values())]
-    if known:
-        groups.append(group("Held-out frames", [error(errors[key], key) for key in known]))
-    heads = "".join(f'<th scope="col" class="{s}">{escape(STAGES[s].label)}</th>' for s in stages)
-    return f'<div class="wide"><table class="numbers"><thead><tr><th></th>{heads}</tr></thead>{"".join(groups)}</table></div>'
+    rows = [
+        _row(label, stages, stages, partial(_number_of, key=key))
+        for key, label in errors.items()
+        if any(summary.get(key) is not None for summary in stages.values())
+    ]
+    if rows:
+        groups.append(RowGroup("Held-out frames", rows))
+    return groups
 
 
-def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
-    if not rounds:
-        return ""
-    head = "".join(f'<th scope="col">{label}</th>' for label in _ROUND_COLUMNS.values())
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_round_cell(key, entry.get(key)))}</td>" for key in _ROUND_COLUMNS) + "</tr>"
-        for entry in rounds
-    )
-    table = (
-        f'<div class="wide"><table class="windows"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
-    return f"<details><summary>All windows ({len(rounds)})</summary>{table}</details>"
+def _simulation_rows(
+    stages: Mapping[str, EvaluationSummary], part: Mapping[str, EvaluationSummary], axes: Mapping[str, Any]
+) -> list[Row]:
+    """Return the rows of one horizon: stability, then observables."""
+    rows = [
+        _row(
+            "Replicas failed", stages, part, lambda summary: f"{wording.failed(summary)} ({_failed_percent(summary)})"
+        ),
+        _row("Median stable time", stages, part, wording.median),
+        _row("Failure rate", stages, part, wording.rate),
+    ]
+    if any(summary.get("offending_atoms") for summary in part.values()):
+        rows.append(_row("Atoms that caused failures", stages, part, wording.offending_atoms))
+    names = dict.fromkeys(name for summary in part.values() for name in summary.get("observables") or {})
+    for name in names:
+        unit = wording.unit(axes.get(name) or {})
+        label = f"{wording.observable_name(name)}, MAE" + (f" / {unit}" if unit else "")
+        rows.append(_row(label, stages, part, partial(wording.observable_error, name=name)))
+    return rows
 
 
-def _round_cell(key: str, value: Any) -> str:
+def _row(
+    label: str,
+    stages: Mapping[str, EvaluationSummary],
+    part: Mapping[str, EvaluationSummary],
+    value: Callable[[EvaluationSummary], str],
+) -> Row:
+    return Row(label, [value(part[stage]) if stage in part else "–" for stage in stages])
+
+
+def _window_cells(entry: Mapping[str, Any]) -> list[str]:
+    return [_window_cell(key, entry.get(key)) for key in _WINDOW_COLUMNS]
+
+
+def _window_cell(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value
-    if key in ("unstable_fraction", "ess_fraction") and value is not None:
+    if key in _FRACTIONS and value is not None:
         return f"{100 * value:.0f} %"
-    return wording.number(value, 4)
+    return number(value, 4)
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
-    if not settings:
-        return ""
-    return f'<details><summary>Settings</summary><div class="wide">{_nested(settings)}</div></details>'
-
-
-def _nested(value: Any) -> str:
-    """A value as HTML: a mapping as a table, whose cells may hold tables."""
+def _settings(value: Any) -> dict[str, Any] | str:
+    """Return settings as nested mappings of text, with long lists cut."""
     if isinstance(value, Mapping) and value:
-        rows = "".join(f'<tr><th scope="row">{escape(str(k))}</th><td>{_nested(v)}</td></tr>' for k, v in value.items())
-        return f'<table class="settings">{rows}</table>'
+        return {str(key): _settings(item) for key, item in value.items()}
     if isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
-        return _nested({f"{i + 1}": item for i, item in enumerate(value)})
-    if isinstance(value, list) and len(value) > _LONGEST_LIST:
-        return f"{_nested(value[:_LONGEST_LIST])}, … ({len(value)} values)"
+        return {f"{index}": _settings(item) for index, item in enumerate(value, start=1)}
+    if isinstance(value, list) and len(value) > _MAX_LIST_ITEMS:
+        return f"{_settings(value[:_MAX_LIST_ITEMS])}, … ({len(value)} values)"
     if isinstance(value, list):
-        return ", ".join(_nested(item) for item in value) or "[]"
-    return escape(value if isinstance(value, str) else json.dumps(value))
+        return ", ".join(str(_settings(item)) for item in value) or "[]"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _footer(report: Mapping[str, Any]) -> list[str]:
     return [
         wording.cost(report),
         ", ".join(f"{name} {version}" for name, version in (report.get("versions") or {}).items()),
-        "All numbers and curves are in report.json and curves.json beside this page, the figures in the folder figures.",
+        "All numbers and curves are in report.json and curves.json next to this page, the figures in the folder figures.",
     ]
-
-
-def _definitions(report: Mapping[str, Any]) -> str:
-    told = wording.evaluations(report)
-    entry = next(iter(told.values()))
-    detector = str(entry["detector"])
-    if "(" not in detector:
-        detector += f" with a threshold of {wording.number(entry['threshold'])}"
-    items = {
-        "Replica": "One simulation with its own initial velocities and noise, from a start frame that is held out: no "
-        "potential was trained on it.",
-        "Failed": f"The detector, {detector}, flagged the replica at some time up to the end of the count "
-        f"({wording.number(entry['horizon_ps'])} ps).",
-        "Median stable time": "Time at which the Kaplan-Meier curve first falls to one half. Replicas that did not fail "
-        "count until the end of their run.",
-        "Failure rate": "Failures divided by the summed time at risk, that is until failure or the end of the run. Interval: "
-        "exact 95 % interval of a Poisson count (Garwood). One rate takes the hazard as constant in time.",
-        "Force and energy MAE": "Mean absolute error on held-out frames with known forces and energies: over all force "
-        "components, and for energies per atom.",
-        "MAE of an observable": "Distance between mean and reference, averaged over bonds or bins. The mean "
-        "is over the frames of all replicas, of each up to its failure: a model whose replicas fail early is judged by "
-        "fewer frames, and not by what follows a failure. ±: standard error of the mean, averaged likewise, from the "
-        "spread between replicas and between stretches of one picosecond.",
-    }
-    if "before" in told:
-        items["Fewer, more, no clear difference"] = (
-            f"Two-sided Fisher's exact test on the counts of failed replicas, at p = {wording.SIGNIFICANCE:g}, taking "
-            "replicas as independent. It covers the simulations, not the choice of training seed."
-        )
-    if "control" in told:
-        items["Control"] = (
-            "The model before, trained on with energies and forces alone for as many optimizer steps at the same "
-            "learning rates."
-        )
-    if report.get("windows"):
-        items["WindowData size left"] = (
-            "Effective share of the frames after reweighting them to the updated potential; 100 % means as if sampled from it."
-        )
-    return "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in items.items())

@@ -1,19 +1,21 @@
-"""A finished run as files: report.json, curves.json, PNG figures, and one HTML page."""
+"""Report of a run as files: report.json, curves.json, PNG figures and one HTML page."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stable_plugin.evaluation import wording
-from stable_plugin.evaluation.canvas import house_style, png
+from stable_plugin.evaluation.figure_style import figure_style, png
 from stable_plugin.evaluation.figures import draw
+from stable_plugin.evaluation.formatting import number
 from stable_plugin.evaluation.page import render
+from stable_plugin.evaluation.report_warnings import report_warnings
 from stable_plugin.runtime.atomic_files import atomic_write, explain_write_errors
 
 
@@ -24,10 +26,10 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
     finite become null.
 
     Args:
-        run_dir: Folder of the run; made if it does not exist.
-        report: ``title``, and either ``before``, ``after`` and perhaps ``control``, or ``evaluation`` alone, as
-            :class:`~stable_plugin.evaluation.Evaluation` summarises them. If known, ``extended`` with the same stages
-            at a longer horizon, ``settings``, ``rounds``, ``wall_s``, ``md_steps``, ``optimizer_steps``, ``versions``.
+        run_dir: Folder of the run; created if it does not exist.
+        report: ``title``, and either ``before``, ``after`` and optionally ``control``, or ``evaluation`` alone, each a
+            summary of :class:`~stable_plugin.evaluation.Evaluation`. Optional: ``extended`` with the same stages at a
+            longer horizon, ``settings``, ``windows``, ``wall_s``, ``md_steps``, ``optimizer_steps``, ``versions``.
         curves: For each stage ``survival`` (see :meth:`SurvivalCurve.as_dict`) and ``observables`` (``mean`` and
             ``target`` by name), and ``axes`` (``kind``, ``x``, ``xlabel``, ``ylabel`` by name).
 
@@ -35,17 +37,17 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
         Path of ``report.html``.
 
     Raises:
-        FileExistsError: If the folder holds a report already; nothing is overwritten.
+        FileExistsError: If the folder already holds a report; nothing is overwritten.
         ValueError: If there is neither ``evaluation`` nor both ``before`` and ``after``, or a curve and its axis
             differ in length.
-        OSError: If the folder cannot be written to; names the path and the way out.
+        OSError: If the folder cannot be written to; the message names the path and the remedy.
     """
     run_dir = Path(run_dir)
     figure_dir, page = run_dir / "figures", run_dir / "report.html"
     for path in (run_dir / "report.json", run_dir / "curves.json", page, figure_dir):
         if path.exists():
             raise FileExistsError(
-                f"{path} exists and is not overwritten: give a new run_dir, or move the old one away."
+                f"{path} already exists and is not overwritten: set another run_dir, or move the existing report away."
             )
     report, curves = _plain(report), _plain(curves)
     _check_stages(report)
@@ -53,7 +55,7 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
         run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "report.json", _json(report))
     _write(run_dir / "curves.json", _json(curves))
-    with house_style():
+    with figure_style():
         drawings = draw(report, curves)
         with explain_write_errors(page, "report"):
             figure_dir.mkdir()
@@ -64,7 +66,7 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The few lines that a run prints at its end.
+    """Return the lines that a run prints at its end: failures, errors, cost, and warnings last.
 
     Args:
         report: See :func:`write_report`.
@@ -76,59 +78,67 @@ def summary(report: Mapping[str, Any]) -> str:
         ValueError: If there is neither ``evaluation`` nor both ``before`` and ``after``.
     """
     _check_stages(report)
-    told = wording.evaluations(report)
-    if "before" not in told:
-        only = told["evaluation"]
-        lines = [wording.alone(only), _accuracy([only])]
-    else:
-        before, after = told["before"], told["after"]
-        horizon = wording.number(before["horizon_ps"])
-        counts = [f"Before: {wording.failed(before)} replicas failed within {horizon} ps{_median(before)}."]
-        if "control" in told:
-            counts.append(f"Control: {wording.failed(told['control'])}{_median(told['control'])}.")
-        counts.append(f"After: {wording.failed(after)}{_median(after)}.")
-        lines = [" ".join(counts)]
+    stages = wording.evaluations(report)
+    if "before" in stages:
+        lines = [_failure_counts(stages)]
         if wording.outcome(report) != "better":
             lines.append(wording.headline(report))
-        lines.append(_accuracy([before, after]))
-    longer = wording.evaluations(report, "extended")
-    if longer:
-        horizon = wording.number(next(iter(longer.values()))["horizon_ps"])
-        counts = [
-            wording.failed(e) if stage == "evaluation" else f"{stage} {wording.failed(e)}"
-            for stage, e in longer.items()
-        ]
-        lines.append(f"Failed when followed to {horizon} ps: {', '.join(counts)}.")
-    return "\n".join(line for line in [*lines, wording.cost(report)] if line)
+        lines.append(_label_errors([stages["before"], stages["after"]]))
+    else:
+        lines = [wording.single_evaluation(stages["evaluation"]), _label_errors([stages["evaluation"]])]
+    lines += [_extended_counts(wording.evaluations(report, "extended")), wording.cost(report)]
+    lines += [f"Warning: {line}" for line in report_warnings(report)]
+    return "\n".join(line for line in lines if line)
 
 
-def _median(evaluation: Mapping[str, Any]) -> str:
+def _failure_counts(stages: Mapping[str, wording.EvaluationSummary]) -> str:
+    horizon = number(stages["before"]["horizon_ps"])
+    counts = []
+    for stage, evaluation in stages.items():
+        within = f" replicas failed within {horizon} ps" if stage == "before" else ""
+        counts.append(f"{stage.capitalize()}: {wording.failed(evaluation)}{within}{_median(evaluation)}.")
+    return " ".join(counts)
+
+
+def _median(evaluation: wording.EvaluationSummary) -> str:
     time = evaluation.get("median_stable_ps")
-    return "" if time is None else f" (median stable time {wording.number(time)} ps)"
+    return "" if time is None else f" (median stable time {number(time)} ps)"
 
 
-def _accuracy(told: list[Mapping[str, Any]]) -> str:
-    """The errors on labeled frames; empty if there were none."""
+def _label_errors(evaluations: Sequence[wording.EvaluationSummary]) -> str:
+    """Return the errors on labeled frames, or an empty text if there are none."""
     units = {"force_mae_mev_per_A": ("Force MAE", "meV/Å"), "energy_mae_mev_per_atom": ("energy MAE", "meV/atom")}
     parts = [
-        f"{name} {' -> '.join(wording.number(e.get(key)) for e in told)} {unit}"
+        f"{name} {' -> '.join(number(evaluation.get(key)) for evaluation in evaluations)} {unit}"
         for key, (name, unit) in units.items()
-        if any(e.get(key) is not None for e in told)
+        if any(evaluation.get(key) is not None for evaluation in evaluations)
     ]
     return f"{', '.join(parts)} (held out)." if parts else ""
 
 
+def _extended_counts(extended: Mapping[str, wording.EvaluationSummary]) -> str:
+    """Return the failures up to the longer horizon, or an empty text if there is none."""
+    if not extended:
+        return ""
+    horizon = number(next(iter(extended.values()))["horizon_ps"])
+    counts = [
+        wording.failed(evaluation) if stage == "evaluation" else f"{stage} {wording.failed(evaluation)}"
+        for stage, evaluation in extended.items()
+    ]
+    return f"Failed within {horizon} ps: {', '.join(counts)}."
+
+
 def _check_stages(report: Mapping[str, Any]) -> None:
-    told = wording.evaluations(report)
-    if "evaluation" not in told and not {"before", "after"} <= set(told):
+    stages = wording.evaluations(report)
+    if "evaluation" not in stages and not {"before", "after"} <= set(stages):
         raise ValueError(
-            f"report has the evaluations {list(told)}: give 'before' and 'after' (and 'control' if there is one), or "
+            f"report has the stages {list(stages)}: pass 'before' and 'after' (and optionally 'control'), or "
             "'evaluation' alone."
         )
 
 
 def _plain(value: Any) -> Any:
-    """A copy made of JSON's types alone; what JSON cannot say becomes null (not finite) or its text (objects)."""
+    """Return a copy made of JSON types: numbers that are not finite become None, other objects their text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -147,6 +157,6 @@ def _json(value: Any) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is whole."""
+    """Write a file that appears under its name only when it is complete."""
     with atomic_write(path, "report") as partial:
         partial.write_bytes(content)

@@ -1,4 +1,4 @@
-"""One look for all figures, and their two forms: a small PNG, and an SVG that takes its colours from the page."""
+"""Common style of all figures, and their output as small PNG files and as SVG with the colors of the page."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _DPI = 110
 
 
 @dataclass(frozen=True)
-class Colour:
-    """A colour on a light and on a dark page.
+class Color:
+    """A color on light and on dark pages.
 
     Attributes:
         name: CSS variable without its dashes.
-        light: Hex value on light pages and in PNGs; no two colours share one.
+        light: Hex value on light pages and in PNG files, unique among the colors.
         dark: Hex value on dark pages.
     """
 
@@ -36,32 +36,32 @@ class Colour:
     dark: str
 
 
-# Vermilion, blue and purple as Okabe and Ito chose them for colour-blind readers; the purple is darkened so that a
-# thin line still shows on white. Line styles and markers differ as well.
-BEFORE = Colour("before", "#d55e00", "#ff8f45")
-CONTROL = Colour("control", "#a8517f", "#e394c4")
-AFTER = Colour("after", "#0072b2", "#5fb4ee")
-REFERENCE = Colour("reference", "#8b949d", "#7f8994")
-INK = Colour("ink", "#1c2127", "#e8ecf0")
-MUTED = Colour("muted", "#59626c", "#a2acb7")
-RULE = Colour("rule", "#dde1e6", "#333a43")
-PAPER = Colour("paper", "#fefefe", "#1a1e24")
+# Vermilion, blue and purple of the Okabe-Ito palette for color-blind readers; the purple is darkened so that thin
+# lines are visible on white. Line styles and markers differ as well.
+BEFORE = Color("before", "#d55e00", "#ff8f45")
+CONTROL = Color("control", "#a8517f", "#e394c4")
+AFTER = Color("after", "#0072b2", "#5fb4ee")
+REFERENCE = Color("reference", "#8b949d", "#7f8994")
+INK = Color("ink", "#1c2127", "#e8ecf0")
+MUTED = Color("muted", "#59626c", "#a2acb7")
+RULE = Color("rule", "#dde1e6", "#333a43")
+PAPER = Color("paper", "#fefefe", "#1a1e24")
 PALETTE = (BEFORE, CONTROL, AFTER, REFERENCE, INK, MUTED, RULE, PAPER)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How one evaluated model is named and drawn.
+    """Label and line style of one evaluated model.
 
     Attributes:
         label: Name in legends and tables.
-        colour: Of lines, bands and markers.
+        color: Color of lines, bands and markers.
         dashes: Matplotlib line style.
         marker: Matplotlib marker.
     """
 
     label: str
-    colour: Colour
+    color: Color
     dashes: str
     marker: str
 
@@ -72,12 +72,12 @@ STAGES = {
     "after": Stage("after", AFTER, "-", "D"),
     "evaluation": Stage("this model", AFTER, "-", "D"),
 }
-"""Evaluated models by their key in a report, in the order in which they are told and drawn."""
+"""Evaluated models by their key in a report, in the order of tables and figures."""
 
 
 @contextmanager
-def house_style() -> Iterator[None]:
-    """Matplotlib settings of this package, for figures made and saved inside the block."""
+def figure_style() -> Iterator[None]:
+    """Apply the Matplotlib settings of this package to figures created and saved in the block."""
     style: dict[Any, Any] = {
         "figure.facecolor": PAPER.light,
         "axes.facecolor": "none",
@@ -95,7 +95,7 @@ def house_style() -> Iterator[None]:
         "legend.frameon": False,
         "legend.fontsize": 9.0,
         "lines.solid_capstyle": "butt",
-        # Names come from users: a dollar sign in one is no formula.
+        # Labels come from users, and a dollar sign in them does not start a formula.
         "text.parse_math": False,
         "svg.fonttype": "none",
     }
@@ -104,27 +104,27 @@ def house_style() -> Iterator[None]:
 
 
 def new_figure(height_in: float) -> Figure:
-    """An empty figure of the common width, tied to no window and no global state."""
+    """Return an empty figure of the common width, independent of pyplot's global state."""
     return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
 def legend_above(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
-    """A legend over the axes, where it covers no data, in as few rows as the width allows."""
+    """Add a legend above the axes, where it covers no data, in as few rows as the width allows."""
     handles = axes.get_legend_handles_labels()[0] if handles is None else handles
-    # Half an inch for handle and gap, and 0.07 inch for a letter of 9 points.
+    # Half an inch for handle and gap, and 0.07 inch per letter of 9 points.
     entries_in = [0.5 + 0.07 * len(str(handle.get_label())) for handle in handles]
     rows = math.ceil(sum(entries_in) / (WIDTH_IN - 0.8))
     columns = max(1, math.ceil(len(handles) / max(rows, 1)))
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2, ncols=columns)
 
 
-def short(text: str, longest: int = 40) -> str:
-    """A text cut to what a figure has room for."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def truncate(text: str, max_length: int = 40) -> str:
+    """Shorten a text to the room in a figure."""
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG on white, in few enough colours to be a small file."""
+    """Return the figure as PNG on white, with few colors to keep the file small."""
     raw, small = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=_DPI)
     Image.open(raw).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
@@ -132,15 +132,15 @@ def png(figure: Figure) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an SVG element for an HTML page that defines the colours of ``PALETTE`` as CSS variables.
+    """Return the figure as an SVG element for a page that defines the colors of ``PALETTE`` as CSS variables.
 
     Args:
-        figure: What to draw.
-        name: Unique in the page and made of letters, digits and underscores; ids start with it.
-        description: What a screen reader says.
+        figure: Figure to draw.
+        name: Prefix of all ids, unique in the page; letters, digits and underscores only.
+        description: Text for screen readers.
 
     Returns:
-        ``<svg ...>...</svg>`` that loads nothing.
+        ``<svg ...>...</svg>`` that loads nothing from elsewhere.
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -150,7 +150,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Inside HTML the namespaces are implied, and the size is the page's to choose.
+    # HTML implies the namespaces, and the page sets the size.
     svg = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1>", svg, count=1).replace("xlink:href", "href")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'style="[^"]*"', _with_variables, svg)
@@ -160,6 +160,6 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
 def _with_variables(style: re.Match[str]) -> str:
     text = style.group()
-    for colour in PALETTE:
-        text = text.replace(colour.light, f"var(--{colour.name})")
+    for color in PALETTE:
+        text = text.replace(color.light, f"var(--{color.name})")
     return text

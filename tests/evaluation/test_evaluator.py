@@ -1,4 +1,4 @@
-"""The evaluation on potentials whose fate is known."""
+"""Evaluation of potentials with known behavior."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from ase.io import read
 from torch import nn
 from toys import tiny_mace
 
-from stable_plugin import BondDeviation, BondLengths, Langevin
+from stable_plugin import BondDeviation, BondLengths, Execution, Langevin, VelocityAutocorrelation
 from stable_plugin.algorithm.training_loop import UnusablePotentialError
-from stable_plugin.evaluation import Evaluator, evaluate
+from stable_plugin.evaluation import Evaluator, evaluate, mean_energy_error
+from stable_plugin.md.frames import read_labeled
 from stable_plugin.models import ModulePotential
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
@@ -19,7 +20,7 @@ HELDOUT = DATA / "aspirin_heldout.extxyz"
 
 
 class Network(nn.Module):
-    """Springs between all atoms that hold the first held-out structure together."""
+    """Springs between all atoms, at rest in the first held-out structure."""
 
     def __init__(self, stiffness):
         super().__init__()
@@ -47,7 +48,7 @@ def evaluator(**changes):
     return Evaluator(**{**settings, **changes})
 
 
-def test_a_potential_that_holds_together_never_fails_and_its_rate_is_bounded_not_zero():
+def test_evaluate_stable_potential():
     first, last = evaluator().evaluate(Network(2.0)).summaries
     for summary in (first, last):
         assert summary["unstable"] == 0
@@ -59,7 +60,7 @@ def test_a_potential_that_holds_together_never_fails_and_its_rate_is_bounded_not
         assert summary["observables"]["bond_lengths"] < 0.2
 
 
-def test_a_potential_without_forces_loses_every_replica_and_the_numbers_agree(tmp_path):
+def test_evaluate_potential_without_forces(tmp_path):
     result = evaluator(horizons_ps=[0.5], integrator=Langevin(2000.0, 0.5, 0.0)).evaluate(Network(0.0), tmp_path)
     (summary,) = result.summaries
     assert summary["unstable"] == 4
@@ -81,15 +82,15 @@ def test_a_potential_without_forces_loses_every_replica_and_the_numbers_agree(tm
     assert len(list(tmp_path.glob("failed*.extxyz"))) == 3
 
 
-def test_a_potential_without_a_number_is_told_from_one_that_fails():
+def test_evaluate_nonfinite_potential():
     with pytest.raises(
-        UnusablePotentialError, match=r"all 4 replicas have failed in their start frames .*finite"
+        UnusablePotentialError, match=r"all 4 replicas have failed in their start frames .*no finite forces"
     ) as error:
         evaluator().evaluate(Network(float("nan")))
     assert np.allclose(error.value.frame.positions, read(HELDOUT, 0).positions)
 
 
-def test_later_horizons_count_at_least_as_many_failures_and_the_same_seed_the_same():
+def test_evaluate_horizons_and_seed():
     settings = {"horizons_ps": [0.02, 0.04, 0.2], "integrator": Langevin(1500.0, 0.5, 1.0)}
     one, other = (evaluator(**settings).evaluate(Network(0.05)).summaries for _ in range(2))
     counts = [summary["unstable"] for summary in one]
@@ -97,7 +98,7 @@ def test_later_horizons_count_at_least_as_many_failures_and_the_same_seed_the_sa
     assert one == other
 
 
-def test_errors_on_labeled_frames_equal_those_of_the_plain_mace_calculator(tmp_path):
+def test_evaluate_errors_equal_mace_calculator(tmp_path):
     pytest.importorskip("mace")
     from mace.calculators import MACECalculator
 
@@ -119,7 +120,7 @@ def test_errors_on_labeled_frames_equal_those_of_the_plain_mace_calculator(tmp_p
     assert summary["energy_mae_mev_per_atom"] == pytest.approx(1000 * np.mean(energy_errors), rel=1e-9)
 
 
-def test_one_call_is_enough():
+def test_evaluate_function():
     result = evaluate(
         Network(2.0), read(HELDOUT, ":2"), horizons_ps=[0.01], n_replicas=2, observables=[BondLengths()],
         record_every_fs=5.0,
@@ -131,19 +132,51 @@ def test_one_call_is_enough():
     ("changes", "message"),
     [
         ({"horizons_ps": [1000000000]}, r"horizons_ps=1000000000 ps is 2e\+12 timesteps"),
-        ({"horizons_ps": []}, "horizons_ps="),
+        ({"horizons_ps": []}, r"horizons_ps=\[\] is empty: pass at least one"),
         ({"horizons_ps": [-1.0]}, "horizons_ps=-1"),
         ({"n_replicas": 0}, "n_replicas=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"record_every_fs": 12.0}, "record_every_fs=12 or"),
+        ({"dynamics": [VelocityAutocorrelation(5.0, 0.05)]}, "interval_fs=5 .* record_every_fs=10: .* set both"),
         ({"starts": "missing.extxyz"}, "starts='missing.extxyz' is not a file"),
         ({"detector": BondDeviation(0.01)}, "reference frames are broken"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_simulated(changes, message):
+def test_evaluator_names_invalid_arguments(changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluator(**changes)
 
 
-def test_start_frames_of_another_molecule_are_refused():
+def test_evaluator_starts_of_another_molecule():
     water = read(HELDOUT, 0)[:5]
     with pytest.raises(ValueError, match=r"starts\[0\] is .* but the simulated system is"):
         evaluator(starts=[water])
+
+
+def test_evaluator_validate_detects_later_changes():
+    changed = evaluator()
+    changed.validate()
+    changed.detector.threshold = 0.01
+    with pytest.raises(ValueError, match="reference frames are broken"):
+        changed.validate()
+
+
+def test_evaluator_accepts_cuda_execution_on_cpu():
+    # The module may be moved to a CUDA device after the evaluator is created.
+    assert evaluator(execution=Execution(capture=True)).settings.execution.capture is True
+
+
+def test_evaluator_repr_shows_arguments():
+    text = repr(evaluator(seed=3))
+    assert text.startswith("Evaluator(starts=<1 frames>, reference=<")
+    for part in ("labeled=None", "n_replicas=4", "horizons_ps=[0.05, 0.1]", "record_every_fs=10.0", "seed=3"):
+        assert part in text
+
+
+def test_mean_energy_error_keeps_the_sign():
+    frames = read(HELDOUT, ":2")
+    for frame in frames:
+        frame.arrays["REF_forces"] = np.zeros((len(frame), 3))
+    potential = ModulePotential(Network(0.0), evaluator().system)
+    frames[0].info["REF_energy"], frames[1].info["REF_energy"] = 21.0, 63.0
+    assert mean_energy_error(potential, read_labeled(frames, "frames")) == pytest.approx(-2.0)

@@ -1,0 +1,84 @@
+"""StABlE phases of the aspirin recipe: simulation time saved by reweighted optimizer steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.table import Row, ratios, row
+
+ROOT = Path(__file__).parents[1]
+
+REPLICAS = 16
+"""Half as many as in the recipe, to halve the time."""
+
+SIX_STEPS = ["runner.stable.steps_per_window=6", "+runner.stable.min_ess_fraction=0.1"]
+
+NO_REWEIGHTING = "one simulation per step"
+
+VARIANTS = {
+    NO_REWEIGHTING: ["runner.stable.steps_per_window=1"],
+    "six steps": SIX_STEPS,
+    "six steps, adaptive learning rate": [*SIX_STEPS, "+runner.stable.max_lr_scale=3.0"],
+}
+"""Overrides of the recipe. All variants start with its learning rate; the last one adapts it."""
+
+
+def windows(seeds: int) -> list[Row]:
+    """Measure MD steps and time until a window without failures, for several seeds."""
+    steps: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(seeds):
+            for variant, overrides in VARIANTS.items():
+                n_steps, time_s = _until_stable(Path(folder) / f"{variant} {seed}", seed, overrides)
+                print(f"seed {seed}, {variant}: {n_steps:.0f} MD steps, {time_s:.0f} s", flush=True)
+                steps[variant].append(n_steps)
+                seconds[variant].append(time_s)
+    case = f"aspirin recipe with {REPLICAS} replicas, {seeds} seeds"
+    rows = [row("windows", case, f"{variant}: MD steps of a replica", steps[variant], "") for variant in VARIANTS]
+    rows += [row("windows", case, f"{variant}: time", seconds[variant], "s") for variant in VARIANTS]
+    for variant in VARIANTS:
+        if variant != NO_REWEIGHTING:
+            rows.append(
+                row(
+                    "windows",
+                    case,
+                    f"MD steps, {NO_REWEIGHTING} / {variant}",
+                    ratios(steps[NO_REWEIGHTING], steps[variant]),
+                    "",
+                )
+            )
+            rows.append(
+                row(
+                    "windows",
+                    case,
+                    f"time, {NO_REWEIGHTING} / {variant}",
+                    ratios(seconds[NO_REWEIGHTING], seconds[variant]),
+                    "",
+                )
+            )
+    return rows
+
+
+def _until_stable(folder: Path, seed: int, overrides: list[str]) -> tuple[float, float]:
+    command = [
+        *(str(Path(sys.executable).parent / "fairchem"), "-c", "recipes/aspirin_mace.yaml"),
+        *(f"seed={seed}", f"job.run_dir={folder}", "+job.timestamp_id=run", "runner.evaluation.horizons_ps=[0.1]"),
+        *("runner.stable.schedule.max_windows=20", "runner.stable.schedule.min_unstable_fraction=0.0", *overrides),
+        "runner.stable.schedule.stable_ps=0.4",  # one window
+        *(f"runner.stable.n_replicas={REPLICAS}", f"runner.evaluation.n_replicas={REPLICAS}"),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    report: dict[str, Any] = json.loads((folder / "run" / "report.json").read_text())
+    records = report["windows"]
+    # Windows count in full, including the one that shows that no replica fails.
+    last = next(
+        (i for i, record in enumerate(records) if i > 0 and record["unstable_fraction"] == 0.0), len(records) - 1
+    )
+    per_window = report["md_steps"] / len(records) / report["before"]["replicas"]
+    return (last + 1) * per_window, sum(record["wall_s"] for record in records[: last + 1])

@@ -1,0 +1,205 @@
+"""Evaluation of a potential: stability in molecular dynamics, observables, and errors on labeled frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
+from stable_plugin.config import StABlEConfig
+from stable_plugin.detectors import BondDeviation, Detector
+from stable_plugin.evaluation.label_errors import mean_absolute_errors
+from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
+from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
+from stable_plugin.evaluation.trajectories import offending_atom_labels, write_trajectories
+from stable_plugin.md import Execution, Integrator, Langevin
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labeled
+from stable_plugin.md.system import System, stack_positions
+from stable_plugin.models import NoInteraction, find_potential
+from stable_plugin.observables import (
+    AngleDistribution,
+    BondLengths,
+    DistanceDistribution,
+    Observable,
+    TimeCorrelation,
+    trajectory_from_atoms,
+)
+
+
+class Evaluator:
+    """Simulate replicas with a potential, count failures, and compare observables with a reference.
+
+    A replica has failed once the detector flags it, and is stopped then. Observables are averaged over the frames
+    before the failure.
+
+    Args:
+        starts: Start frames, as a file or ASE structures, that the potential was not trained on.
+        reference: Frames for reference bond lengths and observables; ``starts`` if None.
+        labeled: Frames with energies and forces, for the errors on them; no errors are reported if None.
+        detector: Detector that decides when a replica has failed; bonds 0.5 Å off their mean length if None.
+        observables: Observables to compare; bond lengths, h(r) and bond angles if None.
+        dynamics: Observables of trajectories to compare. ``reference`` must then be one trajectory, contiguous in
+            time, with frames ``record_every_fs`` apart.
+        integrator: Thermostat, temperature and timestep; Langevin at 300 K with 0.5 fs if None.
+        n_replicas: Number of replicas, spread evenly over the start frames.
+        horizons_ps: Times in ps up to which failures are counted; the first one is the headline of the report.
+        record_every_fs: Time between two frames that the observables see, in fs.
+        check_every_fs: Time between two checks of the detector, in fs.
+        execution: How the simulator runs its steps; chosen automatically if None.
+        bonds: Pairs of bonded atoms; found from covalent radii if None.
+        energy_key: Key of the total energy in ``labeled``.
+        forces_key: Key of the forces in ``labeled``.
+        seed: Seed of velocities and noise. With equal seeds, two potentials can be compared replica by replica.
+
+    Raises:
+        ValueError: If a setting is out of range, or frames and settings do not match.
+        FileNotFoundError: If a file of frames does not exist.
+    """
+
+    def __init__(
+        self,
+        starts: Frames,
+        reference: Frames | None = None,
+        labeled: Frames | None = None,
+        *,
+        detector: Detector | None = None,
+        observables: Sequence[Observable] | None = None,
+        dynamics: Sequence[TimeCorrelation] = (),
+        integrator: Integrator | None = None,
+        n_replicas: int = StABlEConfig.n_replicas,
+        horizons_ps: Sequence[float] = (1.0,),
+        record_every_fs: float = 50.0,
+        check_every_fs: float = StABlEConfig.check_every_fs,
+        execution: Execution | None = None,
+        bonds: Sequence[tuple[int, int]] | None = None,
+        energy_key: str = ENERGY_KEY,
+        forces_key: str = FORCES_KEY,
+        seed: int = StABlEConfig.seed,
+    ) -> None:
+        start_frames = read_frames(starts, "starts")
+        reference_frames = start_frames if reference is None else read_frames(reference, "reference")
+        self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
+        self.system = System.from_atoms(reference_frames[0], bonds)
+        self.starts = stack_positions(start_frames, self.system, "starts")
+        self.reference = stack_positions(reference_frames, self.system, "reference")
+        self.detector = detector or BondDeviation(threshold=0.5)
+        self.comparison = ObservableComparison(
+            observables or [BondLengths(), DistanceDistribution(), AngleDistribution()], dynamics
+        )
+        self.settings = SimulationSettings(
+            integrator=integrator or Langevin(),
+            n_replicas=n_replicas,
+            horizons_ps=horizons_ps,
+            record_every_fs=record_every_fs,
+            check_every_fs=check_every_fs,
+            execution=execution or Execution(),
+            seed=seed,
+        )
+        self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
+        self.validate()
+
+    def __repr__(self) -> str:
+        labeled = None if self.labeled is None else f"<{len(self.labeled)} frames>"
+        return (
+            f"{type(self).__name__}(starts=<{len(self.starts)} frames>, reference=<{len(self.reference)} frames>, "
+            f"labeled={labeled}, detector={self.detector!r}, observables={self.comparison.observables}, "
+            f"dynamics={self.comparison.correlations}, settings={self.settings})"
+        )
+
+    def validate(self) -> None:
+        """Check that frames, detector, observables and settings match, without simulating.
+
+        The constructor calls it: an evaluation may be the last stage of a run of hours.
+
+        Raises:
+            ValueError: If they do not match.
+        """
+        if self.labeled is not None:
+            stack_positions(self.labeled, self.system, "labeled")
+        for correlation in self.comparison.correlations:
+            if correlation.interval_fs != self.settings.record_every_fs:
+                raise ValueError(
+                    f"interval_fs={correlation.interval_fs:g} of {correlation.name} differs from "
+                    f"record_every_fs={self.settings.record_every_fs:g}: frames are compared as they are recorded, so "
+                    "set both to the same time."
+                )
+        self.detector.bind(self.system, self.reference)
+        self.detector.check_reference(self.reference)
+        self.detector.check_reference(self.starts, "starts")
+        # The evaluated module may be on another device, so its execution settings are not checked here.
+        settings = replace(self.settings, execution=None)
+        simulator = settings.simulator(find_potential(NoInteraction(), self.system), self.detector)
+        simulator.check_record_every(self.settings.record_every)
+        for observable in self.comparison.observables:
+            observable.bind(self.system, self.reference[:1])
+        self._bind_correlations()
+
+    def evaluate(self, module: nn.Module, trajectories: Path | None = None, n_trajectories: int = 3) -> Evaluation:
+        """Simulate with a potential and measure its stability and errors.
+
+        Args:
+            module: Module that holds the potential.
+            trajectories: Folder for a few failed and a few stable trajectories as extxyz; none are written if None.
+            n_trajectories: Maximum number of failed and of stable trajectories.
+
+        Returns:
+            Numbers and curves for the report.
+
+        Raises:
+            UnusablePotentialError: If no replica survives the first step.
+        """
+        potential = find_potential(module, self.system)
+        reference = self.reference.to(potential.system.masses)
+        self.detector.bind(potential.system, reference)
+        for observable in self.comparison.observables:
+            observable.bind(potential.system, reference)
+        self._bind_correlations()
+        replicas = simulate_replicas(potential, self.detector, self.starts, self.settings)
+        self._raise_if_unusable(replicas, potential.system)
+        atom_labels = offending_atom_labels(replicas, self.detector, potential.system)
+        if trajectories is not None:
+            write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
+        errors = mean_absolute_errors(potential, self.labeled)
+        horizons_ps = self.settings.horizons_ps
+        return Evaluation(
+            summaries=[
+                summarize(replicas, horizon, self.detector, self.comparison, errors, atom_labels)
+                for horizon in horizons_ps
+            ],
+            curves=curves(replicas, horizons_ps, self.comparison),
+            axes=self.comparison.axes(),
+        )
+
+    def _bind_correlations(self) -> None:
+        for correlation in self.comparison.correlations:
+            assert self._trajectory is not None
+            correlation.bind(self.system, *self._trajectory)
+
+    def _raise_if_unusable(self, replicas: ReplicaTrajectories, system: System) -> None:
+        if (replicas.failed_ps > 0.0).any():
+            return
+        raise UnusablePotentialError(
+            f"all {self.settings.n_replicas} replicas have failed in their start frames ({self.detector}), so nothing "
+            "can be measured: the potential returns no finite forces there. Train it again with a lower learning rate, "
+            "or check its units.",
+            system.atoms(replicas.last_positions[0].to(system.masses)),
+        )
+
+
+def evaluate(module: nn.Module, starts: Frames, reference: Frames | None = None, **arguments: Any) -> Evaluation:
+    """Evaluate a potential in one call.
+
+    Args:
+        module: Module that holds the potential, for instance from :func:`stable_plugin.models.mace.potential.load_mace`.
+        starts: Start frames that the potential was not trained on.
+        reference: Frames for reference bond lengths and observables; ``starts`` if None.
+        **arguments: Further arguments of :class:`Evaluator`.
+
+    Returns:
+        Numbers and curves for the report.
+    """
+    return Evaluator(starts, reference, **arguments).evaluate(module)

@@ -1,0 +1,73 @@
+"""Trajectories of evaluated replicas as extxyz files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import torch
+from torch import Tensor
+
+from stable_plugin.detectors import Detector
+from stable_plugin.evaluation.simulation import ReplicaTrajectories
+from stable_plugin.md.system import System
+
+
+def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector, system: System) -> dict[int, str]:
+    """Return which atoms made each failed replica unstable.
+
+    Args:
+        trajectories: Simulated replicas.
+        detector: Detector that flagged them.
+        system: Simulated system.
+
+    Returns:
+        Labels such as ``C1-H14`` by replica; replicas whose failure is not due to particular atoms are left out.
+    """
+    last = trajectories.last_positions.to(system.masses)
+    offending_atoms = detector.offending_atoms(last, torch.zeros_like(last))
+    return {
+        replica: "-".join(f"{system.symbols[atom]}{atom}" for atom in atoms)
+        for replica, atoms in enumerate(offending_atoms)
+        if atoms and trajectories.failed_ps[replica].isfinite()
+    }
+
+
+def write_trajectories(
+    trajectories: ReplicaTrajectories, system: System, labels: dict[int, str], folder: Path, n_trajectories: int
+) -> None:
+    """Write the replicas that failed first, each up to its failure, and the first stable ones.
+
+    Args:
+        trajectories: Simulated replicas.
+        system: Simulated system.
+        labels: Offending atoms by replica, written as ``offending_atoms`` into the last frame of a failed replica.
+        folder: Folder for the files ``failed_replicaNN.extxyz`` and ``stable_replicaNN.extxyz``.
+        n_trajectories: Maximum number of failed and of stable replicas.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    order = trajectories.failed_ps.argsort(stable=True).tolist()
+    failed = [replica for replica in order if trajectories.failed_ps[replica].isfinite()][:n_trajectories]
+    stable = [replica for replica in order if trajectories.failed_ps[replica].isinf()][:n_trajectories]
+    for replica in failed:
+        frames = _recorded_frames(trajectories, system, replica)
+        last = _frame(system, trajectories.last_positions[replica], trajectories.failed_ps[replica].item())
+        last.info["offending_atoms"] = labels.get(replica, "")
+        ase.io.write(folder / f"failed_replica{replica:02d}.extxyz", [*frames, last])
+    for replica in stable:
+        frames = _recorded_frames(trajectories, system, replica)
+        ase.io.write(folder / f"stable_replica{replica:02d}.extxyz", frames)
+
+
+def _recorded_frames(trajectories: ReplicaTrajectories, system: System, replica: int) -> list[Any]:
+    return [
+        _frame(system, trajectories.positions[index, replica], trajectories.times_ps[index].item())
+        for index in trajectories.valid[:, replica].nonzero()[:, 0].tolist()
+    ]
+
+
+def _frame(system: System, positions: Tensor, time_ps: float) -> Any:
+    frame = system.atoms(positions)
+    frame.info["time_ps"] = round(time_ps, 6)
+    return frame
