@@ -131,7 +131,7 @@ class Evaluator:
         self.detector.check_reference(self.reference)
         self.detector.check_reference(self.starts, "starts")
         # The evaluated module may be on another device, so its execution settings are not checked here.
-        settings = replace(self.settings, execution=None)
+        settings = replace(self.settings, execution=Execution())
         simulator = settings.simulator(find_potential(NoInteraction(), self.system), self.detector)
         simulator.check_record_every(self.settings.record_every)
         for observable in self.comparison.observables:

@@ -18,7 +18,7 @@ import recipe_tools
 import torch._dynamo
 from toys import tiny_mace
 
-from stable_plugin.algorithm.training_loop import UnusablePotentialError
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.models.mace import save_mace
 
 SECONDS = 5.0
