@@ -96,7 +96,7 @@ def test_memory_holds_no_more_frames_than_the_longest_lag():
     msd = bound(MeanSquaredDisplacement(1.0, 0.01), gas())
     for part in positions.split(50):
         msd.update(part)
-    assert len(msd._earlier) == 10
+    assert len(msd._previous) == 10
 
 
 def test_frames_after_a_replica_became_invalid_count_no_more():
