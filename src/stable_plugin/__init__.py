@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stable_plugin.algorithm.neighborhoods import AtomsWithin, Molecules, NearestMolecules
 from stable_plugin.algorithm.schedule import Schedule
 from stable_plugin.detectors import (
     AnyOf,
@@ -19,6 +18,7 @@ from stable_plugin.detectors import (
     RunawayTemperature,
 )
 from stable_plugin.md import Execution, Langevin, NoseHooverChain, System
+from stable_plugin.md.neighborhoods import AtomsWithin, Molecules, NearestMolecules
 from stable_plugin.observables import (
     AngleDistribution,
     BondAmplitudes,

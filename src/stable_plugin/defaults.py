@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stable_plugin.algorithm.neighborhoods import Molecules, Neighborhoods
 from stable_plugin.detectors import AnyOf, BondDeviation, Detector, IntermolecularContact, RunawayTemperature
+from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
 from stable_plugin.md.system import System
 from stable_plugin.observables import (
     BondAmplitudes,

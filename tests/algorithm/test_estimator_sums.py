@@ -21,7 +21,7 @@ from stable_plugin.algorithm.estimator import (
     surrogate_weights,
     uniform_weights,
 )
-from stable_plugin.algorithm.neighborhoods import Members
+from stable_plugin.md.neighborhoods import Members
 from stable_plugin.models import ModulePotential
 
 TEMPERATURE = 350.0

@@ -19,8 +19,8 @@ from toys import TRIATOMIC, as_potential, tiny_mace, triatomic
 
 from stable_plugin import BondAmplitudes, BondLengths, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
-from stable_plugin.algorithm.neighborhoods import Molecules
 from stable_plugin.algorithm.window_data import WindowEstimator
+from stable_plugin.md.neighborhoods import Molecules
 from stable_plugin.observables import LocalBondLengths
 from stable_plugin.runtime.distributed import DistributedContext
 

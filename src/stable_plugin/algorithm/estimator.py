@@ -28,7 +28,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stable_plugin.algorithm.neighborhoods import Members
+from stable_plugin.md.neighborhoods import Members
 from stable_plugin.models.base import Potential
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.memory import OUT_OF_MEMORY, is_out_of_memory

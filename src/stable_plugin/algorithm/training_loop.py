@@ -16,13 +16,13 @@ from ase import Atoms
 from torch import Tensor
 
 from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate, Loss, mean_squared_error
-from stable_plugin.algorithm.neighborhoods import Neighborhoods
 from stable_plugin.algorithm.schedule import PhaseTracker, Schedule
 from stable_plugin.algorithm.step_size import LearningRateScale
 from stable_plugin.algorithm.window_data import WindowData, WindowEstimator
 from stable_plugin.detectors.base import Detector
 from stable_plugin.md.execution import Execution
 from stable_plugin.md.integrators import Integrator
+from stable_plugin.md.neighborhoods import Neighborhoods
 from stable_plugin.md.simulator import Simulator
 from stable_plugin.md.state import State
 from stable_plugin.md.window import Window

@@ -18,7 +18,7 @@ from stable_plugin.algorithm.estimator import (
     reweighting,
     uniform_weights,
 )
-from stable_plugin.algorithm.neighborhoods import Members, Neighborhoods, even_sample
+from stable_plugin.md.neighborhoods import Members, Neighborhoods, even_sample
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
 from stable_plugin.runtime import checks
