@@ -1,10 +1,14 @@
 """The state machine of training, transition by transition."""
 
 import json
+from dataclasses import asdict
 from math import inf, isinf
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import anything, check_argument_is_named, few, fractions
 
 from stable_plugin import Schedule
 from stable_plugin.algorithm.schedule import PhaseTracker
@@ -186,3 +190,89 @@ def test_the_state_holds_numbers_only():
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         Schedule(**settings)
+
+
+@st.composite
+def schedules(draw):
+    maximum = draw(st.floats(0.01, 1.0))
+    return Schedule(
+        max_unstable_fraction=maximum,
+        min_unstable_fraction=draw(st.floats(0.0, 0.99)) * maximum,
+        stable_ps=draw(st.floats(0.1, 3.0)),
+        lr_patience=draw(st.integers(1, 4)),
+        lr_cut=draw(st.floats(0.01, 1.0)),
+        max_lr_cuts=draw(st.integers(0, 3)),
+        max_windows=draw(st.none() | st.integers(1, 12)),
+    )
+
+
+def step(phases, fraction):
+    if phases.name == "simulate":
+        return phases.after_simulation_window(fraction, 0.4)
+    return phases.after_learning_window(fraction)
+
+
+@settings(few, max_examples=100)
+@given(schedules(), st.lists(fractions, min_size=1, max_size=40))
+def test_phases_end_and_limit_the_cuts(schedule, outcomes):
+    phases, stable = PhaseTracker(schedule), 0.0
+    for fraction in outcomes:
+        was = phases.name
+        after = step(phases, fraction)
+        assert phases.lr_cuts <= schedule.max_lr_cuts
+        assert schedule.lr_cut**schedule.max_lr_cuts * (1 - 1e-9) <= phases.lr_factor <= 1.0
+        used_up = schedule.max_windows is not None and phases.learning_windows >= schedule.max_windows
+        if was == "simulate":
+            stable += 0.4
+            assert (after == "learn") if fraction >= schedule.max_unstable_fraction else True
+            if after == "done":
+                assert fraction <= schedule.min_unstable_fraction and stable >= schedule.stable_ps * (1 - 1e-6)
+        else:
+            assert (after == "done") == used_up
+            if not used_up and fraction <= schedule.min_unstable_fraction:
+                assert after == "simulate"
+        if after != "simulate":
+            stable = 0.0
+        if after == "done":
+            break
+    # Training ends if all further windows are stable.
+    for _ in range(50 if phases.name != "done" else 0):
+        if step(phases, 0.0) == "done":
+            break
+    assert phases.name == "done"
+
+
+@few
+@given(schedules(), st.lists(fractions, max_size=20), st.lists(fractions, min_size=1, max_size=20))
+def test_load_state_dict_continues_any_course(schedule, before, after):
+    whole = PhaseTracker(schedule)
+    for fraction in before:
+        if whole.name != "done":
+            step(whole, fraction)
+    resumed = PhaseTracker(schedule)
+    resumed.load_state_dict(whole.state_dict())
+    for fraction in after:
+        if whole.name != "done":
+            assert step(whole, fraction) == step(resumed, fraction)
+    assert asdict(whole) == asdict(resumed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_unstable_fraction",
+        "min_unstable_fraction",
+        "stable_ps",
+        "lr_patience",
+        "lr_cut",
+        "max_lr_cuts",
+        "max_windows",
+    ],
+)
+@settings(few, max_examples=15)
+@given(value=anything)
+@example(value=float("nan"))
+@example(value=10**30)
+@example(value="1")
+def test_schedule_names_any_invalid_argument(name, value):
+    check_argument_is_named(Schedule, name, value, also="min_unstable_fraction")

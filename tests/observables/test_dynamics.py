@@ -1,6 +1,7 @@
-"""Observables of trajectories: against closed answers and brute force."""
+"""Observables of trajectories: closed answers, and brute force."""
 
 from math import pi
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read
+from observable_tools import noisy_frames, water_grid
 
 from stable_plugin import (
     DiffusionCoefficient,
@@ -26,6 +28,7 @@ ARGON = 39.95
 
 
 def walk(n_frames=60, n_replicas=2, n_atoms=3, seed=0):
+    """Return positions of a random walk, and its steps."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randn(n_frames, n_replicas, n_atoms, 3, generator=generator, dtype=torch.float64)
     return steps.cumsum(dim=0), steps
@@ -41,7 +44,7 @@ def bound(observable, system, **reference):
 
 
 @pytest.mark.parametrize("remove_drift", [True, False])
-def test_mean_square_displacements_are_those_of_brute_force(remove_drift):
+def test_msd_agrees_with_brute_force(remove_drift):
     water = System.from_atoms(molecule("H2O"))
     positions, _ = walk()
     msd = bound(
@@ -56,7 +59,7 @@ def test_mean_square_displacements_are_those_of_brute_force(remove_drift):
     assert msd.name == "mean_squared_displacement_H"
 
 
-def test_velocity_autocorrelations_are_those_of_brute_force():
+def test_vacf_agrees_with_brute_force():
     water = System.from_atoms(molecule("H2O"))
     _, velocities = walk(seed=3)
     vacf = bound(
@@ -69,7 +72,7 @@ def test_velocity_autocorrelations_are_those_of_brute_force():
 
 @pytest.mark.parametrize("kind", [MeanSquaredDisplacement, PowerSpectrum, DiffusionCoefficient])
 @pytest.mark.parametrize("sizes", [[60], [1] * 60, [7, 30, 3, 20], [10, 50]])
-def test_the_result_does_not_depend_on_how_the_trajectory_is_cut(kind, sizes):
+def test_update_is_independent_of_block_sizes(kind, sizes):
     positions, velocities = walk()
     whole, parts = (bound(kind(1.0, 0.01), gas()) for _ in range(2))
     whole.update(positions, velocities)
@@ -82,7 +85,7 @@ def test_the_result_does_not_depend_on_how_the_trajectory_is_cut(kind, sizes):
 @pytest.mark.parametrize(
     "kind", [VelocityAutocorrelation, MeanSquaredDisplacement, PowerSpectrum, DiffusionCoefficient]
 )
-def test_a_trajectory_as_short_as_the_longest_lag_has_a_value_without_an_error(kind):
+def test_compute_of_the_shortest_trajectory(kind):
     positions, velocities = walk(n_frames=11)
     series = bound(kind(1.0, 0.01), gas())
     series.update(positions, velocities)
@@ -91,47 +94,47 @@ def test_a_trajectory_as_short_as_the_longest_lag_has_a_value_without_an_error(k
     assert series.standard_error().isnan().all()
 
 
-def test_memory_holds_no_more_frames_than_the_longest_lag():
+def test_update_keeps_frames_of_the_longest_lag_only():
     positions, _ = walk(n_frames=500)
     msd = bound(MeanSquaredDisplacement(1.0, 0.01), gas())
     for part in positions.split(50):
         msd.update(part)
-    assert len(msd._earlier) == 10
+    assert len(msd._previous) == 10
 
 
-def test_frames_after_a_replica_became_invalid_count_no_more():
+def test_update_skips_a_replica_once_invalid():
     positions, _ = walk()
     valid = torch.ones(60, 2, dtype=torch.bool)
-    valid[25:27, 1] = False  # and it does not come back
-    broken = positions.clone()
-    broken[25:, 1] = torch.nan
+    valid[25:27, 1] = False  # valid again later, which must not matter
+    invalid = positions.clone()
+    invalid[25:, 1] = torch.nan
     first, second = (bound(MeanSquaredDisplacement(1.0, 0.01, remove_drift=False), gas()) for _ in range(2))
     for part in ([0, 20], [20, 60]):
-        first.update(broken[slice(*part)], valid=valid[slice(*part)])
+        first.update(invalid[slice(*part)], valid=valid[slice(*part)])
     second.update(positions[:, :1])
     second.start_trajectory()
     second.update(positions[:25, 1:])
     assert torch.allclose(first.compute(), second.compute(), rtol=1e-10)
 
 
-def test_trajectories_that_are_not_connected_are_not_compared_with_each_other():
+def test_start_trajectory_separates_trajectories():
     positions, _ = walk()
-    apart = bound(MeanSquaredDisplacement(1.0, 0.01, remove_drift=False), gas())
+    separate = bound(MeanSquaredDisplacement(1.0, 0.01, remove_drift=False), gas())
     for part in (positions[:30], positions[30:] + 1000.0):
-        apart.start_trajectory()
-        apart.update(part)
-    assert apart.compute().max() < 100.0
+        separate.start_trajectory()
+        separate.update(part)
+    assert separate.compute().max() < 100.0
 
 
 def oscillation(period_fs, n_frames=4000, interval_fs=1.0):
-    """Atoms that oscillate along different axes with one period, at random phases."""
+    """Return velocities of atoms that oscillate along all axes with one period and random phases."""
     generator = torch.Generator().manual_seed(0)
     phase = 2 * pi * torch.rand(1, 8, 3, 3, generator=generator, dtype=torch.float64)
     time = torch.arange(n_frames, dtype=torch.float64)[:, None, None, None] * interval_fs
     return torch.cos(2 * pi * time / period_fs + phase)
 
 
-def test_a_harmonic_oscillator_correlates_as_a_cosine_and_has_one_line():
+def test_vacf_and_spectrum_of_a_harmonic_oscillator():
     velocities = oscillation(period_fs=20.0)
     vacf = bound(VelocityAutocorrelation(1.0, 0.1, remove_drift=False), gas())
     vacf.update(velocities, velocities)
@@ -149,7 +152,7 @@ def test_a_harmonic_oscillator_correlates_as_a_cosine_and_has_one_line():
 
 
 def free_particles(seed, n_replicas=40, n_steps=6000, friction_per_ps=20.0):
-    """Argon atoms without forces, by the project's own integrator; every tenth position."""
+    """Return every tenth position of argon atoms without forces, from the Langevin integrator."""
     integrator = Langevin(300.0, 5.0, friction_per_ps)
     masses = torch.full((3,), ARGON, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +168,8 @@ def free_particles(seed, n_replicas=40, n_steps=6000, friction_per_ps=20.0):
     return torch.stack(frames)
 
 
-def test_free_particles_diffuse_with_kT_over_m_gamma_and_the_error_is_honest():
+def test_diffusion_of_free_langevin_particles():
+    """D = kT / (m γ), and the standard error agrees with the spread over seeds."""
     found, errors = [], []
     exact = 10.0 * BOLTZMANN * 300.0 / ARGON * PS**2 / 20.0  # Å²/ps is 10 of 1e-9 m²/s
     system = System.from_atoms(Atoms("Ar3", positions=5.0 * np.eye(3)))
@@ -179,7 +183,7 @@ def test_free_particles_diffuse_with_kT_over_m_gamma_and_the_error_is_honest():
     assert np.mean(errors) < 0.05 * exact
 
 
-def test_the_drift_of_the_whole_system_is_left_out():
+def test_msd_subtracts_the_drift_of_the_system():
     drift = 0.3 * torch.arange(60, dtype=torch.float64)[:, None, None, None].expand(60, 2, 3, 3)
     positions, _ = walk()
     found = []
@@ -190,28 +194,8 @@ def test_the_drift_of_the_whole_system_is_left_out():
     assert torch.allclose(*found, rtol=1e-9)
 
 
-def test_a_wrapped_ase_trajectory_is_unwrapped():
-    random = np.random.default_rng(0)
-    cell = 6.0 * np.array([[1.0, 0.0, 0.0], [0.4, 1.0, 0.0], [-0.2, 0.3, 1.0]])
-    path = np.cumsum(random.normal(scale=0.4, size=(80, 4, 3)), axis=0)
-    frames = []
-    for positions in path:
-        atoms = Atoms("Ar4", positions=positions, cell=cell, pbc=True)
-        atoms.set_velocities(positions)
-        atoms.wrap()
-        frames.append(atoms)
-    positions, velocities = trajectory_from_atoms(frames)
-    assert positions.shape == (80, 1, 4, 3)
-    moved = (positions[:, 0] - positions[0, 0]).numpy()
-    np.testing.assert_allclose(moved, path - path[0], atol=1e-9)
-    np.testing.assert_allclose(velocities[:, 0].numpy(), path, atol=1e-9)
-    assert trajectory_from_atoms([Atoms("Ar", [[0, 0, 0]])])[1] is None
-
-
-def test_the_reference_water_diffuses_and_vibrates_as_its_model_does():
-    """SPC/Fw at 300 K: about 2e-9 m²/s; frames every 20 fs show what is slower than 830 /cm."""
-    from pathlib import Path
-
+def test_diffusion_and_vacf_of_reference_water():
+    """SPC/Fw at 300 K: about 2e-9 m²/s; frames every 20 fs resolve frequencies below 830 /cm."""
     frames = read(Path(__file__).parents[2] / "recipes/data/water_reference.extxyz", ":")
     positions, velocities = trajectory_from_atoms(frames)
     system = System.from_atoms(frames[0])
@@ -220,7 +204,7 @@ def test_the_reference_water_diffuses_and_vibrates_as_its_model_does():
     assert 1.0 < diffusion.compute().item() < 4.0
     vacf = bound(VelocityAutocorrelation(20.0, 0.4, symbols=["O"]), system)
     vacf.update(positions, velocities)
-    assert vacf.compute()[1:10].min() < -0.02, "the cage pushes back"
+    assert vacf.compute()[1:10].min() < -0.02, "molecules rebound from their cage"
 
 
 @pytest.mark.parametrize(
@@ -232,22 +216,48 @@ def test_the_reference_water_diffuses_and_vibrates_as_its_model_does():
         ({"interval_fs": 1.0, "max_lag_ps": 0.01, "fit_from_ps": 0.01}, r"fit_from_ps=0\.01"),
     ],
 )
-def test_numbers_out_of_range_are_refused(arguments, message):
+def test_init_names_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         DiffusionCoefficient(**arguments)
 
 
-def test_what_does_not_fit_is_refused():
+def test_bind_and_update_reject_bad_input():
     positions, _ = walk(n_frames=6)
-    with pytest.raises(ValueError, match=r"names Xe, but the system consists of Ar"):
+    with pytest.raises(
+        ValueError, match=r"symbols=\('Xe',\) contains Xe, but the system consists of Ar: pass some of these"
+    ):
         bound(MeanSquaredDisplacement(1.0, 0.01, symbols=["Xe"]), gas())
     with pytest.raises(
-        ValueError, match=r"max_lag_ps=0\.01 is longer than the trajectory, which reaches over 0\.005 ps"
+        ValueError, match=r"max_lag_ps=0\.01 is longer than the trajectory, 0\.005 ps: pass a smaller max_lag_ps"
     ):
         bound(MeanSquaredDisplacement(1.0, 0.01), gas(), positions=positions)
-    with pytest.raises(ValueError, match=r"velocities=None, but VelocityAutocorrelation"):
+    with pytest.raises(ValueError, match=r"velocities=None, but VelocityAutocorrelation needs velocities: pass them"):
         bound(VelocityAutocorrelation(1.0, 0.01), gas(), positions=positions)
     with pytest.raises(RuntimeError, match=r"has no system yet"):
         MeanSquaredDisplacement(1.0, 0.01).update(positions)
-    with pytest.raises(ValueError, match=r"frames is empty"):
-        trajectory_from_atoms([])
+
+
+def test_target_before_bind_raises():
+    with pytest.raises(RuntimeError, match=r"MeanSquaredDisplacement has no target yet: call bind\(system, positions"):
+        _ = MeanSquaredDisplacement(interval_fs=10.0, max_lag_ps=0.04).known_target
+
+
+@pytest.mark.parametrize(
+    "make",
+    [VelocityAutocorrelation, PowerSpectrum, MeanSquaredDisplacement, DiffusionCoefficient],
+    ids=lambda c: c.__name__,
+)
+@pytest.mark.parametrize("symbols", [None, ["O"]])
+def test_axis_has_one_x_per_value_of_a_correlation(make, symbols):
+    water = water_grid()
+    observable = make(interval_fs=10.0, max_lag_ps=0.04, symbols=symbols)
+    positions = torch.stack([noisy_frames(water, 2, seed) for seed in range(9)])
+    observable.bind(System.from_atoms(water), positions, positions)
+    observable.update(positions, positions)
+    assert len(observable.axis()["x"]) == observable.compute().numel()
+    assert observable.mean_absolute_error() == pytest.approx(0.0, abs=1e-12), "the target is this trajectory"
+    assert torch.isfinite(observable.standard_error()).all()
+    short = make(interval_fs=10.0, max_lag_ps=0.04)
+    short.bind(System.from_atoms(water), positions, positions)
+    short.update(positions[:6, :1], positions[:6, :1])
+    assert torch.isnan(short.standard_error()).all(), "there are no two segments of the longest lag"

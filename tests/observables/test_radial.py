@@ -1,4 +1,4 @@
-"""Radial distributions against ASE, an ideal gas, and measured curves from files."""
+"""Radial distribution functions: agreement with ASE, the ideal gas, and curves from files."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,20 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.geometry.rdf import get_rdf
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from strategies import few, nearest_image_distances
 
 from stable_plugin import RadialDistribution, System
 from stable_plugin.observables import radial
 
 NARROW = 1e-9
-"""A smearing that leaves nearly every distance in its bin."""
+"""Smearing so small that each distance stays in its bin."""
 
 
 def gas(n_frames=3, side=9.0, slant=0.25, n_atoms=60, seed=0):
+    """Return an ideal gas in a slanted cell, and its frames, not wrapped."""
     random = np.random.default_rng(seed)
     cell = side * np.array([[1.0, 0.0, 0.0], [slant, 1.0, 0.0], [-slant, slant, 1.0]])
     frames = random.uniform(-0.5, 1.5, size=(n_frames, n_atoms, 3)) @ cell
@@ -27,40 +32,40 @@ def bound(observable, atoms, frames):
 
 
 @pytest.mark.parametrize("pair", [None, ("C", "C"), ("C", "O"), ("O", "C")])
-def test_it_is_ases_on_the_same_frames(pair, monkeypatch):
-    """With bins as wide as ASE's and distances that lie clear of their edges."""
+def test_radial_distribution_agrees_with_ase(pair, monkeypatch):
+    """Compared in bins with no distance close to an edge, where rounding decides the bin."""
     monkeypatch.setattr(radial, "MAX_DISTANCES", 200)
     atoms, frames = gas()
     observable = bound(RadialDistribution(pair, r_max=4.0, bin_width=0.1, smearing=NARROW), atoms, frames)
-    for frame, mine in zip(frames, observable.per_frame(frames), strict=True):
-        there = Atoms(atoms.numbers, frame.numpy(), cell=atoms.cell, pbc=True)
-        distances = there.get_all_distances(mic=True)[np.triu_indices(60, 1)]
-        theirs, _ = get_rdf(there, 4.0, 40, elements=None if pair is None else [{"C": 6, "O": 8}[s] for s in pair])
+    for frame, found in zip(frames, observable.per_frame(frames), strict=True):
+        periodic = Atoms(atoms.numbers, frame.numpy(), cell=atoms.cell, pbc=True)
+        distances = periodic.get_all_distances(mic=True)[np.triu_indices(60, 1)]
+        expected, _ = get_rdf(periodic, 4.0, 40, elements=None if pair is None else [{"C": 6, "O": 8}[s] for s in pair])
         clear = np.array([(np.abs(distances - edge) > 8 * NARROW).all() for edge in np.arange(41) * 0.1])
         clear = clear[:-1] & clear[1:]
         assert clear.sum() > 20
-        # ASE divides by all atoms, the central one included.
-        per_pair = 60 / 59 if pair is None else (30 / 29 if pair[0] == pair[1] else 1.0)
-        np.testing.assert_allclose(mine.numpy()[clear], (theirs * per_pair)[clear], rtol=1e-6)
+        # ASE normalizes by all atoms, including the central one.
+        normalization = 60 / 59 if pair is None else (30 / 29 if pair[0] == pair[1] else 1.0)
+        np.testing.assert_allclose(found.numpy()[clear], (expected * normalization)[clear], rtol=1e-6)
 
 
-def test_an_ideal_gas_is_flat_at_one():
+def test_radial_distribution_of_an_ideal_gas_is_one():
     atoms, frames = gas(n_frames=60, n_atoms=100)
     g = bound(RadialDistribution(bin_width=0.25), atoms, frames).per_frame(frames).mean(dim=0)[4:]
     assert (g - 1.0).abs().max() < 0.1
     assert g.mean().item() == pytest.approx(1.0, abs=0.01)
 
 
-def test_the_mean_over_sites_is_that_of_the_frame():
+def test_per_site_averages_to_per_frame():
     atoms, frames = gas()
     observable = bound(RadialDistribution(("C", "O"), r_max=4.0), atoms, frames)
-    owner = torch.arange(60) // 3
-    by_site = observable.per_site(frames, owner)
+    site_index = torch.arange(60) // 3
+    by_site = observable.per_site(frames, site_index)
     assert by_site.shape == (3, 20, 80)
     torch.testing.assert_close(by_site.mean(dim=1), observable.per_frame(frames))
 
 
-def test_a_site_sees_the_pairs_that_touch_it_alone():
+def test_per_site_counts_pairs_of_the_site_only():
     atoms = Atoms("Ar4", positions=[[0, 0, 0], [0, 0, 2.0], [5, 5, 0], [5, 5, 3.0]], cell=[12.0] * 3, pbc=True)
     frames = torch.tensor(atoms.positions)[None]
     observable = bound(RadialDistribution(r_max=4.0, bin_width=0.5, smearing=0.01), atoms, frames)
@@ -69,7 +74,7 @@ def test_a_site_sees_the_pairs_that_touch_it_alone():
     assert far[5:7].sum() > 0 and far[3:5].sum() == 0
 
 
-def test_pairs_within_a_molecule_can_be_left_out():
+def test_intramolecular_pairs_can_be_excluded():
     atoms = molecule("H2O")
     other = molecule("H2O")
     other.positions += [0.0, 0.0, 3.0]
@@ -87,14 +92,14 @@ def test_pairs_within_a_molecule_can_be_left_out():
     assert between.name == "intermolecular_radial_distribution_O_H"
 
 
-def curve(path, text):
+def curve_file(path, text):
     path.write_text(text)
     return path
 
 
-def test_a_measured_curve_is_interpolated_onto_the_bins(tmp_path):
+def test_target_file_is_interpolated(tmp_path):
     atoms, frames = gas()
-    path = curve(tmp_path / "g.txt", "# r g\n0.5 0.0\n1.5 1.0\n2.5 3.0\n5.0 1.0\n")
+    path = curve_file(tmp_path / "g.txt", "# r g\n0.5 0.0\n1.5 1.0\n2.5 3.0\n5.0 1.0\n")
     g = bound(RadialDistribution(r_max=4.0, bin_width=0.5, target_file=path), atoms, frames)
     assert g.centers.tolist() == pytest.approx([0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75])
     assert g.target.tolist() == pytest.approx([0.0, 0.25, 0.75, 1.5, 2.5, 2.8, 2.4, 2.0])
@@ -103,40 +108,55 @@ def test_a_measured_curve_is_interpolated_onto_the_bins(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 0\n3 1\n2 1\n", r"is not sorted by r"),
-        ("-1 0\n3 1\n", r"holds a negative r"),
-        ("1 0\n3 -1\n", r"holds a negative r or g"),
-        ("1 0\n3 nan\n", r"not finite"),
-        ("1 0\n", r"has 1 rows of 2 numbers"),
-        ("1 0 2\n2 0 3\n", r"has 2 rows of 3 numbers"),
-        ("r g\n1 0\n", r"is not a table of numbers"),
+        ("1 0\n3 1\n2 1\n", r"is not in ascending order of r: sort its rows"),
+        ("-1 0\n3 1\n", r"contains a negative r or g\(r\): remove"),
+        ("1 0\n3 -1\n", r"contains a negative r or g\(r\): remove"),
+        ("1 0\n3 nan\n", r"contains numbers that are not finite: remove"),
+        ("1 0\n", r"has 1 rows of 2 numbers: use at least two rows"),
+        ("1 0 2\n2 0 3\n", r"has 2 rows of 3 numbers: use at least two rows"),
+        ("r g\n1 0\n", r"is not a table of numbers .*: use columns r and g\(r\)"),
     ],
 )
-def test_a_file_that_is_no_such_curve_is_refused(tmp_path, text, message):
+def test_target_file_rejects_other_contents(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        RadialDistribution(target_file=curve(tmp_path / "g.txt", text))
+        RadialDistribution(target_file=curve_file(tmp_path / "g.txt", text))
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_radial_distribution_rejects_bad_input(tmp_path):
     atoms, frames = gas()
-    with pytest.raises(ValueError, match=r"r_max=6 is more than the cell allows, 4\.\d\d Å"):
+    with pytest.raises(ValueError, match=r"r_max=6 is more than the cell allows, 4\.\d\d Å.*pass a smaller r_max"):
         bound(RadialDistribution(r_max=6.0), atoms, frames)
-    short = curve(tmp_path / "g.txt", "0.5 0.0\n2.0 1.0\n")
+    short = curve_file(tmp_path / "g.txt", "0.5 0.0\n2.0 1.0\n")
     with pytest.raises(
-        ValueError, match=r"covers r from 0\.5 to 2 Å, but the observable's bins go from .* to 3\.975 Å"
+        ValueError,
+        match=r"covers r from 0\.5 to 2 Å, but the bins of the observable range from .* to 3\.975 Å: set r_max",
     ):
         bound(RadialDistribution(r_max=4.0, target_file=short), atoms, frames)
-    with pytest.raises(ValueError, match=r"names Xe, but the system consists of C, O"):
+    with pytest.raises(ValueError, match=r"pair=.* contains Xe, but the system consists of C, O: pass two of these"):
         bound(RadialDistribution(("C", "Xe")), atoms, frames)
     slab = atoms.copy()
     slab.pbc = [True, True, False]
-    with pytest.raises(ValueError, match=r"periodic in all directions.*DistanceDistribution"):
+    with pytest.raises(
+        ValueError, match=r"pbc=\[True, True, False\], but.*periodic in all directions.*use DistanceDistribution"
+    ):
         bound(RadialDistribution(), slab, frames)
-    with pytest.raises(ValueError, match=r"pair='OH' is not two elements"):
+    with pytest.raises(ValueError, match=r"pair='OH' is not a pair of elements: pass for instance"):
         RadialDistribution("OH")
-    with pytest.raises(FileNotFoundError, match=r"target_file='.*' is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"target_file='.*' is not a file: pass a text file"):
         RadialDistribution(target_file=tmp_path / "none.txt")
-    with pytest.raises(ValueError, match=r"target and target_file are both given"):
+    with pytest.raises(ValueError, match=r"target=\[1\.0\] and target_file='.*' exclude each other: remove one"):
         RadialDistribution(target=[1.0], target_file=short)
-    with pytest.raises(RuntimeError, match=r"has no system yet"):
-        RadialDistribution().per_frame(frames)
+
+
+@few
+@given(st.integers(0, 2**31), arrays(int, (8, 3), elements=st.integers(-2, 2)), st.permutations([0, 1, 2]))
+def test_radial_distribution_ignores_images_and_axes(seed, images, order):
+    random = np.random.default_rng(seed)
+    cell = np.diag([7.0, 8.0, 9.0]) + random.uniform(-0.5, 0.5, (3, 3))
+    atoms = Atoms("Cu8", positions=random.uniform(size=(8, 3)) @ cell, cell=cell, pbc=True)
+    assume(nearest_image_distances(atoms).min() > 0.1)
+    moved = Atoms("Cu8", positions=atoms.positions + images @ cell, cell=cell[list(order)], pbc=True)
+    curves = [
+        bound(RadialDistribution(r_max=3.0), each, torch.tensor(each.positions)[None]).target for each in (atoms, moved)
+    ]
+    torch.testing.assert_close(*curves, atol=1e-9, rtol=1e-9)

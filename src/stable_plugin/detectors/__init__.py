@@ -1,4 +1,4 @@
-"""Instability detectors."""
+"""Instability detectors, which classify the replicas of a simulation as stable or unstable."""
 
 from stable_plugin.detectors.base import AnyOf, Detector
 from stable_plugin.detectors.condensed import CoordinationNumber, LindemannCriterion, ObservableDeviation

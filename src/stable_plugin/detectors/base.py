@@ -1,4 +1,4 @@
-"""When is a replica broken: one number per replica and a threshold."""
+"""Instability detectors: one value per replica, compared to a threshold."""
 
 from __future__ import annotations
 
@@ -11,44 +11,62 @@ from torch import Tensor
 
 from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
+from stable_plugin.runtime.representation import ReprMixin
 
 
-class Detector(ABC):
-    """Measures one value per replica; larger is worse.
+class Detector(ReprMixin, ABC):
+    """Base class of detectors: a value per replica; larger is worse.
 
-    A subclass gives :meth:`measure`, and :meth:`bind` if it needs to know the system.
+    Subclasses implement :meth:`measure`, and :meth:`bind` if they need the system or reference frames.
 
     Args:
-        threshold: Value above which a replica is unstable.
-        discard: Value above which a frame is of no use to the estimator and the replica is stopped; never if not
-            given.
+        threshold: Value above which a replica is unstable, in :attr:`unit`.
+        discard: Value above which a frame is excluded from the estimator and the replica is stopped, in :attr:`unit`;
+            no limit if None.
+
+    Raises:
+        ValueError: If ``threshold`` is not finite, or ``discard`` is less than ``threshold``.
+
+    Example:
+        >>> import torch
+        >>> from stable_plugin import Detector
+        >>> class Radius(Detector):
+        ...     unit = "Å"
+        ...
+        ...     def measure(self, positions, velocities):
+        ...         return positions.norm(dim=-1).amax(dim=-1)
+        >>> positions = torch.tensor([[[0.0, 0.0, 1.0]], [[0.0, 3.0, 4.0]]])
+        >>> unstable, discarded = Radius(threshold=2.0, discard=4.0).classify(positions, torch.zeros_like(positions))
+        >>> unstable.tolist(), discarded.tolist()
+        ([False, True], [False, True])
     """
 
     unit = ""
+    """Unit of the value and of the threshold."""
 
     capturable = True
-    """Whether :meth:`classify` can be part of a CUDA graph: no memory, no host synchronisation, shapes that are known."""
+    """Whether :meth:`classify` can be captured in a CUDA graph: no state, no host synchronization, static shapes."""
 
     def __init__(self, threshold: float, discard: float | None = None) -> None:
         self.threshold = checks.number("threshold", threshold)
         if discard is not None:
-            checks.number("discard", discard, at_least=threshold, hint="It is wider than the threshold.")
+            checks.number("discard", discard, at_least=threshold, hint="It must not be less than the threshold.")
         self.discard = discard
 
-    def bind(self, system: System, reference: Tensor) -> None:  # noqa: B027  (most detectors need it, not all)
-        """Take what is needed from the system and from reference frames.
+    def bind(self, system: System, reference: Tensor) -> None:
+        """Set up the detector for a system.
 
         Args:
-            system: What is simulated.
-            reference: Unbroken frames, (n_frames, n_atoms, 3) in Å.
+            system: System to be simulated.
+            reference: Stable frames, (n_frames, n_atoms, 3) in Å.
 
         Raises:
-            ValueError: If the system offers nothing to look at.
+            ValueError: If the system has nothing that this detector measures.
         """
 
     @abstractmethod
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        """The value, (n_replicas,).
+        """Return the value of each replica, (n_replicas,), in :attr:`unit`.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
@@ -56,16 +74,20 @@ class Detector(ABC):
         """
 
     def classify(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
-        """Which replicas are unstable, and which are beyond the discard limit; both (n_replicas,).
+        """Return which replicas are unstable and which exceed the discard limit, both (n_replicas,).
 
-        A value that is not a number counts as both.
+        NaN counts as both.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
         """
         value = self.measure(positions, velocities)
         discarded = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
         return ~(value <= self.threshold), discarded
 
     def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
-        """The atoms behind the value of each replica, n_replicas tuples; empty where no atom stands out.
+        """Return the atoms that determine the value of each replica, n_replicas tuples; empty if it has no such atoms.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
@@ -73,33 +95,34 @@ class Detector(ABC):
         """
         return [() for _ in positions]
 
-    def reset(self, n_replicas: int) -> None:  # noqa: B027  (most detectors have no memory)
-        """Forget what was seen: a new simulation begins. For detectors that look back in time."""
+    def reset(self, n_replicas: int) -> None:
+        """Clear the state before a new simulation of ``n_replicas`` replicas."""
 
     def state_dict(self) -> Any:
-        """What a detector that looks back in time has seen, to be put back by :meth:`recall`; None for the others."""
+        """Return the state for :meth:`load_state_dict`; None for a stateless detector."""
         return None
 
-    def load_state_dict(self, state: Any) -> None:  # noqa: B027  (most detectors have no memory)
-        """Go back to what :meth:`memory` gave: the steps since are simulated again."""
+    def load_state_dict(self, state: Any) -> None:
+        """Restore what :meth:`state_dict` returned, so that the steps since then can be repeated."""
 
     def check_reference(self, frames: Tensor, name: str = "reference") -> None:
-        """Refuse frames that this detector itself calls broken.
+        """Raise an error if this detector classifies a reference frame as unstable.
 
         Args:
             frames: (n_frames, n_atoms, 3) in Å.
-            name: The argument that they came in, for the error.
+            name: Argument name of the frames, for the message.
 
         Raises:
-            ValueError: If there is one.
+            ValueError: If a frame is unstable.
         """
         value = self.measure(frames, torch.zeros_like(frames))
-        broken = ~(value <= self.threshold)
-        if broken.any():
+        unstable = ~(value <= self.threshold)
+        if unstable.any():
             worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
+            measured = f"{value[worst]:.3g} {self.unit}".rstrip()
             raise ValueError(
-                f"{int(broken.sum())} of {len(frames)} {name} frames are broken by {self}: frame {worst} measures "
-                f"{value[worst]:.3g} {self.unit}. Remove those frames, or raise the threshold.".replace(" .", ".")
+                f"{int(unstable.sum())} of {len(frames)} {name} frames are unstable according to {self!r}: frame {worst} "
+                f"measures {measured}. Remove those frames, or raise the threshold."
             )
 
     def __str__(self) -> str:
@@ -107,15 +130,29 @@ class Detector(ABC):
 
 
 class AnyOf(Detector):
-    """Unstable when any of several detectors says so.
+    r"""Combination of detectors: unstable if any of them classifies the replica as unstable.
+
+    The value combines the values :math:`v_i` of the detectors with their thresholds :math:`t_i`:
+
+    .. math:: v = \max_i \left[ 1 + \frac{v_i - t_i}{|t_i|} \right],
+
+    which exceeds the threshold of 1 if any :math:`v_i > t_i`; a threshold of zero is not divided by. It has no unit.
 
     Args:
-        detectors: The detectors.
+        detectors: Detectors to combine, at least one.
+
+    Raises:
+        ValueError: If ``detectors`` is empty.
+
+    Example:
+        >>> from stable_plugin import AnyOf, BondDeviation, RunawayTemperature
+        >>> AnyOf([BondDeviation(0.5), RunawayTemperature(2000.0)])
+        AnyOf(detectors=[BondDeviation(threshold=0.5, discard=3.0), RunawayTemperature(threshold=2000.0)])
     """
 
     def __init__(self, detectors: Sequence[Detector]) -> None:
         if not detectors:
-            raise ValueError("detectors=[] is empty: give at least one detector.")
+            raise ValueError("detectors=[] is empty: pass at least one detector.")
         super().__init__(threshold=1.0)
         self.detectors = list(detectors)
         self.capturable = all(detector.capturable for detector in self.detectors)
@@ -125,7 +162,6 @@ class AnyOf(Detector):
             detector.bind(system, reference)
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        """The largest 1 + (value - threshold) / |threshold| of all detectors, (n_replicas,)."""
         values = [
             1.0 + (detector.measure(positions, velocities) - detector.threshold) / (abs(detector.threshold) or 1.0)
             for detector in self.detectors
@@ -133,18 +169,18 @@ class AnyOf(Detector):
         return torch.stack(values).amax(dim=0)
 
     def classify(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
-        verdicts = [detector.classify(positions, velocities) for detector in self.detectors]
-        broken, discarded = zip(*verdicts, strict=True)
-        return torch.stack(broken).any(dim=0), torch.stack(discarded).any(dim=0)
+        flags = [detector.classify(positions, velocities) for detector in self.detectors]
+        unstable, discarded = zip(*flags, strict=True)
+        return torch.stack(unstable).any(dim=0), torch.stack(discarded).any(dim=0)
 
     def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
-        """Of the first detector that calls the replica unstable."""
-        found: list[tuple[int, ...]] = [() for _ in positions]
+        """Return the atoms of the first detector that classifies the replica as unstable."""
+        atoms: list[tuple[int, ...]] = [() for _ in positions]
         for detector in reversed(self.detectors):
-            broken, _ = detector.classify(positions, velocities)
+            unstable, _ = detector.classify(positions, velocities)
             own = detector.offending_atoms(positions, velocities)
-            found = [mine if flag else other for mine, other, flag in zip(own, found, broken.tolist(), strict=True)]
-        return found
+            atoms = [mine if flag else other for mine, other, flag in zip(own, atoms, unstable.tolist(), strict=True)]
+        return atoms
 
     def reset(self, n_replicas: int) -> None:
         for detector in self.detectors:

@@ -1,4 +1,4 @@
-"""Detectors for solids and liquids: where atoms have gone, how many surround them, and how that differs over time."""
+"""Detectors for solids and liquids: displacements from sites, coordination numbers, and averages over time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,37 @@ from stable_plugin.runtime import checks
 
 
 class LindemannCriterion(Detector):
-    """Mean square displacement of a replica's atoms from their sites, in Å²; for solids.
+    r"""Mean square displacement of the atoms of a replica from their reference sites, in Å²; for solids.
 
-    Sites are the mean positions of the reference. The displacement of the centre of mass is left out: in a
-    simulation with friction and noise it wanders.
+    .. math:: v = \frac{1}{N} \sum_{i=1}^{N} \left| \mathbf{u}_i - \mathbf{u}_\mathrm{com} \right|^2, \qquad
+        \mathbf{u}_i = \mathbf{r}_i - \langle \mathbf{r}_i \rangle_\mathrm{ref}
+
+    The sites are the mean positions of the reference. The displacement :math:`\mathbf{u}_\mathrm{com}` of the center of
+    mass is subtracted, because it diffuses under Langevin dynamics.
+
+    The Lindemann ratio is :math:`\delta = \sqrt{v} / a` with the nearest-neighbor distance a, and crystals melt at
+    :math:`\delta \approx 0.1`. For a ratio δ, pass ``threshold = (δ a)²``: 0.065 Å² for copper, with a = 2.55 Å. The value
+    is that of a single frame, which fluctuates around the thermal average of the criterion. There is no default, because
+    it depends on a.
+
+    Source: F. A. Lindemann, Phys. Z. 11, 609 (1910), with the ratio of J. J. Gilvarry, Phys. Rev. 102, 308 (1956).
 
     Args:
-        threshold: In Å². Crystals melt at about a hundredth of the squared distance of nearest neighbours.
-        discard: In Å².
+        threshold: In Å².
+        discard: In Å²; no limit if None.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import bulk
+        >>> from stable_plugin import LindemannCriterion, System
+        >>> copper = bulk("Cu", cubic=True) * 2
+        >>> positions = torch.tensor(copper.positions)[None]
+        >>> detector = LindemannCriterion(threshold=0.065)
+        >>> detector.bind(System.from_atoms(copper), reference=positions)
+        >>> moved = positions.clone()
+        >>> moved[0, 0, 0] += 2.0
+        >>> [round(value, 3) for value in detector.measure(moved, torch.zeros_like(moved)).tolist()]  # 4/32 (1 - 1/32)
+        [0.121]
     """
 
     unit = "Å²"
@@ -31,44 +54,60 @@ class LindemannCriterion(Detector):
         checks.number("threshold", threshold, above=0)
         super().__init__(threshold, discard)
         self._sites: Tensor | None = None
-        self._shares: Tensor | None = None
+        self._mass_fractions: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
-        # Frames may have been carried to other images: averaged as they lie around the first one.
-        self._shares = system.masses / system.masses.sum()
+        self._mass_fractions = system.masses / system.masses.sum()
+        # The frames may be wrapped differently, so average minimum-image displacements from the first one.
         atoms = torch.arange(system.n_atoms, device=reference.device)
-        both = torch.stack([atoms, atoms + system.n_atoms], dim=1)
-        together = torch.cat([reference, reference[:1].expand_as(reference)], dim=1)
-        self._sites = reference[0] + system.separations(together, both).mean(dim=0)
+        pairs = torch.stack([atoms, atoms + system.n_atoms], dim=1)
+        frame_and_first = torch.cat([reference, reference[:1].expand_as(reference)], dim=1)
+        self._sites = reference[0] + system.separations(frame_and_first, pairs).mean(dim=0)
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        return self._squares(positions).mean(dim=-1)
+        return self._squared_displacements(positions).mean(dim=-1)
 
     def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
-        """The atom that has gone furthest."""
-        return [(int(atom),) for atom in torch.nan_to_num(self._squares(positions), nan=torch.inf).argmax(dim=-1)]
+        """Return the atom that is furthest from its site."""
+        squares = torch.nan_to_num(self._squared_displacements(positions), nan=torch.inf)
+        return [(int(atom),) for atom in squares.argmax(dim=-1)]
 
-    def _squares(self, positions: Tensor) -> Tensor:
-        if self._sites is None or self._shares is None:
+    def _squared_displacements(self, positions: Tensor) -> Tensor:
+        if self._sites is None or self._mass_fractions is None:
             raise RuntimeError("LindemannCriterion has no reference yet: call bind(system, reference) first.")
-        moved = positions - self._sites.to(positions)
-        together = (self._shares.to(positions)[:, None] * moved).sum(dim=1, keepdim=True)
-        return (moved - together).square().sum(dim=-1)
+        displacements = positions - self._sites.to(positions)
+        of_center = (self._mass_fractions.to(positions)[:, None] * displacements).sum(dim=1, keepdim=True)
+        return (displacements - of_center).square().sum(dim=-1)
 
 
 class CoordinationNumber(Detector):
-    """How far the mean number of neighbours of an atom is off that of the reference.
+    r"""Deviation of the mean coordination number from that of the reference, in neighbors per atom.
 
-    Neighbours are atoms of other molecules, or all others in a system without molecules. Catches a liquid that
-    collapses or evaporates, and a solid that loses its structure.
+    .. math:: v = \left| n - \langle n \rangle_\mathrm{ref} \right|, \qquad
+        n = \frac{2}{N} \sum_{i<j} \Theta(r_\mathrm{c} - r_{ij})
+
+    The pairs are atoms of different molecules, or all pairs if the system has no separate molecules. Detects a liquid
+    that collapses or evaporates, and a solid that loses its structure. The default threshold of one neighbor per atom is
+    a rule of thumb; compare it with the spread over the reference.
 
     Args:
-        distance: Neighbours are closer than this, in Å; in a periodic system at most half the cell's smallest height.
-        threshold: In neighbours per atom.
-        discard: In neighbours per atom.
+        distance: Cutoff :math:`r_\mathrm{c}` in Å; in a periodic system at most half the smallest height of the cell.
+        threshold: In neighbors per atom.
+        discard: In neighbors per atom; no limit if None.
+
+    Example:
+        >>> import torch
+        >>> from ase import Atoms
+        >>> from stable_plugin import CoordinationNumber, System
+        >>> dimer = Atoms("Ar2", positions=[[0.0, 0.0, 0.0], [3.8, 0.0, 0.0]])
+        >>> positions = torch.tensor(dimer.positions)[None]
+        >>> detector = CoordinationNumber(distance=5.0)
+        >>> detector.bind(System.from_atoms(dimer), reference=positions)
+        >>> detector.measure(2.0 * positions, torch.zeros_like(positions)).tolist()
+        [1.0]
     """
 
-    unit = "neighbours per atom"
+    unit = "neighbors per atom"
 
     def __init__(self, distance: float, threshold: float = 1.0, discard: float | None = None) -> None:
         super().__init__(checks.number("threshold", threshold, above=0), discard)
@@ -80,49 +119,64 @@ class CoordinationNumber(Detector):
     def bind(self, system: System, reference: Tensor) -> None:
         if self.distance > system.minimum_image_cutoff:
             raise ValueError(
-                f"distance={self.distance:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its smallest "
-                "height): lower it, or use a larger cell."
+                f"distance={self.distance:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its "
+                "smallest height): pass a smaller distance, or use a larger cell."
             )
         pairs = torch.combinations(torch.arange(system.n_atoms), 2)
         molecules = system.molecules.cpu()[pairs]
-        apart = molecules[:, 0] != molecules[:, 1]
-        watched = pairs[apart] if apart.any() and not system.is_extended else pairs
-        self._system, self._pairs = system, watched.to(system.bonds.device)
-        self._expected = self._neighbors(reference).mean()
+        intermolecular = molecules[:, 0] != molecules[:, 1]
+        counted = pairs[intermolecular] if intermolecular.any() and not system.is_extended else pairs
+        self._system, self._pairs = system, counted.to(system.bonds.device)
+        self._expected = self._mean_coordination(reference).mean()
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
         if self._expected is None:
             raise RuntimeError("CoordinationNumber has no reference yet: call bind(system, reference) first.")
-        return (self._neighbors(positions) - self._expected.to(positions)).abs()
+        return (self._mean_coordination(positions) - self._expected.to(positions)).abs()
 
-    def _neighbors(self, positions: Tensor) -> Tensor:
+    def _mean_coordination(self, positions: Tensor) -> Tensor:
         assert self._system is not None and self._pairs is not None
-        at_once = max(1, MAX_DISTANCES // len(positions))
+        chunk = max(1, MAX_DISTANCES // len(positions))
         counts = [
-            (self._system.distances(positions, part) < self.distance).sum(dim=-1) for part in self._pairs.split(at_once)
+            (self._system.distances(positions, part) < self.distance).sum(dim=-1) for part in self._pairs.split(chunk)
         ]
-        near = 2.0 * torch.stack(counts).sum(dim=0).to(positions) / self._system.n_atoms
-        # Comparing with a number that is not one gives false, not NaN.
-        return torch.where(torch.isfinite(positions).flatten(1).all(dim=1), near, torch.nan)
+        coordination = 2.0 * torch.stack(counts).sum(dim=0).to(positions) / self._system.n_atoms
+        # A comparison with NaN is false, so NaN positions would count as no neighbors.
+        return torch.where(torch.isfinite(positions).flatten(1).all(dim=1), coordination, torch.nan)
 
     def __str__(self) -> str:
         return f"CoordinationNumber(distance={self.distance:g}, threshold={self.threshold:g})"
 
 
 class ObservableDeviation(Detector):
-    """Mean absolute error of an observable against its target, averaged over the last looks at each replica.
+    r"""Mean absolute error of an observable against its target, averaged over the last samples of each replica.
 
-    Has a memory: it is emptied when a simulation begins.
+    .. math:: v = \frac{1}{K} \sum_{k=1}^{K} \left| \frac{1}{M} \sum_{m=1}^{M} g_k(t_m) - g_k^\mathrm{target} \right|
 
-    Source: the criterion of Raja et al., TMLR 2025, arXiv:2402.13984, for liquid water: a radial distribution that is
-    off by 3.0 over 10 ps.
+    with the K values of the observable g and the M latest times at which the simulator called the detector. Stateful:
+    the samples are cleared when a simulation starts.
+
+    Source: the criterion of Raja et al., TMLR 2025, arXiv:2402.13984, for liquid water: a radial distribution function
+    whose error exceeds 3.0 (the default), averaged over 10 ps.
 
     Args:
         observable: For instance a :class:`~stable_plugin.RadialDistribution`.
-        threshold: In the units of the observable.
-        looks: Looks that are averaged over: the time meant, over the simulator's ``check_every_fs``.
-        least: Looks before which there is no verdict; a quarter of ``looks`` if not given.
-        discard: In the units of the observable.
+        threshold: In units of the observable.
+        n_samples: Number of samples M to average over: the averaging time over the simulator's ``check_every_fs``.
+        min_samples: Number of samples before which the value is zero; a quarter of ``n_samples`` if None.
+        discard: In units of the observable; no limit if None.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import BondLengths, ObservableDeviation, System
+        >>> nitrogen = molecule("N2")
+        >>> positions = torch.tensor(nitrogen.positions)[None]
+        >>> detector = ObservableDeviation(BondLengths(), threshold=0.1, n_samples=4, min_samples=2)
+        >>> detector.bind(System.from_atoms(nitrogen), reference=positions)
+        >>> frames = [1.2 * positions, 1.2 * positions, positions]
+        >>> [round(detector.measure(frame, torch.zeros_like(frame)).item(), 3) for frame in frames]
+        [0.0, 0.226, 0.151]
     """
 
     capturable = False
@@ -138,33 +192,33 @@ class ObservableDeviation(Detector):
         super().__init__(checks.number("threshold", threshold, above=0), discard)
         self.observable = observable
         self.n_samples = checks.count("n_samples", n_samples)
-        self.min_samples = min(
-            n_samples, checks.count("min_samples", max(1, n_samples // 4) if min_samples is None else min_samples)
-        )
-        self._recent: list[Tensor] = []
+        default = max(1, n_samples // 4)
+        self.min_samples = min(n_samples, default if min_samples is None else checks.count("min_samples", min_samples))
+        self._samples: list[Tensor] = []
 
     def bind(self, system: System, reference: Tensor) -> None:
         self.observable.bind(system, reference)
         self.reset(0)
 
     def reset(self, n_replicas: int) -> None:
-        self._recent = []
+        self._samples = []
 
     def state_dict(self) -> Any:
-        return list(self._recent)
+        return list(self._samples)
 
     def load_state_dict(self, state: Any) -> None:
-        self._recent = list(state)
+        self._samples = list(state)
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        """Looks at the replicas, and gives the error of the mean over this and earlier looks."""
-        self._recent = [*self._recent, self.observable.per_frame(positions)][-self.n_samples :]
-        error = (torch.stack(self._recent).mean(dim=0) - self.observable.known_target.to(positions)).abs().mean(dim=-1)
-        # Before there is enough to go by, only what is not a number counts.
-        return error if len(self._recent) >= self.min_samples else 0.0 * error
+        """Add a sample of each replica, and return the error of the mean over the latest ones, (n_replicas,)."""
+        self._samples = [*self._samples, self.observable.per_frame(positions)][-self.n_samples :]
+        mean = torch.stack(self._samples).mean(dim=0)
+        error = (mean - self.observable.known_target.to(positions)).abs().mean(dim=-1)
+        # Zero times the error, so that NaN is detected before there are enough samples.
+        return error if len(self._samples) >= self.min_samples else 0.0 * error
 
     def check_reference(self, frames: Tensor, name: str = "reference") -> None:
-        """Single frames are no measure of a mean over many: nothing is refused."""
+        """Accept all frames, because the threshold is for a mean over many frames."""
 
     def __str__(self) -> str:
         return f"ObservableDeviation({self.observable.name}, threshold={self.threshold:g})"

@@ -1,4 +1,4 @@
-"""Detectors that look at distances."""
+"""Detectors based on interatomic distances."""
 
 from __future__ import annotations
 
@@ -12,17 +12,31 @@ from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 
 MAX_DISTANCES = 2_000_000
-"""Distances held in memory at a time."""
+"""Most distances held in memory at a time."""
 
 
 class BondDeviation(Detector):
-    """Largest deviation of a bond from its mean length in the reference, in Å.
+    r"""Largest deviation of a bond length from its mean in the reference, in Å.
 
-    Source: the criterion of Raja et al., TMLR 2025, arXiv:2402.13984: 0.25 Å in training, 0.5 Å in evaluation.
+    .. math:: v = \max_b \left| r_b - \langle r_b \rangle_\mathrm{ref} \right|
+
+    Source: the criterion of Raja et al., TMLR 2025, arXiv:2402.13984: 0.25 Å in training (the default), 0.5 Å in
+    evaluation.
 
     Args:
         threshold: In Å.
-        discard: In Å.
+        discard: In Å, no limit if None; the default of 3 Å is well past dissociation.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import BondDeviation, System
+        >>> water = molecule("H2O")
+        >>> positions = torch.tensor(water.positions)[None]
+        >>> detector = BondDeviation()
+        >>> detector.bind(System.from_atoms(water), reference=positions)
+        >>> [round(value, 3) for value in detector.measure(1.2 * positions, torch.zeros_like(positions)).tolist()]
+        [0.194]
     """
 
     unit = "Å"
@@ -34,7 +48,7 @@ class BondDeviation(Detector):
 
     def bind(self, system: System, reference: Tensor) -> None:
         if len(system.bonds) == 0:
-            raise ValueError("BondDeviation finds no bonds in the system: give System.from_atoms(..., bonds=...).")
+            raise ValueError(f"{self!r} finds no bonds in the system: pass them, System.from_atoms(..., bonds=...).")
         self._system = system
         self._lengths = system.distances(reference.to(system.masses), system.bonds).mean(dim=0)
 
@@ -42,9 +56,9 @@ class BondDeviation(Detector):
         return self._deviations(positions).amax(dim=-1)
 
     def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
-        """The two atoms of the bond that is furthest off."""
+        """Return the two atoms of the bond that deviates most."""
         worst = torch.nan_to_num(self._deviations(positions), nan=torch.inf).argmax(dim=-1)
-        return pairs_of(self._bound_system.bonds, worst)
+        return _pair_tuples(self._bound_system.bonds, worst)
 
     @property
     def _bound_system(self) -> System:
@@ -58,8 +72,8 @@ class BondDeviation(Detector):
         return (system.distances(positions, system.bonds) - self._lengths.to(positions)).abs()
 
 
-class _Contact(Detector):
-    """How far the closest of certain pairs of atoms comes below a distance, in Å."""
+class _MinimumDistance(Detector):
+    """Base class of detectors of close contacts: minus the shortest distance of certain pairs of atoms, in Å."""
 
     unit = "Å"
 
@@ -71,24 +85,24 @@ class _Contact(Detector):
         self._pairs: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
-        self._system, self._pairs = system, self._watched(system).to(system.bonds.device)
+        self._system, self._pairs = system, self._candidate_pairs(system).to(system.bonds.device)
 
     @abstractmethod
-    def _watched(self, system: System) -> Tensor:
-        """The pairs to look at, (n_pairs, 2)."""
+    def _candidate_pairs(self, system: System) -> Tensor:
+        """Return the pairs of atoms that must not come close, (n_pairs, 2)."""
 
     def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        """Minus the shortest contact, (n_replicas,), so that larger is worse."""
+        """Return minus the shortest distance, (n_replicas,) in Å, so that larger is worse."""
         system, pairs = self._bound()
-        at_once = max(1, MAX_DISTANCES // len(positions))
-        shortest = [system.distances(positions, part).amin(dim=-1) for part in pairs.split(at_once)]
+        chunk = max(1, MAX_DISTANCES // len(positions))
+        shortest = [system.distances(positions, part).amin(dim=-1) for part in pairs.split(chunk)]
         return -torch.stack(shortest).amin(dim=0)
 
     def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
-        """The two atoms that are closest."""
+        """Return the two atoms that are closest."""
         system, pairs = self._bound()
         distances = [system.distances(frame, pairs) for frame in positions]
-        return pairs_of(pairs, torch.stack([torch.nan_to_num(each, nan=0.0).argmin() for each in distances]))
+        return _pair_tuples(pairs, torch.stack([torch.nan_to_num(each, nan=0.0).argmin() for each in distances]))
 
     def _bound(self) -> tuple[System, Tensor]:
         if self._system is None or self._pairs is None:
@@ -99,45 +113,80 @@ class _Contact(Detector):
         return f"{type(self).__name__}(distance={self.distance:g})"
 
 
-class ClosestContact(_Contact):
-    """How far the closest pair of atoms that are neither bonded nor share a neighbour comes below a distance, in Å.
+class ClosestContact(_MinimumDistance):
+    r"""Shortest distance of two atoms that are more than two bonds apart, with a minus sign, in Å.
+
+    .. math:: v = -\min_{i<j} r_{ij}, \qquad \text{threshold} = -\texttt{distance}
+
+    Pairs that are bonded (1-2) or share a neighbor (1-3) are left out. The default of 1.2 Å is that of
+    :class:`IntermolecularContact`.
 
     Args:
         distance: Contacts shorter than this, in Å, are unstable.
-        discard_distance: Contacts shorter than this, in Å, stop the replica.
+        discard_distance: Contacts shorter than this, in Å, stop the replica, no limit if None; the default of 0.3 Å is
+            far below any bond length.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import ClosestContact, System
+        >>> ethane = molecule("C2H6")
+        >>> positions = torch.tensor(ethane.positions)[None]
+        >>> detector = ClosestContact()
+        >>> detector.bind(System.from_atoms(ethane), reference=positions)
+        >>> [round(value, 2) for value in detector.measure(positions, torch.zeros_like(positions)).tolist()]
+        [-2.53]
     """
 
-    def _watched(self, system: System) -> Tensor:
+    def _candidate_pairs(self, system: System) -> Tensor:
         linked = torch.eye(system.n_atoms, dtype=torch.bool)
         for pairs in (system.bonds.cpu(), system.angles.cpu()[:, [0, 2]]):
             linked[pairs[:, 0], pairs[:, 1]] = linked[pairs[:, 1], pairs[:, 0]] = True
-        watched = (~linked).triu().nonzero()
-        if len(watched) == 0:
-            raise ValueError("ClosestContact finds no pair of atoms more than two bonds apart: use another detector.")
-        return watched
+        candidates = (~linked).triu().nonzero()
+        if len(candidates) == 0:
+            raise ValueError(f"{self!r} finds no pair of atoms more than two bonds apart: use another detector.")
+        return candidates
 
 
-class IntermolecularContact(_Contact):
-    """How far the closest pair of atoms of different molecules comes below a distance, in Å.
+class IntermolecularContact(_MinimumDistance):
+    r"""Shortest distance of two atoms of different molecules, with a minus sign, in Å.
 
-    Source: the criterion of Raja et al., TMLR 2025, arXiv:2402.13984, for liquid water: 1.2 Å.
+    .. math:: v = -\min_{i<j} r_{ij}, \qquad \text{threshold} = -\texttt{distance}
+
+    Source: the criterion of Raja et al., TMLR 2025, arXiv:2402.13984, for liquid water: 1.2 Å (the default).
 
     Args:
         distance: Contacts shorter than this, in Å, are unstable.
-        discard_distance: Contacts shorter than this, in Å, stop the replica.
+        discard_distance: Contacts shorter than this, in Å, stop the replica, no limit if None; the default of 0.3 Å is
+            far below any bond length.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import IntermolecularContact, System
+        >>> dimer = molecule("N2")
+        >>> other = molecule("N2")
+        >>> other.positions[:, 0] += 1.0
+        >>> dimer += other
+        >>> positions = torch.tensor(dimer.positions)[None]
+        >>> detector = IntermolecularContact(distance=1.2)
+        >>> detector.bind(System.from_atoms(dimer, bonds=[(0, 1), (2, 3)]), reference=positions)
+        >>> unstable, discarded = detector.classify(positions, torch.zeros_like(positions))
+        >>> unstable.tolist(), discarded.tolist()
+        ([True], [False])
     """
 
-    def _watched(self, system: System) -> Tensor:
+    def _candidate_pairs(self, system: System) -> Tensor:
         molecules = system.molecules.cpu()
-        watched = (molecules[:, None] != molecules).triu().nonzero()
-        if system.is_extended or len(watched) == 0:
+        candidates = (molecules[:, None] != molecules).triu().nonzero()
+        if system.is_extended or len(candidates) == 0:
             raise ValueError(
-                "IntermolecularContact finds no two molecules in the system: use ClosestContact for a single molecule, "
-                "and LindemannCriterion or CoordinationNumber for a solid."
+                f"{self!r} finds no two molecules in the system: use ClosestContact for a single molecule, and "
+                "LindemannCriterion or CoordinationNumber for a solid."
             )
-        return watched
+        return candidates
 
 
-def pairs_of(pairs: Tensor, chosen: Tensor) -> list[tuple[int, ...]]:
-    """The chosen pairs, (n_chosen,) indices into (n_pairs, 2), as tuples."""
+def _pair_tuples(pairs: Tensor, chosen: Tensor) -> list[tuple[int, ...]]:
+    """Return the chosen pairs, (n_chosen,) indices into (n_pairs, 2), as tuples."""
     return [tuple(pair) for pair in pairs.cpu()[chosen.cpu()].tolist()]

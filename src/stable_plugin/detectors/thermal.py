@@ -1,4 +1,4 @@
-"""Detectors that look at velocities and at the numbers themselves."""
+"""Detectors based on velocities, and on numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -12,11 +12,31 @@ from stable_plugin.runtime import checks
 
 
 class RunawayTemperature(Detector):
-    """Kinetic temperature of a replica, in K.
+    r"""Kinetic temperature of a replica, in K.
+
+    .. math:: v = \frac{1}{3 N k_\mathrm{B}} \sum_{i=1}^{N} m_i |\mathbf{v}_i|^2
+
+    The temperature of N atoms at T fluctuates with a standard deviation of :math:`T \sqrt{2 / 3N}` (canonical
+    ensemble), so choose a threshold several of these above T. There is no default, because it depends on T.
 
     Args:
-        threshold: In K. A replica of N atoms at T fluctuates by T·sqrt(2/3N): leave several times that.
-        discard: In K.
+        threshold: In K.
+        discard: In K; no limit if None.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from ase.units import kB
+        >>> from stable_plugin import RunawayTemperature, System
+        >>> water = molecule("H2O")
+        >>> system = System.from_atoms(water)
+        >>> positions = torch.tensor(water.positions)[None]
+        >>> detector = RunawayTemperature(threshold=1000.0)
+        >>> detector.bind(system, reference=positions)
+        >>> speed = (kB * 1500.0 / system.masses).sqrt()  # along each axis, at 1500 K
+        >>> velocities = speed[None, :, None].expand_as(positions)
+        >>> [round(value) for value in detector.measure(positions, velocities).tolist()]
+        [1500]
     """
 
     unit = "K"
@@ -35,16 +55,23 @@ class RunawayTemperature(Detector):
         return kinetic_temperature(velocities, self._masses.to(velocities))
 
     def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
-        """The atom with the most kinetic energy."""
+        """Return the atom with the largest kinetic energy."""
         assert self._masses is not None
         energies = self._masses.to(velocities) * velocities.square().sum(dim=-1)
         return [(int(atom),) for atom in torch.nan_to_num(energies, nan=torch.inf).argmax(dim=-1)]
 
 
 class NonFinite(Detector):
-    """One where a replica holds a number that is not finite, zero elsewhere.
+    """1 if a position or velocity of the replica is not finite, and 0 otherwise.
 
-    The simulator stops such replicas whatever the detector; this one is for using it alone.
+    The simulator stops such replicas with every detector; use this one if nothing else is to be detected.
+
+    Example:
+        >>> import torch
+        >>> from stable_plugin import NonFinite
+        >>> positions = torch.tensor([[[0.0, 0.0, 0.0]], [[0.0, torch.nan, 0.0]]])
+        >>> NonFinite().measure(positions, torch.zeros_like(positions)).tolist()
+        [0.0, 1.0]
     """
 
     def __init__(self) -> None:

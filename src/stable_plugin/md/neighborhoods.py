@@ -1,4 +1,4 @@
-"""Parts of a large system that count as samples of their own."""
+"""Neighborhoods: parts of a large system that are samples of their own in the local estimator."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 
 from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
+from stable_plugin.runtime.representation import ReprMixin
 
 
 @dataclass(frozen=True)
 class Members:
-    """Which atoms of which frame make up each sample; an atom may be in several.
+    """Atoms of each sample as a sparse list of entries; an atom may be in several samples.
 
     Attributes:
-        sample: WindowData of each entry, (n_entries,).
-        atom: Its atom, counted through the frames as frame * n_atoms + atom, (n_entries,).
+        sample: Sample of each entry, (n_entries,).
+        atom: Atom of each entry, numbered over all frames as frame * n_atoms + atom, (n_entries,).
         n_samples: Number of samples.
-        shape: Number of frames and of atoms in each.
+        shape: Number of frames, and of atoms in each.
     """
 
     sample: Tensor
@@ -32,24 +33,29 @@ class Members:
         return self.n_samples
 
     def energies(self, atomic: Tensor) -> Tensor:
-        """Sums over the atoms of each sample, (n_samples,), of atomic energies (n_frames, n_atoms)."""
+        """Return the energy of each sample, (n_samples,), as the sum of its atomic energies (n_frames, n_atoms)."""
         return atomic.new_zeros(self.n_samples).index_add(0, self.sample, atomic.flatten()[self.atom])
 
     def scatter(self, weights: Tensor) -> Tensor:
-        """Weights of atomic energies, (n_frames, n_atoms), that weigh the samples' energies by ``weights`` (n_samples,)."""
+        """Return weights of the atomic energies, (n_frames, n_atoms), from those of the samples, (n_samples,).
+
+        This is the transpose of :meth:`energies`.
+        """
         flat = weights.new_zeros(self.shape[0] * self.shape[1])
         return flat.index_add(0, self.atom, weights[self.sample]).reshape(self.shape)
 
     def select(self, chosen: Tensor) -> Members:
-        """Some of the samples, ``chosen`` (n_chosen,) without repetition, in that order."""
-        place = torch.full((self.n_samples,), -1, dtype=torch.long, device=self.sample.device)
-        place[chosen] = torch.arange(len(chosen), device=self.sample.device)
-        kept = place[self.sample] >= 0
-        return Members(place[self.sample][kept], self.atom[kept], len(chosen), self.shape)
+        """Return some of the samples, ``chosen`` (n_chosen,) without repetition, in that order."""
+        new_index = torch.full((self.n_samples,), -1, dtype=torch.long, device=self.sample.device)
+        new_index[chosen] = torch.arange(len(chosen), device=self.sample.device)
+        kept = new_index[self.sample] >= 0
+        return Members(new_index[self.sample][kept], self.atom[kept], len(chosen), self.shape)
 
 
-class Neighborhoods(ABC):
-    """Divides a frame into sites, each with the atoms whose energy its observable is paired with.
+class Neighborhoods(ReprMixin, ABC):
+    """Base class of divisions of a frame into sites, each with the atoms whose energies belong to its observable.
+
+    Subclasses implement :attr:`site_index` and ``_memberships``.
 
     Source: the localized Boltzmann estimator of Raja et al., TMLR 2025, arXiv:2402.13984, section 4.3.
     """
@@ -59,60 +65,75 @@ class Neighborhoods(ABC):
 
     @property
     def system(self) -> System:
-        """What :meth:`bind` was called with."""
+        """System passed to :meth:`bind`.
+
+        Raises:
+            RuntimeError: If there is none yet.
+        """
         if self._system is None:
             raise RuntimeError(f"{type(self).__name__} has no system yet: call bind(system) first.")
         return self._system
 
     def bind(self, system: System) -> None:
-        """Take the system.
+        """Set up the neighborhoods for a system.
 
         Raises:
-            ValueError: If it has no such neighbourhoods.
+            ValueError: If the system has no such neighborhoods.
         """
         self._system = system
 
     @property
     @abstractmethod
     def site_index(self) -> Tensor:
-        """Site that each atom belongs to, (n_atoms,), from zero without gaps."""
+        """Site of each atom, (n_atoms,), from zero without gaps."""
 
     @abstractmethod
-    def _belongs(self, frame: Tensor) -> Tensor:
-        """Atoms of each site's neighbourhood, (n_sites, n_atoms), for one frame (n_atoms, 3)."""
+    def _memberships(self, frame: Tensor) -> Tensor:
+        """Return whether an atom is in the neighborhood of a site, (n_sites, n_atoms), for one frame (n_atoms, 3)."""
 
     def members(self, positions: Tensor) -> Members:
-        """The neighbourhoods of all sites of all frames, sample = frame * n_sites + site.
+        """Return the neighborhoods of all sites of all frames; sample = frame * n_sites + site.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
         """
         n_frames, n_atoms, _ = positions.shape
         n_sites = int(self.site_index.max()) + 1
-        none = torch.empty(0, dtype=torch.long, device=positions.device)
-        samples, atoms = [none], [none]
+        empty = torch.empty(0, dtype=torch.long, device=positions.device)
+        samples, atoms = [empty], [empty]
         for index, frame in enumerate(positions):
-            site, atom = self._belongs(frame).nonzero(as_tuple=True)
+            site, atom = self._memberships(frame).nonzero(as_tuple=True)
             samples.append(site + index * n_sites)
             atoms.append(atom + index * n_atoms)
         return Members(torch.cat(samples), torch.cat(atoms), n_frames * n_sites, (n_frames, n_atoms))
 
-    def __str__(self) -> str:
-        return f"{type(self).__name__}()"
-
 
 class Molecules(Neighborhoods):
-    """Every molecule by itself."""
+    """Each molecule is a site, and its neighborhood is the molecule itself.
+
+    Example:
+        >>> from ase.build import molecule
+        >>> from stable_plugin import Molecules, System
+        >>> dimer = molecule("N2")
+        >>> other = molecule("N2")
+        >>> other.positions[:, 0] += 4.0
+        >>> dimer += other
+        >>> molecules = Molecules()
+        >>> molecules.bind(System.from_atoms(dimer))
+        >>> molecules.site_index.tolist()
+        [0, 0, 1, 1]
+    """
 
     def bind(self, system: System) -> None:
         if system.is_extended:
             raise ValueError(
-                f"{self} finds no molecules: the bonds of the system go on across the whole box, as in a metal or an "
-                "ionic crystal. Use AtomsWithin(radius_A=...), or give the bonds of the molecules."
+                f"{self!r} finds no molecules: the bonds of the system extend across the whole cell, as in a metal or an "
+                "ionic crystal. Use AtomsWithin(radius_A=...), or pass the bonds of the molecules, "
+                "System.from_atoms(..., bonds=...)."
             )
         if int(system.molecules.max()) == 0:
             raise ValueError(
-                f"{self} finds a single molecule, which the global estimator serves better: leave local out."
+                f"{self!r} finds a single molecule, for which the local estimator is the global one: remove local."
             )
         super().bind(system)
         self._site_index = system.molecules
@@ -121,16 +142,19 @@ class Molecules(Neighborhoods):
     def site_index(self) -> Tensor:
         return self._site_index
 
-    def _belongs(self, frame: Tensor) -> Tensor:
+    def _memberships(self, frame: Tensor) -> Tensor:
         sites = torch.arange(int(self.site_index.max()) + 1, device=self.site_index.device)
         return (sites[:, None] == self.site_index).to(frame.device)
 
 
 class NearestMolecules(Molecules):
-    """Every molecule with those nearest to it, by their geometric centres.
+    """Each molecule is a site, and its neighborhood are the molecules with the nearest geometric centers.
 
     Args:
-        n: Molecules in a neighbourhood, the central one included.
+        n: Number of molecules in a neighborhood, including the one at its center.
+
+    Raises:
+        ValueError: If ``n`` is not a positive integer.
     """
 
     def __init__(self, n: int = 5) -> None:
@@ -141,34 +165,35 @@ class NearestMolecules(Molecules):
         super().bind(system)
         n_molecules = int(system.molecules.max()) + 1
         if self.n > n_molecules:
-            raise ValueError(f"n={self.n} is more than the {n_molecules} molecules of the system: lower it.")
+            raise ValueError(
+                f"n={self.n} is more than the {n_molecules} molecules of the system: pass at most that number."
+            )
         self._anchor = torch.stack([(self.site_index == site).nonzero()[0, 0] for site in range(n_molecules)])
 
-    def _belongs(self, frame: Tensor) -> Tensor:
+    def _memberships(self, frame: Tensor) -> Tensor:
         site_index, anchor = self.site_index.to(frame.device), self._anchor.to(frame.device)
-        # From the molecule's first atom, so that one on the boundary is whole.
-        arms = self.system.separations(
-            frame, torch.stack([torch.arange(len(site_index)).to(site_index), anchor[site_index]], dim=1)
-        )
+        # Relative to the first atom of the molecule, so that the center of a molecule across the boundary is right.
+        pairs = torch.stack([torch.arange(len(site_index)).to(site_index), anchor[site_index]], dim=1)
+        arms = self.system.separations(frame, pairs)
         count = torch.bincount(site_index)
         offset = torch.zeros(len(count), 3).to(frame).index_add(0, site_index, arms) / count[:, None]
-        centres = frame[anchor] + offset
+        centers = frame[anchor] + offset
         pairs = torch.cartesian_prod(torch.arange(len(count)), torch.arange(len(count)))
-        distances = self.system.distances(centres, pairs).reshape(len(count), len(count))
+        distances = self.system.distances(centers, pairs).reshape(len(count), len(count))
         near = torch.zeros_like(distances, dtype=torch.bool).scatter_(
             1, distances.topk(self.n, largest=False).indices, True
         )
         return near[:, site_index]
 
-    def __str__(self) -> str:
-        return f"NearestMolecules(n={self.n})"
-
 
 class AtomsWithin(Neighborhoods):
-    """Every atom with those within a radius.
+    """Each atom is a site, and its neighborhood are the atoms within a radius.
 
     Args:
-        radius_A: In Å; in a periodic system at most half the smallest height of the cell.
+        radius_A: Radius in Å; in a periodic system at most half the smallest height of the cell.
+
+    Raises:
+        ValueError: If ``radius_A`` is not positive.
     """
 
     def __init__(self, radius_A: float) -> None:
@@ -178,8 +203,8 @@ class AtomsWithin(Neighborhoods):
     def bind(self, system: System) -> None:
         if self.radius_A > system.minimum_image_cutoff:
             raise ValueError(
-                f"radius_A={self.radius_A:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its smallest "
-                "height): lower it, or use a larger cell."
+                f"radius_A={self.radius_A:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its "
+                "smallest height): pass a smaller radius_A, or use a larger cell."
             )
         super().bind(system)
         self._site_index = torch.arange(system.n_atoms, device=system.bonds.device)
@@ -188,40 +213,34 @@ class AtomsWithin(Neighborhoods):
     def site_index(self) -> Tensor:
         return self._site_index
 
-    def _belongs(self, frame: Tensor) -> Tensor:
+    def _memberships(self, frame: Tensor) -> Tensor:
         n_atoms = len(frame)
         pairs = torch.cartesian_prod(torch.arange(n_atoms), torch.arange(n_atoms))
         return self.system.distances(frame, pairs).reshape(n_atoms, n_atoms) <= self.radius_A
-
-    def __str__(self) -> str:
-        return f"AtomsWithin(radius_A={self.radius_A:g})"
 
 
 def even_sample(
     deviation: Tensor, n_bins: int, per_bin: int, generator: torch.Generator, largest: Tensor | None = None
 ) -> Tensor:
-    """Samples drawn evenly over bins of their deviation, so that the rare broken ones are not swamped.
+    """Return indices of samples drawn evenly from the bins of their deviation, ascending, (n_drawn,).
 
-    The mean over such a sample is not that of the ensemble: broken neighbourhoods count for more than their share, which
-    is what makes them felt, and vanishes as they do.
+    Stratified sampling: broken neighborhoods are rare, so a uniform sample would miss most of them. The mean over such a
+    sample is not that of the ensemble, because broken neighborhoods are overrepresented; the bias vanishes with them.
 
     Source: Raja et al., TMLR 2025, arXiv:2402.13984: 100 bins, 5 samples per bin and replica.
 
     Args:
-        deviation: Of each sample, (n_samples,), not negative.
-        n_bins: Bins from zero to the largest deviation.
-        per_bin: Samples drawn from each bin, at most.
-        generator: Source of the random numbers, on the CPU.
-        largest: Where the last bin ends; at the largest deviation if not given.
-
-    Returns:
-        Indices of the samples, ascending, (n_drawn,).
+        deviation: Deviation of each sample from the target, (n_samples,), not negative.
+        n_bins: Number of bins from zero to ``largest``.
+        per_bin: Most samples to draw from a bin.
+        generator: Random number generator, on the CPU.
+        largest: Upper end of the last bin; the largest deviation if None.
     """
     largest = deviation.max() if largest is None else largest
     width = largest.clamp_min(torch.finfo(deviation.dtype).tiny) / n_bins
     bins = (deviation / width).long().clamp_max(n_bins - 1)
     order = torch.randperm(len(deviation), generator=generator).to(deviation.device)
-    # Ranks within each bin, in random order.
+    # The rank of each sample within its bin is random, because the stable sort keeps the shuffled order.
     shuffled = bins[order]
     by_bin = shuffled.argsort(stable=True)
     counts = torch.bincount(shuffled, minlength=n_bins)

@@ -1,4 +1,4 @@
-"""What a potential should reproduce: per-frame values, their mean, and the target for it."""
+"""Base class of observables: values of each frame, their mean, and the target for it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,38 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from stable_plugin.md.system import System
+from stable_plugin.runtime.representation import ReprMixin
 
 
-class Observable(Metric):
-    """A vector-valued observable as a :class:`torchmetrics.Metric`: ``update`` with frames, ``compute`` the mean.
+class Observable(ReprMixin, Metric):
+    r"""Base class of ensemble averages of a vector-valued function of the positions.
 
-    A subclass gives :meth:`per_frame`, and :meth:`bind` if it needs to know the system.
+    .. math:: \langle g \rangle = \frac{1}{F} \sum_{f=1}^{F} g(\mathbf{r}_f)
+
+    Subclasses implement :meth:`per_frame`, and extend :meth:`bind` if they need more than the system.
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å.
+
+    Output of ``compute``: mean over the frames, (n_values,); torchmetrics returns a single value without its axis, ().
 
     Args:
-        target: Mean that the potential should reproduce, (n_values,); taken from the reference frames if not given.
+        target: Mean that the potential should reproduce, (n_values,); that of the reference frames if None.
         kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import Observable, System
+        >>> class Height(Observable):
+        ...     def per_frame(self, positions):
+        ...         return positions[..., 2].mean(dim=-1, keepdim=True)
+        >>> water = molecule("H2O")
+        >>> positions = torch.zeros(2, 3, 3)
+        >>> height = Height(target=[0.0])
+        >>> height.bind(System.from_atoms(water), reference=positions)
+        >>> height.update(positions + torch.tensor([1.0, 2.0])[:, None, None])
+        >>> height.compute().item(), height.mean_absolute_error()
+        (1.5, 1.5)
     """
 
     full_state_update = False
@@ -33,11 +55,12 @@ class Observable(Metric):
 
     def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._system: System | None = None
         self._given_target = None if target is None else torch.as_tensor(target, dtype=torch.float64)
         self.target: Tensor | None = None
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        # Of the blocks' means, each weighed by its frames; and how many blocks.
+        # Squares of the block means, weighted by the frames of each block, and the number of blocks.
         self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("blocks", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -46,40 +69,52 @@ class Observable(Metric):
         """Name in logs and reports."""
         return snake_case(type(self).__name__)
 
+    @property
+    def system(self) -> System:
+        """System passed to :meth:`bind`.
+
+        Raises:
+            RuntimeError: If there is none yet.
+        """
+        if self._system is None:
+            raise RuntimeError(f"{type(self).__name__} has no system yet: call bind(system, reference) first.")
+        return self._system
+
     def bind(self, system: System, reference: Tensor) -> None:
-        """Take what is needed from the system, and the target from reference frames.
+        """Set up the observable for a system, and compute the target from reference frames if none was passed.
 
         Args:
-            system: What is simulated.
+            system: System to be simulated.
             reference: (n_frames, n_atoms, 3) in Å.
 
         Raises:
-            ValueError: If a target was given and has another length.
+            ValueError: If the target passed to the constructor has a different shape from the observable.
         """
+        self._system = system
         from_reference = self.per_frame(reference).double().mean(dim=0)
         if self._given_target is not None and self._given_target.shape != from_reference.shape:
             raise ValueError(
                 f"target of {type(self).__name__} has shape {tuple(self._given_target.shape)}, but the observable has "
-                f"{tuple(from_reference.shape)}: give one number per value."
+                f"{tuple(from_reference.shape)}: pass one number per value."
             )
         self.target = from_reference if self._given_target is None else self._given_target.to(from_reference.device)
 
     @abstractmethod
     def per_frame(self, positions: Tensor) -> Tensor:
-        """The observable of each frame.
+        """Return the observable of each frame, (n_frames, n_values).
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
-
-        Returns:
-            (n_frames, n_values).
         """
 
     def update(self, positions: Tensor) -> None:
-        """Add a block of frames, (n_frames, n_atoms, 3) in Å.
+        """Add a block of frames.
 
-        Frames of one block may depend on each other, blocks should not, for :meth:`standard_error` to be right: give a
-        stretch of one replica at a time, longer than its memory.
+        Frames of one block may be correlated. For :meth:`standard_error`, blocks must be independent: pass a segment of
+        one replica at a time, longer than the correlation time.
+
+        Args:
+            positions: (n_frames, n_atoms, 3) in Å.
         """
         if len(positions) == 0:
             return
@@ -90,13 +125,13 @@ class Observable(Metric):
         self.blocks = self.blocks + 1
 
     def compute(self) -> Tensor:
-        """Mean over all frames seen, (n_values,); torchmetrics gives a single value without its axis, ()."""
+        """Return the mean over all frames, (n_values,)."""
         return self.total / self.count
 
     def standard_error(self) -> Tensor:
-        """Standard error of :meth:`compute` from the spread of the blocks' means; NaN with fewer than two blocks.
+        """Return the standard error of :meth:`compute` from the spread of the block means; NaN for less than two blocks.
 
-        Source: block averaging, Flyvbjerg and Petersen, J. Chem. Phys. 91, 461 (1989), with blocks of given length.
+        Source: block averaging, Flyvbjerg and Petersen, J. Chem. Phys. 91, 461 (1989), with a fixed block length.
         """
         spread = (self.squares / self.count - (self.total / self.count).square()).clamp_min(0.0)
         return (spread / (self.blocks - 1)).sqrt() if self.blocks > 1 else torch.full_like(spread, torch.nan)
@@ -106,65 +141,61 @@ class Observable(Metric):
         """The target, (n_values,).
 
         Raises:
-            RuntimeError: If none is bound yet.
+            RuntimeError: If :meth:`bind` was not called.
         """
         if self.target is None:
             raise RuntimeError(f"{type(self).__name__} has no target yet: call bind(system, reference) first.")
         return self.target
 
     def mean_absolute_error(self) -> float:
-        """Mean over the values of the absolute difference between mean and target."""
+        """Return the absolute difference of mean and target, averaged over the values."""
         return (self.compute() - self.known_target.to(self.total.device)).abs().mean().item()
 
     def axis(self) -> dict[str, Any]:
-        """How to draw the values: ``kind`` (bars or curve), ``x``, ``xlabel`` and ``ylabel``."""
+        """Return how to plot the values: ``kind`` ("bars" or "curve"), ``x``, ``xlabel`` and ``ylabel``."""
         n_values = 0 if self.target is None else len(self.target)
         return {"kind": "bars", "x": list(range(n_values)), "xlabel": "value", "ylabel": self.name}
 
 
 def snake_case(name: str) -> str:
-    """``BondLengths`` as ``bond_lengths``."""
+    """Return a class name in snake case: ``BondLengths`` as ``bond_lengths``."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-def smeared_histogram(values: Tensor, centres: Tensor, width: float) -> Tensor:
-    """Gaussian-smeared counts per frame.
+def smeared_histogram(values: Tensor, centers: Tensor, width: float) -> Tensor:
+    """Return the Gaussian-smeared histogram of each frame, (n_frames, n_bins).
+
+    Each sample is a Gaussian of unit area, integrated over each bin.
 
     Args:
         values: (n_frames, n_samples).
-        centres: Evenly spaced bin centres, (n_bins,).
-        width: Standard deviation of the Gaussian, in the units of ``values``.
-
-    Returns:
-        (n_frames, n_bins); each sample adds to each bin the share of its Gaussian that lies in it, one in all.
+        centers: Evenly spaced bin centers, (n_bins,).
+        width: Standard deviation of the Gaussian, in units of ``values``.
     """
     rows = torch.arange(len(values), device=values.device)[:, None].expand_as(values)
-    return smeared_counts(values.flatten(), rows.flatten(), len(values), centres, width)
+    return smeared_counts(values.flatten(), rows.flatten(), len(values), centers, width)
 
 
-def smeared_counts(values: Tensor, rows: Tensor, n_rows: int, centres: Tensor, width: float) -> Tensor:
-    """Gaussian-smeared counts of rows of any number of samples.
+def smeared_counts(values: Tensor, rows: Tensor, n_rows: int, centers: Tensor, width: float) -> Tensor:
+    """Return Gaussian-smeared histograms of rows with different numbers of samples, (n_rows, n_bins).
 
     Args:
         values: (n_samples,).
-        rows: Row that each sample counts in, (n_samples,).
+        rows: Row of each sample, (n_samples,).
         n_rows: Number of rows.
-        centres: Evenly spaced bin centres, (n_bins,).
-        width: Standard deviation of the Gaussian, in the units of ``values``.
-
-    Returns:
-        (n_rows, n_bins), as of :func:`smeared_histogram`.
+        centers: Evenly spaced bin centers, (n_bins,).
+        width: Standard deviation of the Gaussian, in units of ``values``.
     """
-    spacing = centres[1] - centres[0]
-    n_bins = len(centres)
-    # Five standard deviations hold all but 6e-7 of the Gaussian, and few bins of the many.
-    reach = int(torch.ceil(torch.as_tensor(5.0 * width) / spacing)) + 1
-    nearest = ((values - centres[0]) / spacing).round()
-    bins = nearest[:, None] + torch.arange(-reach, reach + 1, device=values.device)
+    spacing = centers[1] - centers[0]
+    n_bins = len(centers)
+    # Five standard deviations hold all but 6e-7 of the Gaussian, so the other bins can be skipped.
+    half_range = int(torch.ceil(torch.as_tensor(5.0 * width) / spacing)) + 1
+    nearest = ((values - centers[0]) / spacing).round()
+    bins = nearest[:, None] + torch.arange(-half_range, half_range + 1, device=values.device)
     edges = torch.cat([bins - 0.5, bins[:, -1:] + 0.5], dim=1)
-    distance = centres[0] + edges * spacing - values[:, None]
+    distance = centers[0] + edges * spacing - values[:, None]
     weight = 0.5 * torch.erf(distance / (width * 2.0**0.5)).diff(dim=1)
     inside = (bins >= 0) & (bins < n_bins)
-    place = rows[:, None] * n_bins + bins.clamp(0, n_bins - 1).long()
+    flat_bin = rows[:, None] * n_bins + bins.clamp(0, n_bins - 1).long()
     counts = values.new_zeros(n_rows * n_bins)
-    return counts.index_add(0, place[inside], weight[inside]).reshape(n_rows, n_bins)
+    return counts.index_add(0, flat_bin[inside], weight[inside]).reshape(n_rows, n_bins)

@@ -1,4 +1,4 @@
-"""How close molecules come to each other, for the local estimator."""
+"""Shortest distances between molecules, for the local estimator."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from stable_plugin.md.system import System
 from stable_plugin.observables.local import LocalObservable
 
 
-class _Closest(LocalObservable):
-    """One value per pair of elements: of the shortest distance between a site's atoms and all others."""
+class _ShortestDistances(LocalObservable):
+    """Base class of one value per pair of elements, from the shortest distance of a site's atoms to all others."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._system: System | None = None
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.kinds: list[str] = []
 
     def bind(self, system: System, reference: Tensor) -> None:
@@ -30,38 +29,40 @@ class _Closest(LocalObservable):
         smaller, larger = torch.minimum(element[:, None], element), torch.maximum(element[:, None], element)
         kind = torch.stack([(smaller == one) & (larger == other) for one, other in pairs])
         molecules = system.molecules.cpu()
-        # A lone atom of its kind, one H3O+ among waters say, meets no other.
-        met = (kind & (molecules[:, None] != molecules)).flatten(1).any(dim=1)
-        self._system, self._kind = system, kind[met]
+        # An element that occurs in a single molecule, such as one ion in water, has no partner of its own kind.
+        present = (kind & (molecules[:, None] != molecules)).flatten(1).any(dim=1)
+        self._system, self._kind = system, kind[present]
         self.kinds = [
-            f"{elements[one]}-{elements[other]}" for (one, other), flag in zip(pairs, met.tolist(), strict=True) if flag
+            f"{elements[one]}-{elements[other]}"
+            for (one, other), flag in zip(pairs, present.tolist(), strict=True)
+            if flag
         ]
         self._prepare(reference)
         super().bind(system, reference)
 
     def _prepare(self, reference: Tensor) -> None:
-        """Take more from the reference than the target."""
+        """Compute what the observable needs from the reference in addition to the target."""
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        return self.per_site(positions, self._known_system().molecules).nanmean(dim=1)
+        return self.per_site(positions, self.system.molecules).nanmean(dim=1)
 
     def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
-        return self._of_distances(self._shortest(positions, site_index.to(positions.device)))
+        return self._values(self._shortest(positions, site_index.to(positions.device)))
 
     @abstractmethod
-    def _of_distances(self, shortest: Tensor) -> Tensor:
-        """Values from shortest distances, both (n_frames, n_sites, n_kinds)."""
+    def _values(self, shortest: Tensor) -> Tensor:
+        """Return the values from the shortest distances, both (n_frames, n_sites, n_kinds)."""
 
     def _shortest(self, positions: Tensor, site_index: Tensor) -> Tensor:
-        """Shortest distances, (n_frames, n_sites, n_kinds), NaN where a site has no such atom.
+        """Return the shortest distances, (n_frames, n_sites, n_kinds); NaN for a pair that a site does not have.
 
-        At most what the cell lets one see for sure: half its smallest height.
+        They are clipped to half the smallest height of the cell, up to which minimum-image distances are exact.
         """
-        system, n_atoms = self._known_system(), positions.shape[1]
+        system, n_atoms = self.system, positions.shape[1]
         atoms = torch.arange(n_atoms)
         pairs = torch.cartesian_prod(atoms, atoms)
-        apart = site_index[:, None] != site_index
-        counted = self._kind.to(positions.device) & apart
+        between = site_index[:, None] != site_index
+        counted = self._kind.to(positions.device) & between
         rows = []
         for frame in positions:
             distances = system.distances(frame, pairs).reshape(n_atoms, n_atoms)
@@ -71,53 +72,78 @@ class _Closest(LocalObservable):
         shortest = torch.stack(rows)
         return torch.where(shortest.isinf(), torch.nan, shortest.clamp_max(system.minimum_image_cutoff))
 
-    def _known_system(self) -> System:
-        if self._system is None:
-            raise RuntimeError(f"{type(self).__name__} has no system yet: call bind(system, reference) first.")
-        return self._system
 
+class LocalContacts(_ShortestDistances):
+    r"""Shortest distance from a molecule to the others, for each pair of elements, in Å.
 
-class LocalContacts(_Closest):
-    """Shortest distance from a molecule to the others, for each pair of elements, in Å.
+    .. math:: g_{s,k} = \min_{i \in s,\ j \notin s,\ (i, j) \text{ of kind } k} r_{ij}
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å.
+
+    Output of ``compute``: (n_kinds,) in Å; the pairs of elements are the attribute ``kinds``, in alphabetical order.
 
     Args:
-        target: Mean shortest distances, (n_kinds,) in Å, kinds in alphabetical order.
+        target: Mean shortest distances, (n_kinds,) in Å; those of the reference frames if None.
 
     Example:
         >>> import torch
         >>> from ase.build import molecule
         >>> from stable_plugin import LocalContacts, System
-        >>> pair = molecule("N2")
+        >>> dimer = molecule("N2")
         >>> other = molecule("N2")
         >>> other.positions[:, 0] += 3.0
-        >>> pair += other
-        >>> positions = torch.tensor(pair.positions)[None]
+        >>> dimer += other
+        >>> positions = torch.tensor(dimer.positions)[None]
         >>> contacts = LocalContacts()
-        >>> contacts.bind(System.from_atoms(pair), reference=positions)
+        >>> contacts.bind(System.from_atoms(dimer), reference=positions)
         >>> contacts.kinds, contacts.target.tolist()
         (['N-N'], [3.0])
     """
 
-    def _of_distances(self, shortest: Tensor) -> Tensor:
+    def _values(self, shortest: Tensor) -> Tensor:
         return shortest
 
     def axis(self) -> dict[str, Any]:
         return {"kind": "bars", "x": self.kinds, "xlabel": "atoms", "ylabel": "closest approach / Å"}
 
 
-class LocalContactAmplitudes(_Closest):
-    """Mean square deviation of a molecule's shortest distances from their mean in the reference, in Å².
+class LocalContactAmplitudes(_ShortestDistances):
+    r"""Mean square deviation of a molecule's shortest distances from their mean in the reference, in Å².
 
-    Molecules that run into each other are rare; they hardly move the mean, and multiply this.
+    .. math:: g_{s,k} = \left( d_{s,k} - \langle d_k \rangle_\mathrm{ref} \right)^2
+
+    with the shortest distances d of :class:`LocalContacts`. Rare collisions of molecules hardly change the mean of d, but
+    they dominate its mean square deviation.
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å.
+
+    Output of ``compute``: (n_kinds,) in Å²; the pairs of elements are the attribute ``kinds``, in alphabetical order.
 
     Args:
-        target: Mean square deviations, (n_kinds,) in Å², kinds in alphabetical order.
+        target: Mean square deviations, (n_kinds,) in Å²; those of the reference frames if None.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import LocalContactAmplitudes, System
+        >>> dimer = molecule("N2")
+        >>> other = molecule("N2")
+        >>> other.positions[:, 0] += 3.0
+        >>> dimer += other
+        >>> positions = torch.tensor(dimer.positions)[None]
+        >>> amplitudes = LocalContactAmplitudes()
+        >>> amplitudes.bind(System.from_atoms(dimer), reference=positions)
+        >>> closer = positions.clone()
+        >>> closer[0, 2:, 0] -= 0.5
+        >>> amplitudes.update(closer)
+        >>> amplitudes.compute().item()
+        0.25
     """
 
     def _prepare(self, reference: Tensor) -> None:
-        self._means = self._shortest(reference, self._known_system().molecules.to(reference.device)).nanmean(dim=(0, 1))
+        self._means = self._shortest(reference, self.system.molecules.to(reference.device)).nanmean(dim=(0, 1))
 
-    def _of_distances(self, shortest: Tensor) -> Tensor:
+    def _values(self, shortest: Tensor) -> Tensor:
         return (shortest - self._means.to(shortest)).square()
 
     def axis(self) -> dict[str, Any]:

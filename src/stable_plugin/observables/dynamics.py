@@ -1,4 +1,4 @@
-"""Velocity autocorrelation, its spectrum, mean square displacement and diffusion."""
+"""Velocity autocorrelation, power spectrum, mean square displacement and diffusion coefficient."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from stable_plugin.observables.series import TimeCorrelation
 from stable_plugin.runtime import checks
 
 LIGHT_CM_PER_FS = 2.99792458e-5
+"""Speed of light in cm/fs."""
 
 A2_PER_PS = 10.0
-"""One Å²/ps in units of 1e-9 m²/s."""
+"""One Å²/ps in 1e-9 m²/s."""
 
 
 class VelocityAutocorrelation(TimeCorrelation):
-    """Mass-weighted velocity autocorrelation, one at lag zero.
+    r"""Normalized mass-weighted velocity autocorrelation function.
+
+    .. math:: C(\tau) = \frac{\sum_i m_i \langle \mathbf{v}_i(t) \cdot \mathbf{v}_i(t + \tau) \rangle_t}
+        {\sum_i m_i \langle |\mathbf{v}_i(t)|^2 \rangle_t}
+
+    Input of ``update``: ``positions`` and ``velocities``, (n_frames, n_replicas, n_atoms, 3) in Å and Å per ASE time.
+
+    Output of ``compute``: (n_lags,), one at lag zero; the lags are the attribute ``lags_ps``, in ps.
 
     Args:
-        interval_fs: Time between two frames; a tenth of the fastest vibration's period shows it.
-        max_lag_ps: Longest lag.
-        symbols: Elements that are looked at; all if not given.
-        remove_drift: Whether to subtract the velocity of the centre of mass.
+        interval_fs: Time between two frames in fs, at most about a tenth of the period of the fastest vibration.
+        max_lag_ps: Longest lag τ in ps, a multiple of ``interval_fs``.
+        symbols: Elements to include; all if None.
+        remove_drift: Whether to subtract the velocity of the center of mass.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -44,7 +53,7 @@ class VelocityAutocorrelation(TimeCorrelation):
     def _signal(self, positions: Tensor, velocities: Tensor | None) -> Tensor:
         if velocities is None:
             raise ValueError(
-                f"velocities=None, but {type(self).__name__} is of velocities: give them, or write trajectories with "
+                f"velocities=None, but {type(self).__name__} needs velocities: pass them, or write trajectories with "
                 "momenta."
             )
         return velocities
@@ -67,25 +76,47 @@ class VelocityAutocorrelation(TimeCorrelation):
 
 
 class PowerSpectrum(VelocityAutocorrelation):
-    """Vibrational density of states: the Fourier transform of the velocity autocorrelation, of unit area.
+    r"""Vibrational density of states: Fourier transform of the velocity autocorrelation, normalized to unit area.
 
-    A Hann window takes the correlation to zero at the longest lag; peaks are about 1/``max_lag_ps`` wide.
+    .. math:: S(\tilde\nu) \propto \int_0^{\tau_\mathrm{max}} w(\tau) C(\tau) \cos(2 \pi c \tilde\nu \tau) \, d\tau
+
+    The Hann window w takes the correlation to zero at the longest lag; peaks are about 1/``max_lag_ps`` wide.
+
+    Input of ``update``: ``positions`` and ``velocities``, (n_frames, n_replicas, n_atoms, 3) in Å and Å per ASE time.
+
+    Output of ``compute``: (n_lags,) in cm; the wavenumbers are the attribute ``wavenumbers``, in 1/cm.
 
     Args:
-        interval_fs: Time between two frames; half a period of the fastest vibration at most, or it is folded back.
-        max_lag_ps: Longest lag.
-        symbols: Elements that are looked at; all if not given.
-        remove_drift: Whether to subtract the velocity of the centre of mass.
+        interval_fs: Time between two frames in fs, at most half the period of the fastest vibration, to avoid aliasing.
+        max_lag_ps: Longest lag τ in ps, a multiple of ``interval_fs``.
+        symbols: Elements to include; all if None.
+        remove_drift: Whether to subtract the velocity of the center of mass.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import PowerSpectrum, System
+        >>> time = torch.arange(2000) * 1.0
+        >>> velocities = torch.zeros(2000, 1, 2, 3)
+        >>> velocities[:, 0, 0, 0] = torch.cos(time * 2 * torch.pi / 40)  # a period of 40 fs is 834 per cm
+        >>> velocities[:, 0, 1] = -velocities[:, 0, 0]
+        >>> spectrum = PowerSpectrum(interval_fs=1.0, max_lag_ps=1.0)
+        >>> spectrum.bind(System.from_atoms(molecule("N2")))
+        >>> spectrum.update(torch.zeros_like(velocities), velocities)
+        >>> round(spectrum.wavenumbers[spectrum.compute().argmax()].item())
+        834
     """
 
     @property
     def wavenumbers(self) -> Tensor:
-        """Where the spectrum is given, (n_lags,) in 1/cm."""
+        """Wavenumbers of the spectrum, (n_lags,) in 1/cm."""
         step = 1.0 / (2.0 * (self.n_lags - 1) * self.interval_fs * LIGHT_CM_PER_FS)
         return torch.arange(self.n_lags, dtype=torch.float64) * step
 
     def _from_correlation(self, curves: Tensor) -> Tensor:
         window = torch.cos(0.5 * torch.pi * torch.arange(self.n_lags).to(curves) / self.n_lags).square()
+        # hfft, because the correlation is real and even in the lag: its half determines a real spectrum.
         spectra: Tensor = torch.fft.hfft(super()._from_correlation(curves) * window)[:, : self.n_lags]
         step = (self.wavenumbers[1] - self.wavenumbers[0]).item()
         return spectra / (spectra.sum(dim=1, keepdim=True) * step)
@@ -100,13 +131,20 @@ class PowerSpectrum(VelocityAutocorrelation):
 
 
 class MeanSquaredDisplacement(TimeCorrelation):
-    """Mean square displacement of the atoms, in Å².
+    r"""Mean square displacement of the atoms, in Å².
+
+    .. math:: \mathrm{MSD}(\tau) = \left\langle |\mathbf{r}_i(t + \tau) - \mathbf{r}_i(t)|^2 \right\rangle_{i, t}
+
+    Input of ``update``: ``positions``, (n_frames, n_replicas, n_atoms, 3) in Å, unwrapped.
+
+    Output of ``compute``: (n_lags,) in Å²; the lags are the attribute ``lags_ps``, in ps.
 
     Args:
-        interval_fs: Time between two frames.
-        max_lag_ps: Longest lag.
-        symbols: Elements that are looked at; all if not given.
-        remove_drift: Whether to subtract the displacement of the centre of mass.
+        interval_fs: Time between two frames in fs.
+        max_lag_ps: Longest lag τ in ps, a multiple of ``interval_fs``.
+        symbols: Elements to include; all if None.
+        remove_drift: Whether to subtract the displacement of the center of mass.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -136,16 +174,38 @@ class MeanSquaredDisplacement(TimeCorrelation):
 
 
 class DiffusionCoefficient(MeanSquaredDisplacement):
-    """Self-diffusion coefficient in 1e-9 m²/s: the slope of the mean square displacement over six.
+    r"""Self-diffusion coefficient in 1e-9 m²/s, from the Einstein relation.
 
-    No correction for the size of the cell is made.
+    .. math:: D = \frac{1}{6} \frac{d}{d\tau} \mathrm{MSD}(\tau)
+
+    The slope is that of a least-squares line. There is no correction for the finite size of the cell.
+
+    Input of ``update``: ``positions``, (n_frames, n_replicas, n_atoms, 3) in Å, unwrapped.
+
+    Output of ``compute``: (1,) in 1e-9 m²/s.
 
     Args:
-        interval_fs: Time between two frames.
-        max_lag_ps: Longest lag of the fit.
-        symbols: Elements that are looked at; all if not given.
-        remove_drift: Whether to subtract the displacement of the centre of mass.
-        fit_from_ps: Shortest lag of the fit, past the ballistic part; half the longest if not given.
+        interval_fs: Time between two frames in fs.
+        max_lag_ps: Longest lag τ of the fit in ps, a multiple of ``interval_fs``.
+        symbols: Elements to include; all if None.
+        remove_drift: Whether to subtract the displacement of the center of mass.
+        fit_from_ps: Shortest lag of the fit in ps, beyond the ballistic regime; half of ``max_lag_ps`` if None.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If a number is out of range, or the fit has less than two lags.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import DiffusionCoefficient, System
+        >>> steps = torch.randn(20000, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+        >>> positions = (0.6 * 0.01) ** 0.5 * steps.cumsum(dim=0)  # a random walk with D = 0.3 Å²/ps
+        >>> diffusion = DiffusionCoefficient(interval_fs=10.0, max_lag_ps=0.1, remove_drift=False)
+        >>> diffusion.bind(System.from_atoms(molecule("N2")))
+        >>> diffusion.update(positions)
+        >>> round(diffusion.compute().item(), 1)
+        3.0
     """
 
     def __init__(
@@ -158,20 +218,19 @@ class DiffusionCoefficient(MeanSquaredDisplacement):
         **kwargs: Any,
     ) -> None:
         super().__init__(interval_fs, max_lag_ps, symbols, remove_drift, **kwargs)
-        most = max_lag_ps - interval_fs / 1000.0
         self.fit_from_ps = checks.number(
             "fit_from_ps",
             0.5 * max_lag_ps if fit_from_ps is None else fit_from_ps,
             at_least=0,
-            at_most=most,
-            hint="A line needs two lags, of max_lag_ps at most.",
+            at_most=max_lag_ps - interval_fs / 1000.0,
+            hint="The fit needs at least two lags up to max_lag_ps.",
         )
 
     def _from_correlation(self, curves: Tensor) -> Tensor:
         lags = self.lags_ps.to(curves)
         fitted = lags >= self.fit_from_ps - 1e-9
-        centred = lags[fitted] - lags[fitted].mean()
-        slopes = (curves[:, fitted] @ centred) / centred.square().sum()
+        centered = lags[fitted] - lags[fitted].mean()
+        slopes = (curves[:, fitted] @ centered) / centered.square().sum()
         return slopes[:, None] * (A2_PER_PS / 6.0)
 
     def axis(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Observables of trajectories: correlations over time, which no single frame has."""
+"""Base class of observables of trajectories: correlations over time."""
 
 from __future__ import annotations
 
@@ -15,23 +15,33 @@ from torchmetrics.utilities.data import dim_zero_cat
 from stable_plugin.md.system import System
 from stable_plugin.observables.base import snake_case
 from stable_plugin.runtime import checks
+from stable_plugin.runtime.representation import ReprMixin
 
 
-class TimeCorrelation(Metric):
-    """The mean over atoms, replicas and time origins of something that two frames of a trajectory have together.
+class TimeCorrelation(ReprMixin, Metric):
+    r"""Base class of time correlation functions, averaged over atoms, replicas and time origins.
 
-    Trajectories are given in consecutive blocks of frames; only the frames of the last ``max_lag_ps`` are kept. In a
-    periodic simulation with friction and noise the centre of mass of the whole system diffuses by itself, which says
-    nothing about its atoms: it is subtracted, unless told otherwise.
+    .. math:: C(\tau) = \left\langle f\big(a_i(t), a_i(t + \tau)\big) \right\rangle_{i, t}
 
-    Errors are those of independent stretches: every replica's trajectory is cut into stretches as long as
+    Subclasses define the signal a, from positions or velocities, and the comparison f of two frames.
+
+    Trajectories are passed in consecutive blocks of frames, of which only the last ``max_lag_ps`` are kept. Under Langevin
+    dynamics the center of mass of the whole system diffuses, which says nothing about its atoms, so it is subtracted by
+    default.
+
+    The standard error is that of independent segments: the trajectory of each replica is cut into segments as long as
     ``max_lag_ps``, and the spread of their results gives the standard error of the mean.
 
+    Input of ``update``: ``positions`` and ``velocities``, (n_frames, n_replicas, n_atoms, 3) in Å and Å per ASE time, the
+    positions unwrapped.
+
+    Output of ``compute``: (n_lags,), at the lags of the attribute ``lags_ps``, unless a subclass says otherwise.
+
     Args:
-        interval_fs: Time between two frames.
-        max_lag_ps: Longest time between two frames that are compared.
-        symbols: Elements that are looked at; all if not given.
-        remove_drift: Whether to subtract the centre of mass.
+        interval_fs: Time between two frames in fs.
+        max_lag_ps: Longest lag τ in ps, a multiple of ``interval_fs``.
+        symbols: Elements to include; all if None.
+        remove_drift: Whether to subtract the center of mass.
         kwargs: Passed to :class:`torchmetrics.Metric`.
 
     Raises:
@@ -61,7 +71,7 @@ class TimeCorrelation(Metric):
         self.remove_drift = remove_drift
         self.target: Tensor | None = None
         self._masses: Tensor | None = None
-        # Of each stretch, (n_replicas, n_lags).
+        # One entry per segment, (n_replicas, n_lags).
         self.add_state("sums", [], dist_reduce_fx="cat")
         self.add_state("counts", [], dist_reduce_fx="cat")
         self.start_trajectory()
@@ -73,36 +83,37 @@ class TimeCorrelation(Metric):
 
     @property
     def lags_ps(self) -> Tensor:
-        """Times between the frames that are compared, (n_lags,) in ps."""
+        """Lags, (n_lags,) in ps."""
         return torch.arange(self.n_lags, dtype=torch.float64) * (self.interval_fs / 1000.0)
 
     @property
     def known_target(self) -> Tensor:
-        """The target, shaped as what :meth:`compute` gives.
+        """The target, of the shape of :meth:`compute`.
 
         Raises:
-            RuntimeError: If none is bound yet.
+            RuntimeError: If :meth:`bind` was not called with a reference trajectory.
         """
         if self.target is None:
             raise RuntimeError(f"{type(self).__name__} has no target yet: call bind(system, positions, ...) first.")
         return self.target
 
     def bind(self, system: System, positions: Tensor | None = None, velocities: Tensor | None = None) -> None:
-        """Take masses and elements from the system, and the target from a reference trajectory.
+        """Set up the observable for a system, and compute the target from a reference trajectory.
 
         Args:
-            system: What moves.
-            positions: Reference, (n_frames, n_replicas, n_atoms, 3) in Å, unwrapped; no target if not given.
-            velocities: Likewise, in Å per ASE time.
+            system: System that moves.
+            positions: Reference, (n_frames, n_replicas, n_atoms, 3) in Å, unwrapped; no target if None.
+            velocities: Reference, of the same shape, in Å per ASE time.
 
         Raises:
-            ValueError: If the system has none of the elements, or the reference is too short.
+            ValueError: If the system does not contain one of the elements, or the reference is shorter than the longest
+                lag.
         """
         unknown = sorted(set(self.symbols or ()) - set(system.symbols))
         if unknown:
             raise ValueError(
-                f"symbols={self.symbols} names {', '.join(unknown)}, but the system consists of "
-                f"{', '.join(sorted(set(system.symbols)))}."
+                f"symbols={self.symbols} contains {', '.join(unknown)}, but the system consists of "
+                f"{', '.join(sorted(set(system.symbols)))}: pass some of these, or None for all."
             )
         self._masses = system.masses.double()
         chosen = [self.symbols is None or symbol in self.symbols for symbol in system.symbols]
@@ -114,26 +125,26 @@ class TimeCorrelation(Metric):
             self.reset()
 
     def reset(self) -> None:
-        """Forget all frames."""
+        """Discard all frames and results."""
         super().reset()
         self.start_trajectory()
 
     def start_trajectory(self) -> None:
-        """Begin a trajectory that does not continue the one before, and keep what that one gave."""
-        self._earlier: Tensor | None = None
+        """Start a trajectory that does not continue the previous one, whose results are kept."""
+        self._previous: Tensor | None = None
         self._alive: Tensor | None = None
         self._n_frames = 0
 
     def update(self, positions: Tensor, velocities: Tensor | None = None, valid: Tensor | None = None) -> None:
-        """Add the next frames.
+        """Add the next frames of the trajectory.
 
         Args:
             positions: (n_frames, n_replicas, n_atoms, 3) in Å, unwrapped.
-            velocities: Likewise, in Å per ASE time.
-            valid: Frames that count, (n_frames, n_replicas); a replica counts no more after its first that does not.
+            velocities: Same shape, in Å per ASE time.
+            valid: Valid frames, (n_frames, n_replicas); a replica is left out from its first invalid frame on.
 
         Raises:
-            ValueError: If velocities are needed and not given.
+            ValueError: If the observable needs velocities and they are None.
         """
         if self._masses is None:
             raise RuntimeError(f"{type(self).__name__} has no system yet: call bind(system) first.")
@@ -144,47 +155,53 @@ class TimeCorrelation(Metric):
             alive = alive & self._alive
         alive = alive.int().cummin(dim=0).values.bool()
         if self.remove_drift:
-            shares = self._masses.to(signal) / self._masses.sum()
-            signal = signal - (shares[:, None] * signal).sum(dim=2, keepdim=True)
+            mass_fractions = self._masses.to(signal) / self._masses.sum()
+            signal = signal - (mass_fractions[:, None] * signal).sum(dim=2, keepdim=True)
         signal = torch.where(alive[..., None, None], signal, 0.0)[:, :, self._chosen.to(signal.device)]
-        self._add(signal, alive)
+        self._accumulate(signal, alive)
         self._alive, self._n_frames = alive[-1], self._n_frames + len(signal)
 
-    def _add(self, signal: Tensor, alive: Tensor) -> None:
-        together = signal if self._earlier is None else torch.cat([self._earlier, signal])
-        n_earlier = len(together) - len(signal)
-        stretch = (torch.arange(len(signal), device=signal.device) + self._n_frames) // (self.n_lags - 1)
-        ids, place = stretch.unique(return_inverse=True)
+    def _accumulate(self, signal: Tensor, alive: Tensor) -> None:
+        """Add the products of new frames with themselves and with previous frames to their segments."""
+        frames = signal if self._previous is None else torch.cat([self._previous, signal])
+        n_previous = len(frames) - len(signal)
+        segment = (torch.arange(len(signal), device=signal.device) + self._n_frames) // (self.n_lags - 1)
+        ids, row = segment.unique(return_inverse=True)
         sums = signal.new_zeros(len(ids), signal.shape[1], self.n_lags)
         counts = torch.zeros_like(sums)
-        for lag in range(min(self.n_lags, len(together))):
-            first = max(0, lag - n_earlier)
-            before = together[n_earlier + first - lag : len(together) - lag]
+        for lag in range(min(self.n_lags, len(frames))):
+            first = max(0, lag - n_previous)
+            before = frames[n_previous + first - lag : len(frames) - lag]
             values = torch.where(alive[first:], self._compare(before, signal[first:]), 0.0)
-            sums[..., lag].index_add_(0, place[first:], values)
-            counts[..., lag].index_add_(0, place[first:], alive[first:].to(values))
-        goes_on = self._n_frames % (self.n_lags - 1) > 0
+            sums[..., lag].index_add_(0, row[first:], values)
+            counts[..., lag].index_add_(0, row[first:], alive[first:].to(values))
+        continues_segment = self._n_frames % (self.n_lags - 1) > 0
         for index in range(len(ids)):
-            if index == 0 and goes_on:
+            if index == 0 and continues_segment:
                 self.sums[-1], self.counts[-1] = self.sums[-1] + sums[0], self.counts[-1] + counts[0]
             else:
                 self.sums.append(sums[index])
                 self.counts.append(counts[index])
-        self._earlier = together[-(self.n_lags - 1) :].clone()
+        self._previous = frames[-(self.n_lags - 1) :].clone()
 
     def compute(self) -> Tensor:
-        """The observable, over all that was seen."""
+        """Return the observable over all frames.
+
+        Raises:
+            ValueError: If the trajectory is shorter than the longest lag.
+        """
         if not self.complete:
             raise ValueError(
-                f"max_lag_ps={self.max_lag_ps:g} is longer than the trajectory, which reaches over "
-                f"{max(self._longest_lag, 0) * self.interval_fs / 1000.0:g} ps: lower it, or simulate longer."
+                f"max_lag_ps={self.max_lag_ps:g} is longer than the trajectory, "
+                f"{max(self._longest_lag, 0) * self.interval_fs / 1000.0:g} ps: pass a smaller max_lag_ps, or simulate "
+                "longer."
             )
         sums, counts = (dim_zero_cat(states).sum(dim=0) for states in (self.sums, self.counts))
         return self._from_correlation((sums / counts)[None])[0]
 
     @property
     def complete(self) -> bool:
-        """Whether two frames as far apart as the longest lag have been seen."""
+        """Whether there are two frames as far apart as the longest lag."""
         return self._longest_lag == self.n_lags - 1
 
     @property
@@ -194,9 +211,9 @@ class TimeCorrelation(Metric):
         return int((dim_zero_cat(self.counts).sum(dim=0) > 0).sum()) - 1
 
     def standard_error(self) -> Tensor:
-        """Standard error of :meth:`compute`, shaped like it; NaN with fewer than two whole stretches."""
+        """Return the standard error of :meth:`compute`, of its shape; NaN for less than two complete segments."""
         sums, counts = dim_zero_cat(self.sums), dim_zero_cat(self.counts)
-        # The first stretch has few frames to look back to, and the last may be cut short.
+        # The first segment has few previous frames, and the last may be cut short.
         whole = (counts == self.n_lags - 1).all(dim=1)
         if whole.sum() < 2:
             return torch.full_like(self.compute(), torch.nan)
@@ -204,22 +221,22 @@ class TimeCorrelation(Metric):
         return results.std(dim=0) / sqrt(len(results))
 
     def mean_absolute_error(self) -> float:
-        """Mean over the values of the absolute difference to the target."""
+        """Return the absolute difference to the target, averaged over the values."""
         found = self.compute()
         return (found - self.known_target.to(found)).abs().mean().item()
 
     @abstractmethod
     def axis(self) -> dict[str, Any]:
-        """How to draw the values: ``kind`` (bars or curve), ``x``, ``xlabel`` and ``ylabel``."""
+        """Return how to plot the values: ``kind`` ("bars" or "curve"), ``x``, ``xlabel`` and ``ylabel``."""
 
     @abstractmethod
     def _signal(self, positions: Tensor, velocities: Tensor | None) -> Tensor:
-        """What is compared, (n_frames, n_replicas, n_atoms, 3)."""
+        """Return what is correlated, (n_frames, n_replicas, n_atoms, 3)."""
 
     @abstractmethod
     def _compare(self, before: Tensor, later: Tensor) -> Tensor:
-        """Mean over the atoms, (n_frames, n_replicas), of frames (n_frames, n_replicas, n_chosen, 3)."""
+        """Return f averaged over the atoms, (n_frames, n_replicas), for signals (n_frames, n_replicas, n_chosen, 3)."""
 
     def _from_correlation(self, curves: Tensor) -> Tensor:
-        """The observable, (n_curves, ...), from correlations (n_curves, n_lags)."""
+        """Return the observable, (n_curves, ...), from correlations (n_curves, n_lags)."""
         return curves

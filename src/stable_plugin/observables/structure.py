@@ -14,10 +14,17 @@ from stable_plugin.runtime import checks
 
 
 class BondLengths(Observable):
-    """Length of every bond, in Å.
+    r"""Mean length of each bond, in Å.
+
+    .. math:: g_b = |\mathbf{r}_j - \mathbf{r}_i| \quad \text{for each bond } b = (i, j)
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å.
+
+    Output of ``compute``: (n_bonds,) in Å, in the order of ``System.bonds``.
 
     Args:
-        target: Mean lengths, (n_bonds,) in Å, in the order of ``System.bonds``.
+        target: Mean lengths, (n_bonds,) in Å; those of the reference frames if None.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -34,19 +41,13 @@ class BondLengths(Observable):
         0.097
     """
 
-    def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
-        super().__init__(target, **kwargs)
-        self._system: System | None = None
-
     def bind(self, system: System, reference: Tensor) -> None:
         if len(system.bonds) == 0:
-            raise ValueError("BondLengths finds no bonds in the system: give System.from_atoms(..., bonds=...).")
-        self._system = system
+            raise ValueError("BondLengths finds no bonds in the system: pass them, System.from_atoms(..., bonds=...).")
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        system = _bound(self._system, self)
-        return system.distances(positions, system.bonds)
+        return self.system.distances(positions, self.system.bonds)
 
     def axis(self) -> dict[str, Any]:
         labels = [] if self._system is None else self._system.bond_labels
@@ -54,13 +55,32 @@ class BondLengths(Observable):
 
 
 class BondAmplitudes(Observable):
-    """Mean square deviation of every bond from its mean length in the reference, in Å².
+    r"""Mean square deviation of each bond from its mean length in the reference, in Å².
 
-    The square of the vibrational amplitude that gas electron diffraction measures. A bond that breaks in one frame of a
-    hundred hardly moves its mean length; it multiplies its amplitude.
+    .. math:: g_b = \left( r_b - \langle r_b \rangle_\mathrm{ref} \right)^2
+
+    This is the square of the vibrational amplitude that gas electron diffraction measures. A bond that breaks in one
+    frame of a hundred hardly changes its mean length, but changes its amplitude by orders of magnitude.
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å.
+
+    Output of ``compute``: (n_bonds,) in Å², in the order of ``System.bonds``.
 
     Args:
-        target: Mean square deviations, (n_bonds,) in Å², in the order of ``System.bonds``.
+        target: Mean square deviations, (n_bonds,) in Å²; those of the reference frames if None.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import BondAmplitudes, System
+        >>> nitrogen = molecule("N2")  # 1.13 Å long
+        >>> positions = torch.tensor(nitrogen.positions)[None]
+        >>> amplitudes = BondAmplitudes()
+        >>> amplitudes.bind(System.from_atoms(nitrogen), reference=positions)
+        >>> amplitudes.update(torch.cat([0.9 * positions, 1.1 * positions]))
+        >>> round(amplitudes.compute().item(), 4)
+        0.0128
     """
 
     def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
@@ -73,23 +93,46 @@ class BondAmplitudes(Observable):
 
     def per_frame(self, positions: Tensor) -> Tensor:
         lengths = self._lengths.per_frame(positions)
-        assert self._lengths.target is not None
-        return (lengths - self._lengths.target.to(positions)).square()
+        return (lengths - self._lengths.known_target.to(positions)).square()
 
     def axis(self) -> dict[str, Any]:
         return {**self._lengths.axis(), "ylabel": "mean square deviation / Å²"}
 
 
 class DistanceDistribution(Observable):
-    """Distribution h(r) of all interatomic distances, in percent per bin: it sums to 100 over an unbounded range.
+    r"""Distribution h(r) of all interatomic distances of a molecule, in percent per bin.
 
-    Source: Raja et al., TMLR 2025, arXiv:2402.13984: 0 to 10 Å, bins of 0.02 Å, Gaussians of 0.01 Å.
+    .. math:: h(r) = \frac{100}{N_\mathrm{pairs}} \sum_{i<j} \int_{\text{bin at } r} \mathcal{N}(r'; r_{ij}, \sigma) \, dr'
+
+    It sums to 100 if the range holds all distances.
+
+    Source: Raja et al., TMLR 2025, arXiv:2402.13984: 0 to 10 Å, bins of 0.02 Å, Gaussians of 0.01 Å (the defaults).
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å.
+
+    Output of ``compute``: (n_bins,) in percent; the bin centers are the attribute ``centers``, in Å.
 
     Args:
         r_max: Upper end of the range in Å.
         bin_width: In Å.
-        smearing: Standard deviation of the Gaussians in Å.
-        target: Values per bin.
+        smearing: Standard deviation σ of the Gaussians in Å.
+        target: Values per bin, (n_bins,); those of the reference frames if None.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import DistanceDistribution, System
+        >>> water = molecule("H2O")
+        >>> positions = torch.tensor(water.positions)[None]
+        >>> h = DistanceDistribution(r_max=2.0, bin_width=0.4)
+        >>> h.bind(System.from_atoms(water), reference=positions)
+        >>> h.update(positions)
+        >>> [round(percent, 1) for percent in h.compute().tolist()]  # two bonds of 0.97 Å, and H-H at 1.53 Å
+        [0.0, 0.0, 66.7, 33.3, 0.0]
     """
 
     def __init__(
@@ -106,20 +149,17 @@ class DistanceDistribution(Observable):
         self.smearing = checks.number("smearing", smearing, above=0, at_most=r_max)
         n_bins = round(r_max / checks.bins("bin_width", bin_width, r_max))
         self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * bin_width
-        self._system: System | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
         if system.periodic:
             raise ValueError(
-                "DistanceDistribution counts each pair of atoms once, which a periodic system has no end of: use it for "
-                "molecules."
+                "DistanceDistribution is not defined for a periodic system, which has infinitely many pairs: use "
+                "RadialDistribution, or remove the periodic boundaries."
             )
-        self._system = system
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        system = _bound(self._system, self)
-        distances = system.distances(positions, torch.combinations(torch.arange(system.n_atoms), 2))
+        distances = self.system.distances(positions, torch.combinations(torch.arange(self.system.n_atoms), 2))
         counts = smeared_histogram(distances, self.centers.to(positions), self.smearing)
         return counts * (100.0 / distances.shape[-1])
 
@@ -133,12 +173,37 @@ class DistanceDistribution(Observable):
 
 
 class AngleDistribution(Observable):
-    """Distribution of all bond angles, in percent per bin: it sums to 100, less what is smeared beyond 0 and 180 degrees.
+    r"""Distribution of all bond angles, in percent per bin.
+
+    .. math:: p(\theta) = \frac{100}{N_\mathrm{angles}} \sum_{a}
+        \int_{\text{bin at } \theta} \mathcal{N}(\theta'; \theta_a, \sigma) \, d\theta'
+
+    It sums to 100, less what is smeared beyond 0 and 180 degrees.
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å.
+
+    Output of ``compute``: (n_bins,) in percent; the bin centers are the attribute ``centers``, in degrees.
 
     Args:
-        n_bins: Bins from 0 to 180 degrees.
-        smearing: Standard deviation of the Gaussians in degrees.
-        target: Values per bin.
+        n_bins: Number of bins from 0 to 180 degrees.
+        smearing: Standard deviation σ of the Gaussians in degrees.
+        target: Values per bin, (n_bins,); those of the reference frames if None.
+        kwargs: Passed to :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import molecule
+        >>> from stable_plugin import AngleDistribution, System
+        >>> water = molecule("H2O")
+        >>> positions = torch.tensor(water.positions)[None]
+        >>> angles = AngleDistribution(n_bins=6)
+        >>> angles.bind(System.from_atoms(water), reference=positions)
+        >>> angles.update(positions)
+        >>> [round(percent) for percent in angles.compute().tolist()]  # 104 degrees
+        [0, 0, 0, 100, 0, 0]
     """
 
     def __init__(
@@ -148,17 +213,14 @@ class AngleDistribution(Observable):
         checks.count("n_bins", n_bins, at_least=2, at_most=checks.MAX_BINS)
         self.smearing = checks.number("smearing", smearing, above=0, at_most=180)
         self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * (180.0 / n_bins)
-        self._system: System | None = None
 
     def bind(self, system: System, reference: Tensor) -> None:
         if len(system.angles) == 0:
             raise ValueError("AngleDistribution finds no bond angle in the system: use another observable.")
-        self._system = system
         super().bind(system, reference)
 
     def per_frame(self, positions: Tensor) -> Tensor:
-        system = _bound(self._system, self)
-        first, second = (system.separations(positions, system.angles[:, [end, 1]]) for end in (0, 2))
+        first, second = (self.system.separations(positions, self.system.angles[:, [end, 1]]) for end in (0, 2))
         cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1.0, 1.0)
         angles = torch.rad2deg(torch.arccos(cosine))
         return smeared_histogram(angles, self.centers.to(positions), self.smearing) * (100.0 / angles.shape[-1])
@@ -168,11 +230,5 @@ class AngleDistribution(Observable):
             "kind": "curve",
             "x": self.centers.tolist(),
             "xlabel": "bond angle / degrees",
-            "ylabel": "share / % per bin",
+            "ylabel": "probability / % per bin",
         }
-
-
-def _bound(system: System | None, observable: Observable) -> System:
-    if system is None:
-        raise RuntimeError(f"{type(observable).__name__} has no system yet: call bind(system, reference) first.")
-    return system

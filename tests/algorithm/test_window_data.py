@@ -1,0 +1,66 @@
+"""Sampling of sites for the local estimator."""
+
+import pytest
+import torch
+from observable_tools import noisy_frames, water_grid
+from torch import nn
+
+from stable_plugin import LocalBondLengths, Molecules, System
+from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.algorithm.window_data import WindowEstimator
+from stable_plugin.models import ModulePotential
+
+
+class Harmonic(nn.Module):
+    """Atomic energies k r²."""
+
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, positions):
+        return self.k * positions.square().sum(dim=-1)
+
+
+def window_estimator(even_sampling=None, local=True):
+    """Return the estimator of O-H bond lengths in eight water molecules."""
+    water = water_grid()
+    system = System.from_atoms(water)
+    observable = LocalBondLengths()
+    observable.bind(system, noisy_frames(water, 6))
+    estimator = BoltzmannEstimator(ModulePotential(Harmonic(), system), 300.0)
+    return WindowEstimator(estimator, [observable], local=Molecules() if local else None, even_sampling=even_sampling)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"even_sampling": (4, 2), "local": False}, r"even_sampling=\(4, 2\) needs the local estimator: give local="),
+        ({"even_sampling": 4}, r"even_sampling=4 is not two numbers"),
+        (
+            {"even_sampling": (4,)},
+            r"even_sampling=\(4,\) is not two numbers: give \(bins, samples per bin and replica\)",
+        ),
+        ({"even_sampling": (0, 2)}, r"even_sampling=0 is out of range"),
+    ],
+)
+def test_even_sampling_rejects_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        window_estimator(**settings)
+
+
+def test_even_sampling_includes_rare_sites():
+    frames = noisy_frames(water_grid(), 10, seed=3)
+    frames[4, 0] += torch.tensor([0.8, 0.0, 0.0])  # one molecule of eighty is broken
+    drawn, all_samples = (
+        window_estimator(even).sample(frames, 1, torch.Generator().manual_seed(0)) for even in ((2, 3), None)
+    )
+    (part,), (whole,) = drawn.parts, all_samples.parts
+    assert len(whole.chosen) == 80
+    assert len(part.chosen) < 10
+    broken = 4 * 8
+    assert broken in part.chosen.tolist(), "it is the only one in its bin"
+    # The energy of a site is that of its molecule, k Σ r².
+    for site, energy in zip(part.chosen.tolist(), part.energies.tolist(), strict=True):
+        frame, of = divmod(site, 8)
+        assert energy == pytest.approx(frames[frame, 3 * of : 3 * of + 3].square().sum().item(), rel=1e-12)
