@@ -13,7 +13,7 @@ from ase.io import read
 from mace import modules
 
 from stable_plugin import BondDeviation, Detector, System
-from stable_plugin.md.frames import read_labelled
+from stable_plugin.md.frames import read_labeled
 from stable_plugin.models import Potential
 from stable_plugin.models.base import default_dtype
 from stable_plugin.models.mace import MACEPotential
@@ -80,7 +80,7 @@ def peptide(n_replicas: int) -> Case:
     frames = read(DATA / "peptide_train.extxyz", ":")
     torch.manual_seed(0)
     heads = {"efs": {"module": f"{models}.MLP_EFS_Head"}}
-    labelled = read_labelled(DATA / "peptide_train.extxyz", "frames")
+    labelled = read_labeled(DATA / "peptide_train.extxyz", "frames")
     model = new_fairchem(backbone, heads, labelled, task_name="omol", energy_weight=1.0, forces_weight=10.0)
     potential = model.stable_potential(System.from_atoms(frames[0]))
     return _bound(f"{n_replicas} tetrapeptides, eSEN", potential, frames, n_replicas, 500.0, 0.5)

@@ -101,7 +101,7 @@ def simulation(
     """A function that goes on with a simulation; what it does for its neighbours is ``timed``."""
     integrator = Langevin(case.temperature_K, case.timestep_fs, FRICTION_PER_PS)
     simulator = Simulator(case.potential, integrator, case.detector, execution=execution)
-    for name in ("update", "edges", "missed"):
+    for name in ("update", "edges", "did_overflow"):
         setattr(simulator.neighbors, name, timed(getattr(simulator.neighbors, name)))
     generator = torch.Generator(case.potential.device).manual_seed(0)
     state = simulator.prepare(case.positions, generator)

@@ -272,7 +272,7 @@ def test_even_sampling_takes_rare_sites_as_often_as_usual_ones():
 
 def test_frames_of_nothing_or_of_another_state_are_refused():
     system = System.from_atoms(WATER)
-    with pytest.raises(ValueError, match=r"reference holds no frame"):
+    with pytest.raises(ValueError, match=r"reference contains no frame: pass at least one structure"):
         stack_positions([], system, "reference")
     charged, other = WATER.copy(), WATER.copy()
     charged.info["charge"], other.info["charge"] = 1, 0
@@ -284,7 +284,7 @@ def test_frames_of_nothing_or_of_another_state_are_refused():
         stack_positions([torn], system, "reference")
     fractional = WATER.copy()
     fractional.info["charge"] = 0.5
-    with pytest.raises(ValueError, match=r"atoms\.info\['charge'\]=0\.5: give a whole number"):
+    with pytest.raises(ValueError, match=r"atoms\.info\['charge'\]=0\.5: set a whole number"):
         System.from_atoms(fractional)
 
 

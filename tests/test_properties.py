@@ -30,7 +30,7 @@ from stable_plugin import (
 )
 from stable_plugin.algorithm.neighborhoods import even_sample
 from stable_plugin.algorithm.schedule import PhaseTracker
-from stable_plugin.md.system import ONE_PLACE_A, check_geometry, stack_positions
+from stable_plugin.md.system import MIN_DISTANCE_A, check_geometry, stack_positions
 from stable_plugin.runtime import checks
 from stable_plugin.units import BOLTZMANN
 
@@ -78,8 +78,8 @@ def test_structures_are_accepted_wherever_their_atoms_lie_and_refused_when_two_a
     images = data.draw(arrays(int, 3, elements=st.integers(-3, 3))) * atoms.pbc
     twice = atoms.copy()
     twice.positions[-1] = atoms.positions[0] + images @ atoms.cell.array
-    twice.positions[-1] += data.draw(arrays(float, 3, elements=st.floats(-0.3, 0.3))) * ONE_PLACE_A
-    with pytest.raises(ValueError, match=r"^x\[2\] has two atoms in one place"):
+    twice.positions[-1] += data.draw(arrays(float, 3, elements=st.floats(-0.3, 0.3))) * MIN_DISTANCE_A
+    with pytest.raises(ValueError, match=r"^x\[2\] has two atoms at the same place"):
         check_geometry(twice, "x[2]")
 
 

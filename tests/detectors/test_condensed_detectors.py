@@ -200,7 +200,7 @@ def test_segments_of_one_simulation_are_judged_as_one():
     detector = ObservableDeviation(Drifting(target=[0.0]), threshold=0.55, looks=20, least=8)
     simulator, generator, start = flying(detector)
     first = simulator.run(start, 10, 10, generator)
-    second = simulator.run(first.end, 10, 10, generator, goes_on=True)
+    second = simulator.run(first.end, 10, 10, generator, continues=True)
     assert first.unstable_step.item() == NEVER
     assert second.unstable_step.item() == 1
     anew = simulator.run(first.end, 10, 10, generator)

@@ -20,7 +20,7 @@ from stable_plugin.evaluation import Evaluator
 from stable_plugin.integrations.fairchem.checkpoints import STATE_FILE, load_with
 from stable_plugin.integrations.lightning import ExtxyzDataModule
 from stable_plugin.integrations.lightning.checkpoint_io import AtomicCheckpointIO
-from stable_plugin.md.frames import read_frames, read_labelled
+from stable_plugin.md.frames import read_frames, read_labeled
 from stable_plugin.md.system import check_geometry
 from stable_plugin.models import load_potential
 from stable_plugin.models.fairchem.files import FairchemModel, save_fairchem
@@ -54,7 +54,7 @@ def test_an_extxyz_file_is_refused_wherever_it_was_cut(tmp_path):
     whole = {0, len(b"".join(lines[:23]))}
     for cut in cuts(content, 60):
         if len(cut) not in whole:
-            message = r"^train='.*' (cannot be read .*: give a complete extxyz file|holds no structure)"
+            message = r"^train='.*' (cannot be read .*: pass a complete extxyz file|contains no structure)"
             refused(lambda path: read_frames(path, "train"), tmp_path / "cut.extxyz", cut, message)
 
 
@@ -91,15 +91,15 @@ def test_an_extxyz_file_with_wrong_words_in_it_is_refused(tmp_path, old, new):
 
 def test_labels_that_are_no_numbers_or_too_few_are_named():
     frame = ase.io.read(TRAIN)
-    for energy, message in (("abc", "give numbers"), ([1.0, 2.0], "a single one")):
+    for energy, message in (("abc", "set numbers"), ([1.0, 2.0], "has the shape .*a scalar")):
         odd = frame.copy()
         odd.info["REF_energy"] = energy
         with pytest.raises(ValueError, match=rf"train\[1\] energy_key='REF_energy' .*{message}"):
-            read_labelled([frame, odd], "train")
+            read_labeled([frame, odd], "train")
     odd = frame.copy()
     odd.arrays["REF_forces"] = odd.arrays["REF_forces"][:, 0]
     with pytest.raises(ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): give \(21, 3\)"):
-        read_labelled([odd], "train")
+        read_labeled([odd], "train")
 
 
 def crystal(cell=None, **changes):
@@ -122,7 +122,7 @@ FLAT = [[3.6, 0, 0], [0, 3.6, 0], [3.6, 3.6, 0]]
         (crystal(np.zeros((3, 3))), "does not span"),
         (crystal([[3.6, 0, 0], [0, np.nan, 0], [0, 0, 3.6]]), "not finite"),
         (crystal([[np.inf, 0, 0], [0, 3.6, 0], [0, 0, 3.6]]), "not finite"),
-        (crystal(positions=np.zeros((4, 3))), r"two atoms in one place, Cu0 and Cu1 .*6 such pair"),
+        (crystal(positions=np.zeros((4, 3))), r"two atoms at the same place, Cu0 and Cu1 .*6 such pair"),
         (crystal(positions=[[0, 0, 0], [0, 0, 3.61], [1, 1, 1], [2, 2, 2]], cell=np.eye(3) * 3.61), "Cu0 and Cu1"),
         (crystal(positions=[[0, 0, 0], [0, 0, np.nan], [1, 1, 1], [2, 2, 2]]), "non-finite positions"),
         (crystal(numbers=[29, 29, 0, 29]), "atomic number 0"),
@@ -146,7 +146,7 @@ def test_wrong_structures_in_a_file_are_named_by_every_constructor(tmp_path):
         ("reference", lambda: Evaluator(TRAIN, path)),
         ("structures", lambda: StABlECallback(structures=path, reference=TRAIN).session.settings.validate()),
     ):
-        with pytest.raises(ValueError, match=rf"{name}\[2\] has two atoms in one place, C4 and C5"):
+        with pytest.raises(ValueError, match=rf"{name}\[2\] has two atoms at the same place, C4 and C5"):
             make()
 
 
@@ -178,7 +178,7 @@ def test_a_database_is_refused_wherever_it_was_cut(database, tmp_path):
             found = [frame.positions for frame in read_frames(path, "train")]
         except ValueError as error:
             # Its first page alone is an empty database.
-            message = r"(?s)train='.*' (cannot be read .*: give a complete database|holds no structure)"
+            message = r"(?s)train='.*' (cannot be read .*: pass a complete database|contains no structure)"
             assert re.match(message, str(error)) and str(path) in str(error)
             n_refused += 1
         else:  # it was cut in pages that nothing is in
@@ -195,9 +195,9 @@ def test_a_damaged_database_is_refused_or_read_and_never_kills_the_process(datab
         damaged[place : place + length] = chance.randbytes(len(damaged[place : place + length]))
         path = write(tmp_path / "damaged.aselmdb", bytes(damaged))
         try:
-            read_labelled(path, "train", "energy", "forces")
+            read_labeled(path, "train", "energy", "forces")
         except ValueError as error:
-            assert re.match(r"train(='.*' cannot be read|\[\d+\] has|='.*' holds no)", str(error)), error
+            assert re.match(r"train(='.*' cannot be read|\[\d+\] has|='.*' contains no)", str(error)), error
         assert path.read_bytes() == damaged
 
 

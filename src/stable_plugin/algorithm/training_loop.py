@@ -267,9 +267,9 @@ class TrainingLoop:
         return {
             "phases": self.phases.state_dict(),
             "windows": [asdict(entry) for entry in self.windows],
-            "state": self._state.tensors(),
-            "learning_start": self._learning_start.tensors(),
-            "history": [state.tensors() for state in self._history],
+            "state": self._state.state_dict(),
+            "learning_start": self._learning_start.state_dict(),
+            "history": [state.state_dict() for state in self._history],
             "unstable": self._unstable,
             "sample": None if self._sample is None else self._sample.state_dict(),
             "step_size": self.step_size.state_dict(),
@@ -285,7 +285,7 @@ class TrainingLoop:
             ValueError: If the state is of another number of replicas or atoms.
         """
         device = self.potential.device
-        shape = tuple(state["state"][0].shape)
+        shape = tuple(state["state"]["positions"].shape)
         if shape != tuple(self._state.positions.shape):
             raise ValueError(
                 f"the checkpoint holds replicas of shape {shape}, this run has {tuple(self._state.positions.shape)}: "
@@ -293,9 +293,11 @@ class TrainingLoop:
             )
         self.phases.load_state_dict(state["phases"])
         self.windows = [WindowRecord(**entry) for entry in state["windows"]]
-        self._state = _state(state["state"], device)
-        self._learning_start = _state(state["learning_start"], device)
-        self._history = deque((_state(tensors, device) for tensors in state["history"]), maxlen=self._history.maxlen)
+        self._state = State.from_state_dict(state["state"], device)
+        self._learning_start = State.from_state_dict(state["learning_start"], device)
+        self._history = deque(
+            (State.from_state_dict(earlier, device) for earlier in state["history"]), maxlen=self._history.maxlen
+        )
         self._unstable = state["unstable"].to(device)
         self._sample = None if state["sample"] is None else WindowData.from_state(state["sample"], device)
         self.step_size.load_state_dict(state["step_size"])
@@ -455,7 +457,3 @@ class TrainingLoop:
             fresh = self.simulator.prepare(self._structures[drawn], self._noise)
         self._noise_at_rest = self._noise.get_state()
         return fresh.select(replicas, state)
-
-
-def _state(tensors: Sequence[Tensor], device: torch.device) -> State:
-    return State(*(tensor.to(device) for tensor in tensors))

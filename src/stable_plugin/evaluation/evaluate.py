@@ -18,7 +18,7 @@ from stable_plugin.algorithm.training_loop import UnusablePotentialError
 from stable_plugin.detectors import BondDeviation, Detector
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
 from stable_plugin.md import Execution, Integrator, Langevin, Simulator
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labelled
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labeled
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.md.window import NEVER
 from stable_plugin.models import NoInteraction, Potential, find_potential
@@ -127,7 +127,7 @@ class Evaluator:
     ) -> None:
         start_frames = read_frames(starts, "starts")
         reference_frames = start_frames if reference is None else read_frames(reference, "reference")
-        self.labelled = None if labelled is None else read_labelled(labelled, "labelled", energy_key, forces_key)
+        self.labelled = None if labelled is None else read_labeled(labelled, "labelled", energy_key, forces_key)
         self.system = System.from_atoms(reference_frames[0], bonds)
         self.starts = stack_positions(start_frames, self.system, "starts")
         self.reference = stack_positions(reference_frames, self.system, "reference")
@@ -221,7 +221,7 @@ class Evaluator:
         for done in range(0, total, segment):
             n_steps = min(segment, total - done)
             window = simulator.run(
-                state, n_steps, record_every, generator, active=active, stop_unstable=True, goes_on=done > 0
+                state, n_steps, record_every, generator, active=active, stop_unstable=True, continues=done > 0
             )
             flagged = (window.unstable_step != NEVER).cpu()
             failed_ps = torch.where(flagged, (done + window.unstable_step.cpu().double()) * step_ps, failed_ps)
@@ -359,7 +359,7 @@ def errors(potential: Potential, labelled: Sequence[Atoms]) -> tuple[Tensor, Ten
 
     Args:
         potential: Of the system that the frames are of.
-        labelled: Frames as :func:`stable_plugin.md.frames.read_labelled` gives them.
+        labelled: Frames as :func:`stable_plugin.md.frames.read_labeled` gives them.
 
     Returns:
         Of the energies per atom, (n_frames,) in eV, and of the forces, (n_frames, n_atoms, 3) in eV/Å.

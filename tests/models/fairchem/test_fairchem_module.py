@@ -7,7 +7,7 @@ from pytorch_lightning import Trainer
 
 from stable_plugin import Execution, Schedule, StABlECallback
 from stable_plugin.integrations.lightning import ExtxyzDataModule
-from stable_plugin.md.frames import read_labelled
+from stable_plugin.md.frames import read_labeled
 from stable_plugin.models.fairchem import FairchemModule
 from stable_plugin.models.fairchem.files import load_fairchem
 
@@ -130,7 +130,7 @@ def test_a_shift_of_the_energies_is_saved_and_moves_no_atom(tmp_path, data):
 
 def test_structures_come_from_fairchems_databases_too(tmp_path, aspirin_frames):
     write_aselmdb(tmp_path / "train.aselmdb", aspirin_frames[:3])
-    frames = read_labelled(str(tmp_path / "train.aselmdb"), "train", "energy", "forces")
+    frames = read_labeled(str(tmp_path / "train.aselmdb"), "train", "energy", "forces")
     assert len(frames) == 3
     assert frames[1].info["REF_energy"] == pytest.approx(aspirin_frames[1].info["REF_energy"])
     assert frames[1].info["charge"] == 0 and frames[1].info["spin"] == 1

@@ -7,7 +7,7 @@ from typing import Any
 from ase import Atoms
 from pytorch_lightning import LightningDataModule
 
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_labelled
+from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_labeled
 from stable_plugin.runtime import checks
 
 
@@ -36,9 +36,9 @@ class ExtxyzDataModule(LightningDataModule):
         super().__init__()
         self.batch_size = checks.count("batch_size", batch_size)
         # Read at once: what is wrong with the files should come out before anything long begins.
-        self.train_frames: list[Atoms] = read_labelled(train, "train", energy_key, forces_key, least=2)
+        self.train_frames: list[Atoms] = read_labeled(train, "train", energy_key, forces_key, least=2)
         self.valid_frames: list[Atoms] | None = (
-            None if valid is None else read_labelled(valid, "valid", energy_key, forces_key)
+            None if valid is None else read_labeled(valid, "valid", energy_key, forces_key)
         )
 
     def train_dataloader(self) -> Any:
