@@ -65,8 +65,8 @@ class _Plan:
 class Simulator:
     """Simulates replicas of one system with one potential.
 
-    The steps run in blocks, which read the host only at their end. Within a block, the neighbor list may turn out to have
-    missed an edge; the block is then repeated, so that trajectories are exact.
+    The steps run in blocks, which read the host only at their end. Within a block, the neighbor list may turn out to
+    have missed an edge; the block is then repeated, so that trajectories are exact.
 
     Args:
         potential: Potential that the atoms move in.
@@ -116,8 +116,8 @@ class Simulator:
         execution = execution or Execution()
         if execution.capture is True and potential.device.type != "cuda":
             raise ValueError(
-                f"capture=True needs a model on a CUDA device, this one is on {potential.device}: move it there, or set "
-                "capture='auto'."
+                f"capture=True needs a model on a CUDA device, this one is on {potential.device}: move it there, or "
+                "set capture='auto'."
             )
         self.execution = execution
         self.forces = Forces(potential, execution)
@@ -175,7 +175,8 @@ class Simulator:
             timestep_fs = self.integrator.timestep_fs
             raise ValueError(
                 f"record_every={record_every} steps is not a multiple of the {self.check_every} steps between two "
-                f"checks: a recorded frame must have been checked. Change record_every_fs={record_every * timestep_fs:g} or "
+                "checks: a recorded frame must have been checked. "
+                f"Change record_every_fs={record_every * timestep_fs:g} or "
                 f"check_every_fs={self.check_every * timestep_fs:g}."
             )
 
@@ -200,9 +201,9 @@ class Simulator:
             generator: Source of the random numbers.
             on_block_end: Called after each block with the number of steps done.
             active: Replicas that move, (n_replicas,); all by default. The others stay and record nothing.
-            stop_unstable: Stop a replica as soon as it is unstable, as if it had passed the discard limit. Stopped replicas
-                leave the batch of the model call, unless the model is compiled; a smaller batch is rounded differently, so
-                the trajectories of the others depend on it in their last digits.
+            stop_unstable: Stop a replica as soon as it is unstable, as if it had passed the discard limit. Stopped
+                replicas leave the batch of the model call, unless the model is compiled; a smaller batch is rounded
+                differently, so the trajectories of the others depend on it in their last digits.
             continues: Whether the window continues the previous one, for detectors that look back in time.
 
         Raises:
@@ -263,8 +264,8 @@ class Simulator:
     def _exact_block(self, progress: _Progress, block: range, plan: _Plan) -> _Progress:
         """Run a block, and repeat it if its neighbor list overflowed.
 
-        Atoms that are faster than expected, as in a replica that explodes, may meet others that are not in the list. The
-        block is then repeated with a search at every step, and later blocks search earlier.
+        Atoms that are faster than expected, as in a replica that explodes, may meet others that are not in the list.
+        The block is then repeated with a search at every step, and later blocks search earlier.
         """
         noise, memory = plan.generator.get_state(), self.detector.state_dict()
         positions, moving = progress.state.positions, progress.moving
@@ -318,7 +319,8 @@ class Simulator:
         """Run steps eagerly, without reading the host unless ``search`` is true.
 
         Args:
-            inputs: The tensors of the progress, the replicas in the batch of the model call, and the number of steps done.
+            inputs: The tensors of the progress, the replicas in the batch of the model call, and the number of steps
+                done.
             n_steps: Number of steps.
             check: Whether the detector checks the last state.
             plan: Arguments of the window.

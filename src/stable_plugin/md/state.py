@@ -16,8 +16,8 @@ from stable_plugin.units import BOLTZMANN
 class State:
     """Positions, velocities and whatever else the next step of all replicas needs.
 
-    :meth:`Simulator.place <stable_plugin.md.Simulator.place>` builds the first state; every later one is a :meth:`replace`
-    of the one before, so that a new field concerns only those who use it.
+    :meth:`Simulator.place <stable_plugin.md.Simulator.place>` builds the first state; every later one is a
+    :meth:`replace` of the one before, so that a new field concerns only those who use it.
 
     Attributes:
         positions: (n_replicas, n_atoms, 3) in Å.

@@ -46,8 +46,8 @@ class System:
         pbc: Periodic directions.
         charge: Total charge in units of e; None if not specified.
         spin: Spin multiplicity; None if not specified.
-        is_extended: Whether a chain of bonds connects an atom to its own periodic image, as in a metal or an ionic crystal,
-            which has no separate molecules.
+        is_extended: Whether a chain of bonds connects an atom to its own periodic image, as in a metal or an ionic
+            crystal, which has no separate molecules.
     """
 
     numbers: Tensor
@@ -69,7 +69,8 @@ class System:
             bonds: Pairs of bonded atoms; found from covalent radii by default.
 
         Raises:
-            ValueError: If the structure has fewer than two atoms or an atom without a mass, or :func:`check_geometry` rejects it.
+            ValueError: If the structure has fewer than two atoms or an atom without a mass, or :func:`check_geometry`
+                rejects it.
         """
         if len(atoms) < 2:
             raise ValueError(f"structures have {len(atoms)} atom(s): pass structures of at least two.")
@@ -242,8 +243,8 @@ def check_geometry(atoms: Atoms, name: str) -> None:
     if len(pairs):
         i, j = min(pairs)
         raise ValueError(
-            f"{name} has two atoms at the same place, {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} (counted from zero, "
-            f"{len(pairs)} such pair(s)): remove one of them, or that frame."
+            f"{name} has two atoms at the same place, {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} "
+            f"(counted from zero, {len(pairs)} such pair(s)): remove one of them, or that frame."
         )
 
 
@@ -292,8 +293,8 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
         for label, expected in (("charge", system.charge), ("spin", system.spin)):
             if expected is not None and frame.info.get(label, expected) != expected:
                 raise ValueError(
-                    f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has {label}={expected}: "
-                    "pass frames with the same charge and spin."
+                    f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has "
+                    f"{label}={expected}: pass frames with the same charge and spin."
                 )
         check_geometry(frame, f"{name}[{index}]")
     return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)

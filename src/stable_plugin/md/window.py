@@ -22,8 +22,8 @@ class Window:
         positions: Recorded frames, (n_frames, n_replicas, n_atoms, 3) in Å.
         velocities: Velocities of the same frames, in Å per ASE time.
         valid: Whether a frame is finite and within the discard limit, (n_frames, n_replicas).
-        unstable_step: First step at which the replica was flagged as unstable, (n_replicas,); ``NEVER`` if it was not, zero
-            if it was not finite at the start.
+        unstable_step: First step at which the replica was flagged as unstable, (n_replicas,); ``NEVER`` if it was not,
+            zero if it was not finite at the start.
         stopped: Whether the replica passed the discard limit, became non-finite or was not active, (n_replicas,).
         start: State at the beginning.
         end: State at the end; a stopped replica stays where it was last finite.

@@ -57,8 +57,8 @@ class ThreadGovernor:
     spinning: on two cores beside one busy process, two threads can be ten times slower than one.
 
     Pass the duration of each step to :meth:`record`, and call :meth:`review` where the last digits of the results may
-    change: results on different numbers of threads agree to rounding only. Save :meth:`state_dict` after that, so that a
-    resumed run continues on the same number. For steps of a trainer::
+    change: results on different numbers of threads agree to rounding only. Save :meth:`state_dict` after that, so that
+    a resumed run continues on the same number. For steps of a trainer::
 
         governor = ThreadGovernor()
         for epoch in range(n_epochs):
@@ -71,8 +71,8 @@ class ThreadGovernor:
     The choice is measured at the first review, and measured again if
 
     - the median of the last ``N_RECENT`` steps exceeds ``MAX_SLOWDOWN`` times the lowest such median so far, or
-    - fewer threads are in use than torch's own number, which may be faster again when other processes have ended. The pause
-      before such a measurement doubles each time that it changes nothing.
+    - fewer threads are in use than torch's own number, which may be faster again when other processes have ended. The
+      pause before such a measurement doubles each time that it changes nothing.
 
     Attributes:
         threads: Number of threads to use; None before the first review.
@@ -102,8 +102,8 @@ class ThreadGovernor:
 
         Args:
             kind: Identifies calls that share their first measurement in this process.
-            call: Representative part of a step without lasting effects, to be timed. The random stream of torch on the CPU
-                is restored after it.
+            call: Representative part of a step without lasting effects, to be timed. The random stream of torch on the
+                CPU is restored after it.
         """
         if self.threads is None:
             self.threads = _measurements[kind].threads if kind in _measurements else self._measure(kind, call)

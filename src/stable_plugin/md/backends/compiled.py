@@ -18,9 +18,9 @@ TOLERANCE = 1e-3
 class CompiledForces:
     """Energies and forces of a potential whose energy is compiled.
 
-    The weights are shared with the potential: changes in place take effect at once. Neither these nor a different number of
-    edges cause another compilation. Forces are the gradient of the compiled energy, taken outside of it: a model that
-    differentiates inside its forward pass cannot be traced by torch.compile.
+    The weights are shared with the potential: changes in place take effect at once. Neither these nor a different
+    number of edges cause another compilation. Forces are the gradient of the compiled energy, taken outside of it: a
+    model that differentiates inside its forward pass cannot be traced by torch.compile.
 
     Args:
         potential: Potential whose energy is compiled.
@@ -58,8 +58,8 @@ class CompiledForces:
             if is_out_of_memory(error):
                 raise
             raise ValueError(
-                f"compile=True: {type(self._potential.module).__name__} could not be compiled "
-                f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}). Set compile=False."
+                f"compile=True: {type(self._potential.module).__name__} could not be compiled ({type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0] if str(error) else ''}). Set compile=False."
             ) from error
         if not self._checked:
             self._check(positions, edges, forces)

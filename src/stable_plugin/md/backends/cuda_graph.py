@@ -80,7 +80,8 @@ class BlockGraphs:
 
         Args:
             kind: Key of the block among those in use at the same time.
-            depends_on: What the blocks are valid for besides the shapes of the inputs, such as addresses that they read.
+            depends_on: What the blocks are valid for besides the shapes of the inputs, such as addresses that they
+                read.
             block: Function to capture.
             inputs: Tensors that the block is called with.
             generator: Generator that the block draws from.

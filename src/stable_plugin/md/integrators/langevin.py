@@ -36,11 +36,11 @@ class Langevin(Integrator):
         dx = v\,dt, \qquad dv = \frac{F(x)}{m}\,dt - \gamma v\,dt + \sqrt{\frac{2\gamma k_B T}{m}}\,dW
 
     is split into B (:func:`~stable_plugin.md.integrators.kick`), A (:func:`~stable_plugin.md.integrators.drift`) and O
-    (:func:`ornstein_uhlenbeck`), each of which is solved exactly. One step is B(dt/2) A(dt/2) O(dt) A(dt/2) B(dt/2), with
-    one call of the model.
+    (:func:`ornstein_uhlenbeck`), each of which is solved exactly. One step is B(dt/2) A(dt/2) O(dt) A(dt/2) B(dt/2),
+    with one call of the model.
 
-    The position variance of a harmonic oscillator ω is exact at any stable timestep; its velocity variance is too small by
-    (ω dt)²/4.
+    The position variance of a harmonic oscillator ω is exact at any stable timestep; the relative error of its velocity
+    variance is -(ω dt)²/4.
 
     =====================  =========================================
     Symbol                 Variable

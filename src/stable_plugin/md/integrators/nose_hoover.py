@@ -26,12 +26,13 @@ class NoseHooverChain(Integrator):
         \dot x = v, \qquad \dot v = \frac{F(x)}{m} - v_{\xi_1} v, \qquad \dot\xi_k = v_{\xi_k}, \qquad
         \dot v_{\xi_k} = \frac{G_k}{Q_k} - v_{\xi_{k+1}} v_{\xi_k}
 
-    with :math:`v_{\xi_{M+1}} = 0`, :math:`G_1 = \sum m v^2 - N_f k_B T` and :math:`G_k = Q_{k-1} v_{\xi_{k-1}}^2 - k_B T`
-    are split into: chain(dt/2), B(dt/2) A(dt) B(dt/2), chain(dt/2). The chain itself is integrated in three Suzuki-Yoshida
-    steps, to fourth order. :meth:`conserved_energy` is constant up to the error of the timestep.
+    with :math:`v_{\xi_{M+1}} = 0`, :math:`G_1 = \sum m v^2 - N_f k_B T` and
+    :math:`G_k = Q_{k-1} v_{\xi_{k-1}}^2 - k_B T` are split into: chain(dt/2), B(dt/2) A(dt) B(dt/2), chain(dt/2).
+    The chain itself is integrated in three Suzuki-Yoshida steps, to fourth order. :meth:`conserved_energy` is constant
+    up to the error of the timestep.
 
-    The momentum of the center of mass is zero and the angular momentum keeps its direction, so the rotation of an isolated
-    molecule is sampled poorly. Use :class:`Langevin` where that matters.
+    The momentum of the center of mass is zero and the angular momentum keeps its direction, so the rotation of an
+    isolated molecule is sampled poorly. Use :class:`Langevin` where that matters.
 
     =====================  ==================================================
     Symbol                 Variable

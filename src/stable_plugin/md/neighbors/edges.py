@@ -39,7 +39,7 @@ class Edges:
         return Edges(self.index.new_zeros(2, 1), padding_shifts(1, self.shifts, cutoff))
 
     def reindex(self, slot: Tensor, n_atoms: int) -> Edges:
-        """Return the edges of a batch in which each replica is at its ``slot`` (n_replicas,), without reading the host."""
+        """Return the edges of a batch with each replica at its ``slot`` (n_replicas,), without reading the host."""
         return Edges(slot[self.index // n_atoms] * n_atoms + self.index % n_atoms, self.shifts)
 
 

@@ -21,16 +21,17 @@ CAPACITY_MULTIPLIER = 1.1
 class NeighborList:
     """The neighbor graph of a simulation, exact at every step.
 
-    The edges of a step are selected from candidate pairs: all pairs of an isolated molecule, and in a periodic system those
-    within ``cutoff + skin`` at an earlier step, which stay valid until an atom has moved half the skin. :meth:`did_overflow`
-    reports, without reading the host, where that has happened within a block of steps; the block is then repeated.
+    The edges of a step are selected from candidate pairs: all pairs of an isolated molecule, and in a periodic system
+    those within ``cutoff + skin`` at an earlier step, which stay valid until an atom has moved half the skin.
+    :meth:`did_overflow` reports, without reading the host, where that has happened within a block of steps; the block
+    is then repeated.
 
     Args:
         cutoff: Cutoff of the model in Å; ``inf`` for a model that takes no edges.
         skin: Added to the cutoff of the candidate pairs, in Å.
         system: System that is simulated.
-        fixed: Whether the number of edges is fixed, with padding, and selected without reading the host, as a CUDA graph
-            requires. Otherwise there are as many edges as neighbors.
+        fixed: Whether the number of edges is fixed, with padding, and selected without reading the host, as a CUDA
+            graph requires. Otherwise there are as many edges as neighbors.
 
     Attributes:
         searches: Number of times the pairs of a periodic system have been searched for.

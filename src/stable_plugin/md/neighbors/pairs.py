@@ -32,7 +32,7 @@ class Pairs:
 
     @classmethod
     def padding(cls, n_pairs: int, like: Tensor, cutoff: float) -> Pairs:
-        """Return pairs of an atom with itself, shifted beyond the cutoff, on the device and in the dtype of ``like``."""
+        """Return pairs of an atom with itself, shifted beyond the cutoff; device and dtype are those of ``like``."""
         index = torch.zeros(n_pairs, dtype=torch.long, device=like.device)
         return cls(index, index.clone(), index.clone(), padding_shifts(n_pairs, like, cutoff))
 
