@@ -144,16 +144,17 @@ class ThreadGovernor:
         return threads
 
     def _measure_again(self, kind: Hashable, call: Callable[[], object]) -> None:
-        before = self.threads
+        before, was_slow = self.threads, self._is_slow()
         self.threads = self._measure(kind, call)
         if self.threads == before:
             self._n_unchanged += 1
         else:
             self._n_unchanged = 0
             log.info("the number of threads changes from %s to %d, which is faster now", before, self.threads)
-        # The usual duration on this number, on this machine as it is now, is not known yet.
-        self.step_s = None
-        self._recent.clear()
+        if was_slow or self.threads != before:
+            # The usual duration on this number of threads, beside these processes, is not known yet.
+            self.step_s = None
+            self._recent.clear()
 
 
 def fastest_threads(call: Callable[[], object], max_threads: int, present: int | None = None) -> int:
