@@ -98,7 +98,7 @@ def test_labels_that_are_no_numbers_or_too_few_are_named():
             read_labeled([frame, odd], "train")
     odd = frame.copy()
     odd.arrays["REF_forces"] = odd.arrays["REF_forces"][:, 0]
-    with pytest.raises(ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): give \(21, 3\)"):
+    with pytest.raises(ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): set numbers of shape \(21, 3\)"):
         read_labeled([odd], "train")
 
 
@@ -158,7 +158,7 @@ def test_which_way_round_the_cell_is_does_not_matter():
     first, second = System.from_atoms(atoms), System.from_atoms(mirrored)
     positions = torch.tensor(atoms.positions)
     torch.testing.assert_close(first.distances(positions, first.bonds), second.distances(positions, second.bonds))
-    assert first.reach == pytest.approx(second.reach)
+    assert first.minimum_image_cutoff == pytest.approx(second.minimum_image_cutoff)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ class Forces:
 
     def choose_threads(self, positions: Tensor) -> int | None:
         """Return the number of threads for a window, measured before the first one unless it is set."""
-        if self.threads is None:
+        if self.governor is not None and self.governor.threads is None:
             self.review_threads(positions)
         return self.threads
 
