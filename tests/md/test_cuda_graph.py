@@ -109,7 +109,7 @@ def test_replaced_tensors_are_captured_again(aspirin_frames, aspirin_positions):
     assert simulator.graphs.captures == 6, "the weights are at other addresses"
 
 
-def test_overflow_is_captured_again_with_more_edges():
+def test_overflow_is_captured_again():
     grid = torch.stack(torch.meshgrid(*[torch.arange(2.0)] * 3, indexing="ij"), dim=-1).reshape(-1, 3)
     positions = 2.7 * grid.double().repeat(2, 1, 1)
     system = System.from_atoms(Atoms("H8", positions=positions[0].numpy()), bonds=[])

@@ -288,7 +288,7 @@ def test_explicit_threads_are_never_changed(machine, explicit):
     assert simulator.forces.threads == explicit
 
 
-def test_threads_are_kept_in_an_interrupted_window(machine):
+def test_interrupted_window_keeps_threads(machine):
     """The window that is simulated again runs on the number of threads of its first attempt."""
     potential, clock = machine
     _, simulator = windows_on(potential, clock, 1, Execution(compile=False))

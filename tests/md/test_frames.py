@@ -106,7 +106,7 @@ def test_read_frames_rejects_no_structure(tmp_path, source):
         read_frames([] if source == "list" else path)
 
 
-def test_read_labeled_names_missing_and_found_keys():
+def test_read_labeled_names_missing_keys():
     other = water(-1.0, "dft_energy", "dft_forces")
     with pytest.raises(ValueError, match=r"train\[1\] has no energy_key='REF_energy' and no forces_key=") as caught:
         read_labeled([water(), other], "train")

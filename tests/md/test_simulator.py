@@ -282,7 +282,7 @@ def distances(positions):
     return (positions[..., 1, :] - positions[..., 0, :]).norm(dim=-1)
 
 
-def test_unstable_replica_is_flagged_and_continues():
+def test_unstable_replica_continues():
     window = flight()
     # 0.007 · 36 > 0.25: flagged at the next check, step 40. 0.021 · 12 > 0.25: step 15.
     assert window.unstable_step.tolist() == [NEVER, 40, 15]
@@ -309,7 +309,7 @@ def test_stop_unstable_stops_at_the_threshold():
     assert distances(window.end.positions).tolist() == pytest.approx([1.0, 1.0 + 0.007 * 40, 1.0 + 0.021 * 15])
 
 
-def test_inactive_replicas_stay_and_record_nothing():
+def test_inactive_replicas_record_nothing():
     window = flight(active=torch.tensor([True, True, False]))
     assert torch.equal(window.end.positions[2], window.start.positions[2])
     assert not window.valid[:, 2].any()

@@ -51,7 +51,7 @@ def test_state_select_mixes_replicas():
         assert torch.equal(found[1], theirs[1])
 
 
-def test_state_select_does_not_touch_shared_tensors():
+def test_state_select_keeps_shared_tensors():
     state = random_state()
     moved = state.replace(positions=state.positions + 1.0)
     assert moved.select(torch.tensor([True, False]), state).cell is state.cell

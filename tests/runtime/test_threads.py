@@ -136,7 +136,7 @@ def test_governor_pauses_between_measurements(machine):
     assert governor.review("step", machine.call) == 1
 
 
-def test_governor_raises_threads_when_machine_is_free(machine):
+def test_governor_raises_threads_when_free(machine):
     machine.slow_on = {2, 3}
     governor = ThreadGovernor()
     assert governor.review("step", machine.call) == 1
@@ -147,7 +147,7 @@ def test_governor_raises_threads_when_machine_is_free(machine):
     assert governor.review("step", machine.call) == 3
 
 
-def test_governor_doubles_the_pause_without_change(machine):
+def test_governor_doubles_the_pause(machine):
     machine.slow_on = {2, 3}
     governor = ThreadGovernor()
     governor.review("step", machine.call)
@@ -174,7 +174,7 @@ def test_governor_with_one_thread_never_measures(machine):
     assert machine.calls == []
 
 
-def test_governor_state_dict_resumes_on_same_threads(machine):
+def test_governor_state_dict_keeps_threads(machine):
     governor = ThreadGovernor()
     governor.load_state_dict({"threads": 2, "step_s": 0.1})
     assert governor.review("step", machine.call) == 2

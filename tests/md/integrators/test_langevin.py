@@ -66,7 +66,7 @@ def test_langevin_initial_velocities_are_thermal():
     assert torch.allclose(drawn.var(dim=(0, 2)), KB * 400.0 / masses, rtol=0.03)
 
 
-def test_kick_drift_and_ornstein_uhlenbeck_formulas():
+def test_parts_of_the_splitting():
     masses = torch.tensor([2.0, 8.0], dtype=torch.float64)
     v = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]], dtype=torch.float64)
     f = torch.tensor([[[2.0, 4.0, 6.0], [8.0, 16.0, 24.0]]], dtype=torch.float64)
@@ -109,7 +109,7 @@ def triatomic_start(n_replicas):
     return torch.tensor(TRIATOMIC.positions).repeat(n_replicas, 1, 1)
 
 
-def test_langevin_without_friction_is_velocity_verlet(generator):
+def test_langevin_frictionless_is_velocity_verlet(generator):
     potential = triatomic(20.0)
     simulator = triatomic_simulator(potential, Langevin(600.0, 0.4, friction_per_ps=0.0), every=5)
     start = simulator.prepare(triatomic_start(3), generator)
@@ -139,7 +139,7 @@ def test_langevin_same_seed_gives_same_bits():
     assert all(torch.equal(mine, other) for mine, other in zip(first.tensors(), second.tensors(), strict=True))
 
 
-def test_langevin_seed_changes_velocities_and_noise():
+def test_langevin_seed_changes_trajectory():
     first = langevin_end(seed=1)
     assert not torch.equal(first.positions, langevin_end(seed=2).positions)
     assert not torch.equal(first.positions, langevin_end(seed=1, run_seed=6).positions)

@@ -150,7 +150,7 @@ def test_kinetic_energy_distribution(samples):
         assert kinetic_p_value(sampled, temperature, 0.96) < 0.01
 
 
-def test_potential_energy_ratio_at_two_temperatures(samples):
+def test_potential_energy_ratio(samples):
     colder, warmer = samples
     right = pv.ensemble.check(colder.as_claimed_at(TEMPERATURE), warmer.as_claimed_at(WARMER), **QUIET)
     assert np.abs(right).max() < 3.0, "in standard errors"

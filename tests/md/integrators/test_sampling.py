@@ -56,7 +56,7 @@ def test_baoab_position_variance_is_exact(generator):
     assert kinetic.item() == pytest.approx(1.0 - 0.25 * 0.5**2, abs=0.01)
 
 
-def test_langevin_heats_a_molecule_to_its_temperature(aspirin_frames, generator):
+def test_langevin_temperature_and_fluctuation(aspirin_frames, generator):
     potential = aspirin_springs(aspirin_frames[0])
     simulator = simulator_of(potential, Langevin(450.0, 0.5, friction_per_ps=50.0), every=10)
     positions = torch.tensor(aspirin_frames[0].positions).repeat(60, 1, 1)
@@ -71,7 +71,7 @@ def test_langevin_heats_a_molecule_to_its_temperature(aspirin_frames, generator)
     assert temperatures.std().item() == pytest.approx(450.0 * sqrt(2 / 63), rel=0.1)
 
 
-def test_free_velocities_decorrelate_at_the_friction_rate(generator):
+def test_langevin_velocity_autocorrelation(generator):
     system = System.from_atoms(TRIATOMIC)
     potential = ModulePotential(Oscillators(0.0), system)
     simulator = simulator_of(potential, Langevin(300.0, 1.0, friction_per_ps=20.0))
@@ -82,7 +82,7 @@ def test_free_velocities_decorrelate_at_the_friction_rate(generator):
     assert correlation.item() == pytest.approx(np.exp(-20.0 * 0.05), abs=0.02)
 
 
-def test_nose_hoover_has_the_temperature_of_its_degrees_of_freedom(generator):
+def test_nose_hoover_temperature_and_fluctuation(generator):
     potential = triatomic(20.0)
     integrator = NoseHooverChain(300.0, 0.5)
     assert integrator.degrees_of_freedom(3) == 6

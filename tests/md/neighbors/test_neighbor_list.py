@@ -88,7 +88,7 @@ def test_inactive_replicas_have_no_edges(fixed):
 
 
 @with_or_without_padding
-def test_nonfinite_inactive_replica_affects_no_other(fixed):
+def test_nonfinite_replica_affects_no_other(fixed):
     positions = torch.rand(3, 4, 3, dtype=torch.float64)
     healthy = isolated_pairs(edges_within(positions, CUTOFF, isolated(positions)), positions)
     broken = positions.clone()
