@@ -218,6 +218,7 @@ class SlowMachine:
 def machine(monkeypatch):
     """A potential and the machine that it runs on, which has four threads."""
     monkeypatch.setattr(threads, "_measurements", {})
+    monkeypatch.setattr(threads, "MIN_PAUSE_S", 10.0)
     potential = triatomic(10.0)
     machine = SlowMachine(potential)
     monkeypatch.setattr(potential, "energies_and_forces", machine.energies_and_forces)

@@ -32,6 +32,7 @@ class Machine:
 def machine(monkeypatch):
     """A machine on which torch uses three threads."""
     monkeypatch.setattr(threads, "_measurements", {})
+    monkeypatch.setattr(threads, "MIN_PAUSE_S", MIN_PAUSE_S)
     machine = Machine()
     monkeypatch.setattr(threads, "time", machine)
     with on_threads(3):
