@@ -30,16 +30,16 @@ MAX_SLOWDOWN = 2.0
 N_RECENT = 9
 """Number of steps whose median is compared."""
 
-MAX_OVERHEAD = 0.02
-"""Fraction of the time that repeated measurements may take."""
+MAX_OVERHEAD = 0.1
+"""Fraction of the time that repeated measurements may take while steps are slow."""
 
 MIN_PAUSE_S = 10.0
-"""Time in s between two measurements."""
+"""Minimum time in s between two measurements."""
 
 
 @dataclass(frozen=True)
 class _Measurement:
-    """Attributes: fastest number of threads, when it was measured, and how long that took in s."""
+    """The fastest number of threads, when it was measured, and how long that took in s."""
 
     threads: int
     at: float
@@ -91,7 +91,7 @@ class ThreadGovernor:
         return f"ThreadGovernor(threads={self.threads}, step_s={self.step_s})"
 
     def record(self, seconds: float) -> None:
-        """Take note of the duration of a step in s."""
+        """Record the duration of a step in s."""
         self._recent.append(seconds)
         if len(self._recent) == N_RECENT:
             median = statistics.median(self._recent)
@@ -134,7 +134,7 @@ class ThreadGovernor:
         waited = time.perf_counter() - last.at
         if self._is_slow():
             return waited >= pause
-        return self.threads < self._max_threads and waited >= pause * 2**self._n_unchanged
+        return self.threads < self._max_threads and waited >= pause * 2 ** (1 + self._n_unchanged)
 
     def _measure(self, kind: Hashable, call: Callable[[], object]) -> int:
         began = time.perf_counter()

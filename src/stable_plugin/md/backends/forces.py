@@ -96,7 +96,7 @@ class Forces:
         self.governor.review(kind, lambda: self.plain(positions, edges()))
 
     def record_step(self, seconds: float) -> None:
-        """Take note of the mean duration in s of the steps of a block."""
+        """Record the mean duration in s of the steps of a block."""
         if self.governor is not None:
             self.governor.record(seconds)
 
