@@ -1,12 +1,15 @@
 """Fixtures shared by the tests."""
 
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase.io import read
+
+from stable_plugin.runtime import threads
 
 MISSING = [family for family in ("mace", "fairchem") if find_spec(family) is None]
 """Families of models that are not installed."""
@@ -49,6 +52,12 @@ def deterministic(request):
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def constant_threads(monkeypatch):
+    """Measure numbers of threads once per process: runs that are compared bit by bit must use the same number."""
+    monkeypatch.setattr(threads, "MIN_PAUSE_S", inf)
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_observable_deviation_spans_segments():
     detector = ObservableDeviation(FirstX(target=[0.0]), threshold=0.55, n_samples=20, min_samples=8)
     simulator, generator, start = drifting_molecule(detector)
     first = simulator.run(start, 10, 10, generator)
-    second = simulator.run(first.end, 10, 10, generator, goes_on=True)
+    second = simulator.run(first.end, 10, 10, generator, continues=True)
     assert first.unstable_step.item() == NEVER
     assert second.unstable_step.item() == 1
     restarted = simulator.run(first.end, 10, 10, generator)

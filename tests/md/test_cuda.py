@@ -1,4 +1,4 @@
-"""Captured blocks on a CUDA device. Needs MACE; neither fairchem nor a network."""
+"""Captured blocks on a CUDA device; needs MACE."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def windows_of(simulator, atoms, n_windows=3, n_steps=60, n_replicas=4):
 
 
 def close(windows, expected, tolerance=1e-7):
-    """To rounding: sums over atoms are in any order on a GPU, and trajectories part."""
+    """Return whether windows agree to rounding: a GPU sums in any order, and trajectories diverge."""
     return all(
         torch.allclose(mine.positions.cpu(), other.positions.cpu(), rtol=0, atol=tolerance)
         and torch.equal(mine.unstable_step.cpu(), other.unstable_step.cpu())
@@ -84,7 +84,7 @@ def close(windows, expected, tolerance=1e-7):
 @pytest.mark.parametrize(
     "integrator", [Langevin(300.0, 0.5, 0.0), Langevin(300.0, 0.5, 2.0), NoseHooverChain(300.0, 0.5)]
 )
-def test_captured_runs_are_uncaptured_ones(atoms, integrator):
+def test_captured_run_matches_eager_run(atoms, integrator):
     expected = windows_of(simulator_of(atoms, "cuda", PLAIN, integrator), atoms)
     simulator = simulator_of(atoms, "cuda", CAPTURED, integrator)
     assert close(windows_of(simulator, atoms), expected)
@@ -92,20 +92,20 @@ def test_captured_runs_are_uncaptured_ones(atoms, integrator):
     assert (expected[0].positions[-1] - expected[0].positions[0]).abs().max() > 1e-3
 
 
-def test_without_noise_a_gpu_goes_the_way_of_a_cpu(atoms):
+def test_gpu_trajectory_matches_cpu(atoms):
     integrator = Langevin(300.0, 0.5, 0.0)
     expected = windows_of(simulator_of(atoms, "cpu", PLAIN, integrator), atoms, n_windows=1)
     assert close(windows_of(simulator_of(atoms, "cuda", CAPTURED, integrator), atoms, n_windows=1), expected)
 
 
-def test_new_weights_do_not_capture_anything_again():
+def test_new_weights_are_not_captured_again():
     atoms = molecule("C6H6")
     simulator = simulator_of(atoms, "cuda", CAPTURED)
-    windows_of(simulator, atoms, n_windows=4, n_replicas=2)  # few enough for room for all their pairs
+    windows_of(simulator, atoms, n_windows=4, n_replicas=2)  # few enough for all pairs to fit the first capacity
     assert simulator.graphs.captures == 2
 
 
-def test_replays_differ_and_a_seed_says_how():
+def test_replays_draw_new_noise_from_the_seed():
     atoms = molecule("C6H6")
 
     def run(seed):
@@ -122,7 +122,7 @@ def test_replays_differ_and_a_seed_says_how():
     assert torch.allclose(first, again, rtol=0, atol=1e-8)
 
 
-def test_the_temperature_is_the_thermostats():
+def test_captured_run_has_the_temperature():
     atoms = molecule("H2O")
     system = System.from_atoms(atoms)
     potential = ModulePotential(Oscillators(5.0).to("cuda"), system)
@@ -136,7 +136,7 @@ def test_the_temperature_is_the_thermostats():
     assert abs(temperatures.mean() - 300.0) < 4.0 * error
 
 
-def test_a_replica_that_breaks_is_flagged_at_its_step():
+def test_captured_run_flags_like_eager_run():
     atoms = molecule("C6H6")
 
     def flagged(execution):
@@ -145,7 +145,7 @@ def test_a_replica_that_breaks_is_flagged_at_its_step():
         state = start_of(simulator, atoms)
         velocities = state.velocities.clone()
         velocities[1, 0] += 1.0
-        return simulator.run(state.with_(velocities=velocities), 100, 20, seeded("cuda"))
+        return simulator.run(state.replace(velocities=velocities), 100, 20, seeded("cuda"))
 
     captured, plain = flagged(CAPTURED), flagged(PLAIN)
     assert captured.unstable.tolist() == [False, True, False, False]
@@ -153,7 +153,7 @@ def test_a_replica_that_breaks_is_flagged_at_its_step():
     assert captured.stopped.tolist() == plain.stopped.tolist()
 
 
-def test_replicas_that_have_failed_leave_the_batch_of_a_captured_block():
+def test_captured_batch_shrinks():
     atoms = molecule("C6H6")
 
     def run(execution):
@@ -162,20 +162,20 @@ def test_replicas_that_have_failed_leave_the_batch_of_a_captured_block():
         state = start_of(simulator, atoms)
         velocities = state.velocities.clone()
         velocities[:3, 0] += torch.tensor([1.0, 0.8, 1.0], device="cuda")[:, None]
-        window = simulator.run(state.with_(velocities=velocities), 100, 20, seeded("cuda"), stop_unstable=True)
+        window = simulator.run(state.replace(velocities=velocities), 100, 20, seeded("cuda"), stop_unstable=True)
         return window, simulator.graphs.captures
 
     (captured, captures), (plain, _) = run(CAPTURED), run(PLAIN)
     assert captured.unstable_step.tolist() == plain.unstable_step.tolist()
     assert captured.unstable.tolist() == [True, True, True, False]
-    assert captures >= 3, "for four, for one, and for what lies between"
+    assert captures >= 3, "for batches of four, of one, and between"
     assert torch.allclose(captured.positions[:, 3], plain.positions[:, 3], rtol=0, atol=1e-7)
 
 
-def test_no_step_waits_for_the_host(atoms):
+def test_step_does_not_read_the_host(atoms):
     simulator = simulator_of(atoms, "cuda", PLAIN)
     state = start_of(simulator, atoms)
-    simulator.run(state, 20, 20, seeded("cuda"))  # TorchScript settles
+    simulator.run(state, 20, 20, seeded("cuda"))  # TorchScript specializes in the first calls
     block, calls = simulator._block, []
 
     def watched(*arguments, **keywords):
@@ -191,7 +191,7 @@ def test_no_step_waits_for_the_host(atoms):
     assert len(calls) == 4
 
 
-def test_a_model_that_reads_the_host_is_simulated_step_by_step(caplog):
+def test_model_that_reads_the_host_runs_eagerly(caplog):
     class Reading(Oscillators):
         def forward(self, positions):
             return super().forward(positions) * (1.0 if positions.sum().item() > -1e9 else 0.0)

@@ -1,4 +1,4 @@
-"""Captured blocks: what can be told of them without a CUDA device. On one, ``make test-cuda`` tells the rest."""
+"""Captured blocks with a stand-in for CUDA graphs; ``make test-cuda`` tests them on a device."""
 
 import logging
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from captured import PLAIN, Refuser, capturing, seeded, with_fixed_edges
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import PairRepulsion, as_potential, tiny_mace, triatomic
 
@@ -25,47 +26,6 @@ from stable_plugin import (
     System,
 )
 from stable_plugin.md import Execution, Simulator
-from stable_plugin.md.backends.cuda_graph import WARM_UPS, CapturedBlock
-from stable_plugin.md.neighbors import NeighborList
-
-
-class Recorder(CapturedBlock):
-    """Keeps memory as a CUDA graph does, and does the work again at each replay."""
-
-    def _record(self, generator, pool):
-        for _ in range(WARM_UPS):
-            self._block(*self._inputs)
-        return self._block(*self._inputs)
-
-    def _replay(self):
-        for held, new in zip(self._outputs, self._block(*self._inputs), strict=True):
-            held.copy_(new)
-
-
-class Refuser(CapturedBlock):
-    def _record(self, generator, pool):
-        self._block(*self._inputs)
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-
-PLAIN = Execution(compile=False, threads=None)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def with_fixed_edges(simulator):
-    potential = simulator.potential
-    simulator.neighbors = NeighborList(potential.cutoff, 1.0, potential.system, fixed=True)
-    return simulator
-
-
-def capturing(simulator, block=Recorder):
-    with_fixed_edges(simulator)
-    simulator.graphs.captured_block = block
-    simulator.capturing = True
-    return simulator
 
 
 def aspirin_simulator(frames, integrator=None, **changes):
@@ -79,7 +39,7 @@ def aspirin_simulator(frames, integrator=None, **changes):
 
 
 def trajectory(simulator, positions, n_windows=3, n_steps=43):
-    """Windows under weights that change in between; their length leaves a part of a block over."""
+    """Return windows between which the weights change; their length is not a multiple of a block."""
     generator = seeded(1)
     state, windows = simulator.prepare(positions, seeded()), []
     for _ in range(n_windows):
@@ -101,7 +61,7 @@ def same(windows, expected):
 
 
 @pytest.mark.parametrize("integrator", [Langevin(500.0, 0.5, 1.0), NoseHooverChain(500.0, 0.5)])
-def test_replayed_blocks_give_the_trajectory_of_plain_ones(aspirin_frames, aspirin_positions, integrator):
+def test_captured_run_matches_eager_run(aspirin_frames, aspirin_positions, integrator):
     positions = aspirin_positions[:3]
     plain = with_fixed_edges(aspirin_simulator(aspirin_frames, integrator))
     expected, noise = trajectory(plain, positions)
@@ -110,10 +70,10 @@ def test_replayed_blocks_give_the_trajectory_of_plain_ones(aspirin_frames, aspir
     assert same(windows, expected)
     assert torch.equal(noise_after, noise)
     assert (windows[0].positions[0] - windows[1].positions[0]).abs().max() > 0.01
-    assert simulator.graphs.captures == 2, "with and without a look of the detector, and not again for new weights"
+    assert simulator.graphs.captures == 2, "with and without a check by the detector, and not again for new weights"
 
 
-def test_a_replica_that_breaks_in_a_replayed_block_is_flagged_as_in_a_plain_one():
+def test_captured_run_flags_like_eager_run():
     def run(prepare):
         potential = triatomic(10.0)
         detector = BondDeviation(0.3, 1.0)
@@ -124,7 +84,7 @@ def test_a_replica_that_breaks_in_a_replayed_block_is_flagged_as_in_a_plain_one(
         velocities = start.velocities.clone()
         velocities[1, 1, 0] += 4.0
         velocities[2, 1, 0] += 1.5
-        return simulator.run(start.with_(velocities=velocities), 60, 4, seeded(1))
+        return simulator.run(start.replace(velocities=velocities), 60, 4, seeded(1))
 
     window, expected = run(capturing), run(with_fixed_edges)
     assert same([window], [expected])
@@ -133,7 +93,7 @@ def test_a_replica_that_breaks_in_a_replayed_block_is_flagged_as_in_a_plain_one(
     assert not window.stopped.all()
 
 
-def test_blocks_are_captured_again_when_what_they_read_is_replaced(aspirin_frames, aspirin_positions):
+def test_replaced_tensors_are_captured_again(aspirin_frames, aspirin_positions):
     simulator = capturing(aspirin_simulator(aspirin_frames))
     start = simulator.prepare(aspirin_positions[:2], seeded())
     generator = seeded(1)
@@ -146,10 +106,10 @@ def test_blocks_are_captured_again_when_what_they_read_is_replaced(aspirin_frame
     parameter = next(iter(module.parameters()))
     parameter.data = 1.01 * parameter.data
     simulator.run(simulator.prepare(aspirin_positions[:3], seeded()), 20, 20, generator)
-    assert simulator.graphs.captures == 6, "other memory for the weights"
+    assert simulator.graphs.captures == 6, "the weights are at other addresses"
 
 
-def test_a_captured_block_that_runs_out_of_room_is_captured_again_with_more():
+def test_overflow_is_captured_again():
     grid = torch.stack(torch.meshgrid(*[torch.arange(2.0)] * 3, indexing="ij"), dim=-1).reshape(-1, 3)
     positions = 2.7 * grid.double().repeat(2, 1, 1)
     system = System.from_atoms(Atoms("H8", positions=positions[0].numpy()), bonds=[])
@@ -159,7 +119,7 @@ def test_a_captured_block_that_runs_out_of_room_is_captured_again_with_more():
             Simulator(PairRepulsion(system), Langevin(2000.0, 0.5, 2.0), NonFinite(), check_every_fs=5.0)
         )
         start = simulator.prepare(positions, seeded())
-        inwards = start.with_(velocities=start.velocities - 0.2 * (positions - 1.35))
+        inwards = start.replace(velocities=start.velocities - 0.2 * (positions - 1.35))
         return simulator.run(inwards, 160, 20, seeded(1)), simulator
 
     (window, simulator), (expected, _) = run(capturing), run(lambda simulator: simulator)
@@ -168,7 +128,7 @@ def test_a_captured_block_that_runs_out_of_room_is_captured_again_with_more():
     assert simulator.graphs.captures > 2
 
 
-def test_a_model_that_cannot_be_captured_is_simulated_all_the_same(aspirin_frames, aspirin_positions, caplog):
+def test_failed_capture_continues_eagerly(aspirin_frames, aspirin_positions, caplog):
     positions = aspirin_positions[:2]
     expected, noise = trajectory(with_fixed_edges(aspirin_simulator(aspirin_frames)), positions)
     with caplog.at_level(logging.WARNING, "stable_plugin"):
@@ -180,29 +140,22 @@ def test_a_model_that_cannot_be_captured_is_simulated_all_the_same(aspirin_frame
     assert "not permitted when stream is capturing" in record.getMessage()
 
 
-def test_a_capture_that_was_asked_for_and_fails_is_an_error(aspirin_frames, aspirin_positions):
+def test_failed_capture_is_an_error_if_requested(aspirin_frames, aspirin_positions):
     simulator = capturing(aspirin_simulator(aspirin_frames), Refuser)
     simulator.execution = Execution(capture=True)
     with pytest.raises(RuntimeError, match=r"capture=True: ScaleShiftMACE cannot be captured"):
         simulator.run(simulator.prepare(aspirin_positions[:2], seeded()), 20, 20, seeded(1))
 
 
-def test_a_capture_on_a_device_that_has_none_is_refused_at_once(aspirin_frames):
+def test_capture_needs_a_cuda_device(aspirin_frames):
     with pytest.raises(ValueError, match=r"capture=True needs a model on a CUDA device"):
         aspirin_simulator(aspirin_frames, execution=Execution(capture=True))
 
 
-@pytest.mark.parametrize("changes", [{"capture": "yes"}, {"compile": 1.0}, {"threads": 0}, {"threads": "all"}])
-def test_settings_out_of_range_are_named(changes):
-    (name,) = changes
-    with pytest.raises(ValueError, match=f"{name}="):
-        Execution(**changes)
-
-
 class HostReads(TorchDispatchMode):
-    """Counts what makes host and device wait for each other on a GPU.
+    """Counts operations that synchronize host and device on a GPU.
 
-    These are operations that read the host, that give shapes which depend on values, or that make tensors of Python numbers.
+    These read a value, have shapes that depend on values, or copy Python numbers to the device.
     """
 
     NAMES = frozenset(
@@ -264,7 +217,7 @@ every_integrator = pytest.mark.parametrize(
 
 @every_detector
 @every_integrator
-def test_the_host_is_read_by_the_block_and_not_by_the_step(detector, integrator):
+def test_step_does_not_read_the_host(detector, integrator):
     atoms = waters()
     system = System.from_atoms(atoms)
     potential = as_potential(tiny_mace(system.numbers, channels=2), system)
@@ -288,11 +241,11 @@ def test_the_host_is_read_by_the_block_and_not_by_the_step(detector, integrator)
             simulator.run(start, 3 * block_steps, 3 * block_steps, seeded(1))
         return watched.count
 
-    reads(1)  # TorchScript settles
+    reads(1)  # TorchScript specializes in the first calls
     assert reads(1) == reads(4) > 0
 
 
-def test_the_watch_sees_what_it_is_to_see():
+def test_host_reads_counts_synchronizations():
     reads = [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: (x > 0).nonzero(), lambda x: x.unique()]
     for read in [*reads, lambda x: x * torch.tensor(3.0)]:
         with HostReads() as watched:
@@ -300,6 +253,6 @@ def test_the_watch_sees_what_it_is_to_see():
         assert watched.count == 1
 
 
-def test_a_detector_that_looks_back_is_no_part_of_a_graph():
+def test_detector_with_memory_is_not_capturable():
     assert not ObservableDeviation(RadialDistribution()).capturable
     assert not AnyOf([BondDeviation(), ObservableDeviation(RadialDistribution())]).capturable

@@ -1,18 +1,18 @@
-"""Compiled energies and chosen threads: other speed, same numbers."""
+"""Compiled energies and numbers of threads: another speed, the same results."""
 
 import logging
 
 import pytest
 import torch
-from toys import as_potential, tiny_mace, triatomic
+from toys import TRIATOMIC, as_potential, tiny_mace, triatomic
 
 from stable_plugin import BondDeviation, BondLengths, Langevin, NonFinite, Schedule, System
 from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.md import Execution, Simulator
+from stable_plugin.md import simulator as simulator_module
 from stable_plugin.md.backends import forces
 from stable_plugin.md.backends.compiled import CompiledForces
 from stable_plugin.runtime import threads
-from stable_plugin.runtime.threads import fastest_threads, on_threads
 
 
 def seeded(seed=0):
@@ -39,9 +39,7 @@ def run(potential, positions, **execution):
 
 
 @pytest.mark.parametrize("spread", [1.0, 1.3, 0.8])
-def test_compiled_energies_and_forces_are_those_of_the_model(
-    aspirin_potential, compiled_aspirin, aspirin_positions, spread
-):
+def test_compiled_forces_match_eager_forces(aspirin_potential, compiled_aspirin, aspirin_positions, spread):
     positions = spread * aspirin_positions[:2]
     edges = aspirin_potential.edges(positions)
     with aspirin_potential.frozen():
@@ -51,7 +49,7 @@ def test_compiled_energies_and_forces_are_those_of_the_model(
     assert torch.allclose(ours[1], forces, rtol=1e-8, atol=1e-9)
 
 
-def test_neither_new_weights_nor_another_number_of_edges_compile_anything_again(aspirin_frames, aspirin_positions):
+def test_new_weights_and_edges_are_not_recompiled(aspirin_frames, aspirin_positions):
     system = System.from_atoms(aspirin_frames[0])
     potential = as_potential(tiny_mace(system.numbers, atomic_inter_scale=20.0, seed=3), system)
     call = CompiledForces(potential)
@@ -70,7 +68,7 @@ def test_neither_new_weights_nor_another_number_of_edges_compile_anything_again(
         assert counters["stats"]["unique_graphs"] == before
 
 
-def test_a_compiled_simulation_goes_the_way_of_a_plain_one(aspirin_potential, aspirin_positions):
+def test_compiled_run_matches_eager_run(aspirin_potential, aspirin_positions):
     expected, _ = run(aspirin_potential, aspirin_positions[:2], compile=False)
     window, simulator = run(aspirin_potential, aspirin_positions[:2], compile=True)
     assert simulator.forces.compiled
@@ -79,7 +77,7 @@ def test_a_compiled_simulation_goes_the_way_of_a_plain_one(aspirin_potential, as
     assert all(parameter.grad is None for parameter in aspirin_potential.module.parameters())
 
 
-def test_any_torch_module_can_be_compiled():
+def test_compiled_forces_of_any_torch_module():
     potential = triatomic(10.0)
     positions = torch.randn(3, 3, 3, generator=seeded(), dtype=torch.float64)
     edges = potential.edges(positions)
@@ -95,7 +93,7 @@ def broken_compiler(*_, **__):
     return call
 
 
-def test_without_a_compiler_the_simulation_goes_on_and_says_so(monkeypatch, caplog):
+def test_missing_compiler_is_logged_or_an_error(monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", broken_compiler)
     monkeypatch.setattr(forces, "COMPILATION_S", 0.0)
     positions = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-0.3, 0.95, 0]]], dtype=torch.float64)
@@ -109,15 +107,15 @@ def test_without_a_compiler_the_simulation_goes_on_and_says_so(monkeypatch, capl
         run(triatomic(10.0), positions, compile=True)
 
 
-def test_a_compiled_model_with_other_forces_is_refused(monkeypatch):
+def test_compiled_forces_that_differ_are_rejected(monkeypatch):
     potential = triatomic(10.0)
     positions = torch.randn(1, 3, 3, generator=seeded(), dtype=torch.float64)
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: 1.1 * function(*arguments))
-    with pytest.raises(ValueError, match=r"compiled Springs gives forces that are off by"):
+    with pytest.raises(ValueError, match=r"compiled Springs has forces that are off by .* Set compile=False"):
         CompiledForces(potential)(positions, potential.edges(positions))
 
 
-def test_a_short_simulation_is_not_compiled():
+def test_short_simulation_is_not_compiled():
     positions = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-0.3, 0.95, 0]]], dtype=torch.float64)
     potential = triatomic(10.0)
     detector = BondDeviation()
@@ -127,53 +125,22 @@ def test_a_short_simulation_is_not_compiled():
     assert simulator.forces.compiled is False
 
 
-def test_a_choice_that_is_put_back_is_not_made_again():
+def test_forces_load_state_dict_restores_choices():
     positions = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-0.3, 0.95, 0]]], dtype=torch.float64)
     potential = triatomic(10.0)
     first = forces.Forces(potential, Execution())
-    first.load_state_dict({"threads": 3, "compiled": False})
+    saved = {"threads": 3, "step_s": 0.01, "compiled": False}
+    first.load_state_dict(saved)
     first.expected_steps = 10**12
     assert first.choose_threads(positions) == 3
     first.settle(positions)
-    assert first.state_dict() == {"threads": 3, "compiled": False}
-    asked = forces.Forces(potential, Execution(threads=1, compile=False))
-    asked.load_state_dict({"threads": 3, "compiled": True})
-    assert asked.state_dict() == {"threads": 1, "compiled": False}, "what is asked for goes first"
+    assert first.state_dict() == saved
+    explicit = forces.Forces(potential, Execution(threads=1, compile=False))
+    explicit.load_state_dict({**saved, "compiled": True})
+    assert explicit.state_dict() == {"threads": 1, "step_s": None, "compiled": False}, "the user's settings win"
 
 
-@pytest.fixture
-def three_threads(monkeypatch):
-    monkeypatch.setattr(threads, "_fastest", {})
-    # A clock that only calls move: real ones go by the machine's other work too.
-    monkeypatch.setattr(threads.time, "perf_counter", lambda: Clock.now)
-    with on_threads(3):
-        yield
-
-
-class Clock:
-    now = 0.0
-
-
-def slow_on(slow):
-    def call():
-        Clock.now += 0.02 if torch.get_num_threads() in slow else 0.005
-
-    return call
-
-
-@pytest.mark.parametrize(("slow", "expected"), [({2, 3}, 1), ({1, 3}, 2), ({1, 2}, 3), (set(), 3)])
-def test_the_fastest_number_of_threads_is_taken_and_torchs_own_in_doubt(three_threads, slow, expected):
-    assert fastest_threads("call", slow_on(slow)) == expected
-    assert torch.get_num_threads() == 3
-
-
-def test_a_kind_of_call_is_measured_once(three_threads):
-    assert fastest_threads("call", slow_on({2, 3})) == 1
-    assert fastest_threads("call", slow_on({1})) == 1
-    assert fastest_threads("another", slow_on({1})) != 1
-
-
-def test_a_simulation_runs_on_the_threads_asked_for_and_puts_them_back():
+def test_run_uses_and_restores_threads():
     seen = []
     potential = triatomic(10.0)
     plain = potential.energies_and_forces
@@ -188,7 +155,7 @@ def test_a_simulation_runs_on_the_threads_asked_for_and_puts_them_back():
     assert torch.get_num_threads() == own
 
 
-def test_a_loop_hands_its_execution_on_and_saves_what_was_chosen(aspirin_potential, aspirin_positions):
+def test_training_loop_saves_choices_of_execution(aspirin_potential, aspirin_positions):
     def loop(execution=None):
         return TrainingLoop(
             aspirin_potential,
@@ -208,7 +175,132 @@ def test_a_loop_hands_its_execution_on_and_saves_what_was_chosen(aspirin_potenti
     assert first.simulator.execution.threads == 2
     assert first.simulator.forces.expected_steps == (5 + 3) * 20
     saved = first.state_dict()
-    assert saved["forces"] == {"threads": 2, "compiled": False}
+    assert saved["forces"] == {"threads": 2, "step_s": None, "compiled": False}
     resumed = loop()
     resumed.load_state_dict(saved)
     assert resumed.simulator.forces.state_dict() == saved["forces"]
+
+
+@pytest.mark.parametrize("changes", [{"capture": "yes"}, {"compile": 1.0}, {"threads": 0}, {"threads": "all"}])
+def test_execution_rejects_invalid_choices(changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"^{name}={value!r} .*'auto'"):
+        Execution(**changes)
+
+
+def test_execution_repr_shows_arguments():
+    assert repr(Execution(threads=2)) == "Execution(capture='auto', compile='auto', threads=2)"
+
+
+class SlowMachine:
+    """A clock that only model calls move, on a machine where one or several threads are slow.
+
+    Attributes:
+        slow_on: Numbers of threads on which a call takes 50 ms instead of 5 ms.
+        calls: Number of threads of each model call so far.
+    """
+
+    def __init__(self, potential):
+        self.now, self.slow_on, self.calls = 0.0, set(), []
+        self._energies_and_forces = potential.energies_and_forces
+
+    def perf_counter(self):
+        return self.now
+
+    def energies_and_forces(self, positions, edges):
+        threads_now = torch.get_num_threads()
+        self.calls.append(threads_now)
+        self.now += 0.05 if threads_now in self.slow_on else 0.005
+        return self._energies_and_forces(positions, edges)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A potential and the machine that it runs on, which has four threads."""
+    monkeypatch.setattr(threads, "_measurements", {})
+    monkeypatch.setattr(threads, "MIN_PAUSE_S", 10.0)
+    potential = triatomic(10.0)
+    machine = SlowMachine(potential)
+    monkeypatch.setattr(potential, "energies_and_forces", machine.energies_and_forces)
+    for module in (threads, simulator_module):
+        monkeypatch.setattr(module, "time", machine)
+    with threads.on_threads(4):
+        yield potential, machine
+
+
+def windows_on(potential, machine, n_windows, execution, on_block_end=None):
+    """Run windows of half a second each; return the numbers of threads that each of them used, and the simulator."""
+    simulator = Simulator(potential, Langevin(), NonFinite(), execution=execution)
+    state, used = simulator.prepare(torch.tensor(TRIATOMIC.positions)[None], seeded()), []
+    for window in range(n_windows):
+        simulator.forces.choose_threads(state.positions)
+        machine.calls.clear()
+        if on_block_end is not None:
+            on_block_end(window)
+        review = simulator.forces.review_threads
+
+        def reviewed(positions, review=review, simulator=simulator):
+            used.append(set(machine.calls))
+            review(positions)
+
+        simulator.forces.review_threads = reviewed
+        state = simulator.run(state, 100, 10, seeded(1)).end
+        simulator.forces.review_threads = review
+    return used, simulator
+
+
+def test_threads_change_between_windows_when_slow(machine):
+    potential, clock = machine
+
+    def become_busy(window):
+        clock.now += 60.0
+        clock.slow_on = {2, 4} if window >= 2 else set()
+
+    used, simulator = windows_on(potential, clock, 5, Execution(compile=False), become_busy)
+    assert used == [{4}, {4}, {4}, {1}, {1}], "the slow window is finished on the threads that it began with"
+    assert simulator.forces.state_dict()["threads"] == 1
+    assert torch.get_num_threads() == 4
+
+
+def test_threads_return_when_the_machine_is_free(machine):
+    potential, clock = machine
+    clock.slow_on = {2, 4}
+
+    def become_free(window):
+        clock.now += 60.0
+        if window == 2:
+            clock.slow_on = {1, 2}
+
+    used, _ = windows_on(potential, clock, 5, Execution(compile=False), become_free)
+    assert used == [{1}, {1}, {1}, {4}, {4}]
+
+
+@pytest.mark.parametrize("explicit", [4, None])
+def test_explicit_threads_are_never_changed(machine, explicit):
+    potential, clock = machine
+    clock.slow_on = {2, 4}
+
+    def wait(window):
+        clock.now += 60.0
+        clock.slow_on = set() if window == 0 else {2, 4}
+
+    used, simulator = windows_on(potential, clock, 4, Execution(threads=explicit, compile=False), wait)
+    assert used == [{4}] * 4
+    assert simulator.forces.threads == explicit
+
+
+def test_interrupted_window_keeps_threads(machine):
+    """The window that is simulated again runs on the number of threads of its first attempt."""
+    potential, clock = machine
+    _, simulator = windows_on(potential, clock, 1, Execution(compile=False))
+    before, start = simulator.forces.state_dict(), simulator.prepare(torch.tensor(TRIATOMIC.positions)[None], seeded())
+    clock.now, clock.slow_on = clock.now + 60.0, {2, 4}
+
+    def interrupt(steps):
+        if steps > 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulator.run(start, 100, 10, seeded(1), interrupt)
+    assert simulator.forces.state_dict()["threads"] == before["threads"] == 4
+    assert torch.get_num_threads() == 4

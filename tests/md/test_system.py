@@ -1,4 +1,4 @@
-"""The description of what is simulated, and the checks of numbers that every constructor shares."""
+"""The simulated system, and the argument checks that all constructors share."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def pairs(system):
     return {tuple(pair) for pair in system.bonds.tolist()}
 
 
-def test_water_has_its_two_bonds_and_one_angle():
+def test_from_atoms_water():
     system = System.from_atoms(molecule("H2O"))
     assert system.symbols == ("O", "H", "H")
     assert system.n_atoms == 3
@@ -27,7 +27,7 @@ def test_water_has_its_two_bonds_and_one_angle():
     assert torch.allclose(system.masses, torch.tensor([15.999, 1.008, 1.008], dtype=torch.float64))
 
 
-def test_aspirin_has_the_bonds_of_its_structure_in_every_thermal_frame(aspirin_frames):
+def test_from_atoms_bonds_of_thermal_aspirin(aspirin_frames):
     expected = pairs(System.from_atoms(aspirin_frames[0]))
     # C9H8O4 with one ring: as many bonds as atoms.
     assert len(expected) == 21
@@ -35,31 +35,31 @@ def test_aspirin_has_the_bonds_of_its_structure_in_every_thermal_frame(aspirin_f
         assert pairs(System.from_atoms(frame)) == expected
 
 
-def test_benzene_has_twelve_bonds_and_eighteen_angles():
+def test_from_atoms_benzene():
     system = System.from_atoms(molecule("C6H6"))
     assert len(system.bonds) == 12
     assert len(system.angles) == 6 * 3
-    centres = system.angles[:, 1].tolist()
-    assert sorted(set(centres)) == [i for i, symbol in enumerate(system.symbols) if symbol == "C"]
-    for first, centre, second in system.angles.tolist():
-        assert {(min(first, centre), max(first, centre)), (min(second, centre), max(second, centre))} <= pairs(system)
+    centers = system.angles[:, 1].tolist()
+    assert sorted(set(centers)) == [i for i, symbol in enumerate(system.symbols) if symbol == "C"]
+    for first, center, second in system.angles.tolist():
+        assert {(min(first, center), max(first, center)), (min(second, center), max(second, center))} <= pairs(system)
 
 
-def test_a_molecule_without_bonds_has_empty_tables_of_the_right_shape():
+def test_from_atoms_without_bonds():
     system = System.from_atoms(Atoms("Ar2", positions=[[0, 0, 0], [0, 0, 9.0]]))
     assert system.bonds.shape == (0, 2)
     assert system.angles.shape == (0, 3)
     assert system.bond_labels == []
 
 
-def test_bonds_given_replace_those_found_and_are_sorted_and_unique():
+def test_from_atoms_explicit_bonds_are_sorted():
     system = System.from_atoms(molecule("H2O"), bonds=[(2, 1), (1, 2), (1, 0)])
     assert system.bonds.tolist() == [[0, 1], [1, 2]]
 
 
 @pytest.mark.parametrize("bond", [(0, 3), (1, 1), (-1, 0)])
-def test_bonds_between_atoms_that_do_not_exist_are_named(bond):
-    with pytest.raises(ValueError, match=r"bonds contains .*give pairs of different atoms from 0 to 2"):
+def test_from_atoms_rejects_invalid_bonds(bond):
+    with pytest.raises(ValueError, match=r"bonds contains .*pass pairs of different atoms from 0 to 2"):
         System.from_atoms(molecule("H2O"), bonds=[bond])
 
 
@@ -83,23 +83,23 @@ def without_mass():
     ("make", "message"),
     [
         (periodic_without_a_cell, r"periodic \(pbc=\[True, False, False\]\).*set atoms\.cell, or atoms\.pbc = False"),
-        (lambda: Atoms("H"), r"1 atom\(s\): give a molecule"),
+        (lambda: Atoms("H"), r"1 atom\(s\): pass structures of at least two"),
         (not_finite, r"non-finite positions"),
         (without_mass, r"without a mass.*set_masses"),
     ],
 )
-def test_structures_that_cannot_be_simulated_are_refused(make, message):
+def test_from_atoms_rejects_invalid_structures(make, message):
     with pytest.raises(ValueError, match=message):
         System.from_atoms(make())
 
 
-def test_masses_set_by_the_user_are_kept():
+def test_from_atoms_keeps_masses():
     atoms = molecule("H2O")
     atoms.set_masses([16.0, 2.014, 2.014])
     assert System.from_atoms(atoms).masses.tolist() == [16.0, 2.014, 2.014]
 
 
-def test_moving_a_system_changes_the_precision_of_its_masses_only():
+def test_to_changes_only_the_dtype_of_floats():
     system = System.from_atoms(molecule("H2O"))
     moved = system.to("cpu", torch.float32)
     assert moved.masses.dtype == torch.float32
@@ -108,7 +108,7 @@ def test_moving_a_system_changes_the_precision_of_its_masses_only():
     assert moved.symbols == system.symbols
 
 
-def test_a_frame_goes_to_ase_and_back():
+def test_atoms_round_trip():
     atoms = molecule("CH3CH2OH")
     atoms.set_masses(np.linspace(1.0, 9.0, len(atoms)))
     atoms.set_velocities(np.random.default_rng(0).normal(size=(len(atoms), 3)))
@@ -121,7 +121,7 @@ def test_a_frame_goes_to_ase_and_back():
     assert not frame.pbc.any()
 
 
-def test_frames_are_stacked_in_double_precision(aspirin_frames):
+def test_stack_positions_is_double_precision(aspirin_frames):
     stacked = stack_positions(aspirin_frames[:3], System.from_atoms(aspirin_frames[0]), "structures")
     assert stacked.shape == (3, 21, 3)
     assert stacked.dtype == torch.float64
@@ -135,41 +135,51 @@ def reordered(atoms):
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        ([], r"reference holds no frame"),
+        ([], r"reference contains no frame: pass at least one"),
         ([molecule("H2O"), molecule("NH3")], r"reference\[1\] is H3N, but the simulated system is H2O"),
         ([reordered(molecule("H2O"))], r"reference\[0\] is H2O, .*in the same order"),
         ([molecule("H2O"), not_finite()], r"reference\[1\] has non-finite positions"),
     ],
 )
-def test_frames_that_do_not_fit_are_named_with_their_number(frames, message):
+def test_stack_positions_rejects_other_frames(frames, message):
     with pytest.raises(ValueError, match=message):
         stack_positions(frames, System.from_atoms(molecule("H2O")), "reference")
 
 
-def test_numbers_inside_their_bounds_are_returned():
+def test_system_repr_shows_arguments():
+    assert repr(System.from_atoms(molecule("H2O"))) == (
+        "System(H2O, n_bonds=2, cell=None, pbc=(False, False, False), charge=None, spin=None, is_extended=False)"
+    )
+    crystal = Atoms("Cu", positions=[[0, 0, 0]], cell=[2.5] * 3, pbc=True).repeat((2, 1, 1))
+    shown = repr(System.from_atoms(crystal))
+    assert "cell=[[5.0, 0.0, 0.0], [0.0, 2.5, 0.0], [0.0, 0.0, 2.5]], pbc=(True, True, True)" in shown
+    assert "is_extended=True" in shown
+
+
+def test_checks_return_values_inside_bounds():
     assert checks.number("x", 2, at_least=2, at_most=2) == 2
     assert checks.number("x", 0.5, above=0) == 0.5
     assert checks.count("n", 3, at_least=3) == 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, True, 0, 5.1])
-def test_numbers_outside_their_bounds_are_refused(value):
+def test_checks_number_rejects_out_of_range(value):
     with pytest.raises(ValueError, match=r"x=.* is out of range: pass a finite number .*> 0 and <= 5\. Mind\.$"):
         checks.number("x", value, above=0, at_most=5, hint="Mind.")
 
 
 @pytest.mark.parametrize("value", [0, 1.0, True, "2"])
-def test_counts_that_are_not_counts_are_refused(value):
+def test_checks_count_rejects_out_of_range(value):
     with pytest.raises(ValueError, match=r"n=.* is out of range: pass an integer >= 1\.$"):
         checks.count("n", value)
 
 
 @pytest.mark.parametrize(("duration", "timestep", "n_steps"), [(400.0, 0.5, 800), (0.3, 0.1, 3), (25.0, 0.25, 100)])
-def test_durations_are_counted_in_timesteps(duration, timestep, n_steps):
+def test_checks_steps_counts_timesteps(duration, timestep, n_steps):
     assert checks.steps("window", duration, timestep) == n_steps
 
 
 @pytest.mark.parametrize(("duration", "suggested"), [(25.2, "25"), (0.1, "0.5")])
-def test_durations_that_are_not_whole_timesteps_are_refused_with_a_suggestion(duration, suggested):
+def test_checks_steps_suggests_a_multiple(duration, suggested):
     with pytest.raises(ValueError, match=rf"check_every_fs=.*timesteps of 0\.5 fs.*instance {suggested} fs"):
         checks.steps("check_every_fs", duration, 0.5)

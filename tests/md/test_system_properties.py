@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from strategies import anything, check_argument_is_named, crystals, few, nearest_image_distances
 
 from stable_plugin import Langevin, NoseHooverChain, System
-from stable_plugin.md.system import ONE_PLACE_A, check_geometry, stack_positions
+from stable_plugin.md.system import MIN_DISTANCE_A, check_geometry, stack_positions
 from stable_plugin.units import BOLTZMANN
 
 WATER = molecule("H2O")
@@ -26,8 +26,8 @@ def test_check_geometry_rejects_overlapping_atoms(atoms, data):
     images = data.draw(arrays(int, 3, elements=st.integers(-3, 3))) * atoms.pbc
     overlapping = atoms.copy()
     overlapping.positions[-1] = atoms.positions[0] + images @ atoms.cell.array
-    overlapping.positions[-1] += data.draw(arrays(float, 3, elements=st.floats(-0.3, 0.3))) * ONE_PLACE_A
-    with pytest.raises(ValueError, match=r"^x\[2\] has two atoms in one place"):
+    overlapping.positions[-1] += data.draw(arrays(float, 3, elements=st.floats(-0.3, 0.3))) * MIN_DISTANCE_A
+    with pytest.raises(ValueError, match=r"^x\[2\] has two atoms at the same place"):
         check_geometry(overlapping, "x[2]")
 
 

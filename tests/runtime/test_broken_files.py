@@ -54,7 +54,7 @@ def test_an_extxyz_file_is_refused_wherever_it_was_cut(tmp_path):
     whole = {0, len(b"".join(lines[:23]))}
     for cut in cuts(content, 60):
         if len(cut) not in whole:
-            message = r"^train='.*' (cannot be read .*: give a complete extxyz file|holds no structure)"
+            message = r"^train='.*' (cannot be read .*: pass a complete extxyz file|contains no structure)"
             refused(lambda path: read_frames(path, "train"), tmp_path / "cut.extxyz", cut, message)
 
 
@@ -67,7 +67,7 @@ def test_the_constructors_name_their_argument(tmp_path):
         ("train", lambda: ExtxyzDataModule(path)),
         ("valid", lambda: ExtxyzDataModule(TRAIN, path)),
         ("starts", lambda: Evaluator(path)),
-        ("labeled", lambda: Evaluator(TRAIN, labeled=path)),
+        ("labelled", lambda: Evaluator(TRAIN, labelled=path)),
     ):
         with pytest.raises(ValueError, match=rf"^{name}='.*cut\.extxyz' cannot be read"):
             make()
@@ -91,14 +91,16 @@ def test_an_extxyz_file_with_wrong_words_in_it_is_refused(tmp_path, old, new):
 
 def test_labels_that_are_no_numbers_or_too_few_are_named():
     frame = ase.io.read(TRAIN)
-    for energy, message in (("abc", "give numbers"), ([1.0, 2.0], "a single one")):
+    for energy, message in (("abc", "set numbers"), ([1.0, 2.0], "has the shape .*a scalar")):
         odd = frame.copy()
         odd.info["REF_energy"] = energy
         with pytest.raises(ValueError, match=rf"train\[1\] energy_key='REF_energy' .*{message}"):
             read_labeled([frame, odd], "train")
     odd = frame.copy()
     odd.arrays["REF_forces"] = odd.arrays["REF_forces"][:, 0]
-    with pytest.raises(ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): give \(21, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): set numbers of shape \(21, 3\)"
+    ):
         read_labeled([odd], "train")
 
 
@@ -122,7 +124,7 @@ FLAT = [[3.6, 0, 0], [0, 3.6, 0], [3.6, 3.6, 0]]
         (crystal(np.zeros((3, 3))), "does not span"),
         (crystal([[3.6, 0, 0], [0, np.nan, 0], [0, 0, 3.6]]), "not finite"),
         (crystal([[np.inf, 0, 0], [0, 3.6, 0], [0, 0, 3.6]]), "not finite"),
-        (crystal(positions=np.zeros((4, 3))), r"two atoms in one place, Cu0 and Cu1 .*6 such pair"),
+        (crystal(positions=np.zeros((4, 3))), r"two atoms at the same place, Cu0 and Cu1 .*6 such pair"),
         (crystal(positions=[[0, 0, 0], [0, 0, 3.61], [1, 1, 1], [2, 2, 2]], cell=np.eye(3) * 3.61), "Cu0 and Cu1"),
         (crystal(positions=[[0, 0, 0], [0, 0, np.nan], [1, 1, 1], [2, 2, 2]]), "non-finite positions"),
         (crystal(numbers=[29, 29, 0, 29]), "atomic number 0"),
@@ -146,7 +148,7 @@ def test_wrong_structures_in_a_file_are_named_by_every_constructor(tmp_path):
         ("reference", lambda: Evaluator(TRAIN, path)),
         ("structures", lambda: StABlECallback(structures=path, reference=TRAIN).session.settings.validate()),
     ):
-        with pytest.raises(ValueError, match=rf"{name}\[2\] has two atoms in one place, C4 and C5"):
+        with pytest.raises(ValueError, match=rf"{name}\[2\] has two atoms at the same place, C4 and C5"):
             make()
 
 
@@ -158,7 +160,7 @@ def test_which_way_round_the_cell_is_does_not_matter():
     first, second = System.from_atoms(atoms), System.from_atoms(mirrored)
     positions = torch.tensor(atoms.positions)
     torch.testing.assert_close(first.distances(positions, first.bonds), second.distances(positions, second.bonds))
-    assert first.reach == pytest.approx(second.reach)
+    assert first.minimum_image_cutoff == pytest.approx(second.minimum_image_cutoff)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +180,7 @@ def test_a_database_is_refused_wherever_it_was_cut(database, tmp_path):
             found = [frame.positions for frame in read_frames(path, "train")]
         except ValueError as error:
             # Its first page alone is an empty database.
-            message = r"(?s)train='.*' (cannot be read .*: give a complete database|holds no structure)"
+            message = r"(?s)train='.*' (cannot be read .*: pass a complete database|contains no structure)"
             assert re.match(message, str(error)) and str(path) in str(error)
             n_refused += 1
         else:  # it was cut in pages that nothing is in
@@ -197,7 +199,7 @@ def test_a_damaged_database_is_refused_or_read_and_never_kills_the_process(datab
         try:
             read_labeled(path, "train", "energy", "forces")
         except ValueError as error:
-            assert re.match(r"train(='.*' cannot be read|\[\d+\] has|='.*' holds no)", str(error)), error
+            assert re.match(r"train(='.*' cannot be read|\[\d+\] has|='.*' contains no)", str(error)), error
         assert path.read_bytes() == damaged
 
 

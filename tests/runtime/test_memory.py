@@ -1,13 +1,14 @@
-"""What happens where memory does not suffice: smaller calls of the model, and the same numbers."""
+"""Out of memory: smaller model calls, and the same results."""
 
 import logging
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
-from toys import PairRepulsion, as_potential, flat, tiny_mace, triatomic
+from toys import as_potential, flat, tiny_mace
 
 from stable_plugin import BondLengths, Langevin, NonFinite, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
@@ -15,8 +16,8 @@ from stable_plugin.md import Execution, Simulator
 from stable_plugin.runtime.memory import is_out_of_memory
 
 
-def crowded(potential, most):
-    """The potential, short of memory for more than so many replicas or frames at once; and the sizes it was asked for."""
+def limited(potential, most):
+    """Return the potential, out of memory for more than ``most`` frames at once, and the batch sizes of its calls."""
     sizes = []
     plain = potential.atomic_energies
 
@@ -43,13 +44,13 @@ def estimate(potential, positions, chunk):
     return estimator.estimate(positions, [observable.per_frame(positions)], [observable.known_target]), estimator
 
 
-def test_the_estimator_halves_its_chunk_for_good_and_gives_the_same_gradient(aspirin_frames, aspirin_positions, caplog):
+def test_estimator_halves_its_chunk(aspirin_frames, aspirin_positions, caplog):
     positions = aspirin_positions[:10]
     expected, _ = estimate(aspirin_potential(aspirin_frames), positions, chunk=8)
-    potential, sizes = crowded(aspirin_potential(aspirin_frames), most=3)
+    potential, sizes = limited(aspirin_potential(aspirin_frames), most=3)
     found, estimator = estimate(potential, positions, chunk=8)
     assert estimator.chunk == 2
-    assert sizes == [8, 4, 2, 2, 2, 2, 2], "every frame once, none twice"
+    assert sizes == [8, 4, 2, 2, 2, 2, 2], "every frame is evaluated once"
     torch.testing.assert_close(flat(found.gradients), flat(expected.gradients), rtol=1e-10, atol=1e-12)
     assert [record.getMessage().count("chunk=") for record in caplog.records] == [1, 1]
     caplog.clear()
@@ -58,7 +59,7 @@ def test_the_estimator_halves_its_chunk_for_good_and_gives_the_same_gradient(asp
 
 
 @pytest.mark.parametrize("error", [RuntimeError("some other fault"), torch.OutOfMemoryError("even for one")])
-def test_other_errors_and_memory_that_does_not_suffice_for_one_frame_are_passed_on(aspirin_frames, error):
+def test_other_errors_are_raised(aspirin_frames, error):
     potential = aspirin_potential(aspirin_frames)
 
     def fail(positions, edges):
@@ -83,32 +84,19 @@ def window(potential, positions):
 
 
 @pytest.mark.parametrize("n_replicas", [8, 5])
-def test_the_simulator_divides_its_batch_and_goes_the_same_way(aspirin_frames, aspirin_positions, n_replicas, caplog):
+def test_simulator_halves_its_batch(aspirin_frames, aspirin_positions, n_replicas, caplog):
     positions = aspirin_positions[:n_replicas]
     expected, _ = window(aspirin_potential(aspirin_frames), positions)
-    potential, sizes = crowded(aspirin_potential(aspirin_frames), most=3)
+    potential, sizes = limited(aspirin_potential(aspirin_frames), most=3)
     with caplog.at_level(logging.WARNING):
         found, simulator = window(potential, positions)
-    assert simulator.forces.most_replicas == (2 if n_replicas == 8 else 3)
+    assert simulator.forces.max_replicas == (2 if n_replicas == 8 else 3)
     assert max(sizes[sizes.index(2) :] if 2 in sizes else [0]) <= 3
     torch.testing.assert_close(found.positions, expected.positions, rtol=0.0, atol=1e-9)
     assert 1 <= len(caplog.records) <= 2
 
 
-def test_atoms_that_have_no_neighbours_in_their_part_of_the_batch_are_no_matter():
-    """Every part of the batch has edges of its own, or one of padding."""
-    frames = torch.zeros(4, 3, 3, dtype=torch.float64)
-    frames[:, 1, 0] = torch.tensor([1.0, 9.0, 9.0, 1.0], dtype=torch.float64)
-    frames[:, 2, 1] = 20.0
-    potential = PairRepulsion(triatomic(1.0).system)
-    edges = potential.edges(frames)
-    parts = [edges.of_range(first, first + 1, 3, potential.cutoff) for first in range(4)]
-    assert [part.index.shape[1] for part in parts] == [2, 1, 1, 2]
-    energies = torch.cat([potential.energies(frames[[i]], part) for i, part in enumerate(parts)])
-    assert energies.tolist() == potential.energies(frames, edges).tolist()
-
-
-def test_what_torch_raises_without_memory_is_told_from_other_errors():
+def test_is_out_of_memory():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**61, dtype=torch.uint8)
     assert is_out_of_memory(raised.value)
@@ -135,18 +123,19 @@ SCARCE = """
     held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + 150 * 2**20, resource.RLIM_INFINITY))
     found = estimator.energies(few.repeat(256, 1, 1))
-    assert estimator.chunk < 1024, "the limit was not felt"
+    assert estimator.chunk < 1024, "the limit had no effect"
     torch.testing.assert_close(found, expected.repeat(256))
     print("chunk", estimator.chunk)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and sizes of a process as on Linux")
-def test_a_process_that_runs_out_of_real_memory_goes_on_with_less():
-    tests = __file__.rpartition("/")[0]
+def test_process_out_of_memory_continues():
+    tests = Path(__file__).parents[1]
+    program = f"import sys; sys.path.insert(0, {str(tests / 'support')!r})\n{textwrap.dedent(SCARCE)}"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r})\n{textwrap.dedent(SCARCE)}"],
-        cwd=f"{tests}/..", capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", program],
+        cwd=tests.parent, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "out of memory: the estimator goes on with chunk=512" in done.stderr

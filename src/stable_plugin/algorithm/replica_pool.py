@@ -140,9 +140,9 @@ class ReplicaPool:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {
-            "state": self.state.tensors(),
-            "learning_start": self.learning_start.tensors(),
-            "history": [state.tensors() for state in self._history],
+            "state": self.state.state_dict(),
+            "learning_start": self.learning_start.state_dict(),
+            "history": [state.state_dict() for state in self._history],
             "unstable": self.unstable,
             "forces": self._forces,
             "streams": self.streams.state_dict(),
@@ -156,17 +156,14 @@ class ReplicaPool:
         """
         device = self.unstable.device
 
-        def restored(tensors: list[Tensor]) -> State:
-            return State(*(tensor.to(device) for tensor in tensors))
-
-        saved = restored(state["state"])
+        saved = State.from_state_dict(state["state"], device)
         if saved.positions.shape != self.state.positions.shape:
             raise ValueError(
                 f"the checkpoint holds replicas of shape {tuple(saved.positions.shape)}, this run has "
                 f"{tuple(self.state.positions.shape)}: resume with the same structures and n_replicas."
             )
-        self.state, self.learning_start = saved, restored(state["learning_start"])
-        self._history = deque((restored(tensors) for tensors in state["history"]), maxlen=HISTORY)
+        self.state, self.learning_start = saved, State.from_state_dict(state["learning_start"], device)
+        self._history = deque((State.from_state_dict(earlier, device) for earlier in state["history"]), maxlen=HISTORY)
         self.unstable = state["unstable"].to(device)
         self.simulator.forces.load_state_dict(state["forces"])
         self._forces = state["forces"]

@@ -124,7 +124,7 @@ def simulate_replicas(
     for done in range(0, settings.n_steps, settings.segment_steps):
         n_steps = min(settings.segment_steps, settings.n_steps - done)
         window = simulator.run(
-            state, n_steps, record_every, generator, active=active, stop_unstable=True, goes_on=done > 0
+            state, n_steps, record_every, generator, active=active, stop_unstable=True, continues=done > 0
         )
         flagged = (window.unstable_step != NEVER).cpu()
         failed_ps = torch.where(flagged, (done + window.unstable_step.cpu().double()) * step_ps, failed_ps)

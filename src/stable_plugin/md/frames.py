@@ -1,4 +1,4 @@
-"""Reading structures and their labels from files."""
+"""Readers of structures and their labels."""
 
 from __future__ import annotations
 
@@ -20,68 +20,70 @@ from stable_plugin.md.system import check_geometry
 ENERGY_KEY = "REF_energy"
 FORCES_KEY = "REF_forces"
 
-READ_ALL = """
+_READ_ALL = """
 import sys, zlib, lmdb
 with lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False) as database, database.begin() as reading:
     left = 10 + database.stat()["entries"]
     for key, value in reading.cursor():
         zlib.crc32(value)
         left -= 1
-        assert left > 0, "its entries go round in a circle"
+        assert left > 0, "its pages form a cycle"
 """
-"""A program that touches every byte of a database."""
+"""A program that reads every byte of a database."""
 
 Frames = str | Path | Sequence[Atoms]
-"""A file that ASE reads, or structures at hand."""
+"""A file that ASE reads, or structures."""
 
 
 def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
-    """All structures of a file, or the ones given.
+    """Return all structures of a file, or of a sequence.
 
     Args:
         source: Path of a file in a format that ASE reads or of an aselmdb database, or structures.
-        name: The argument's name, for errors.
+        name: Name of the argument in errors.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read or holds no structure.
+        ValueError: If the file cannot be read or contains no structure.
     """
     if not isinstance(source, str | Path):
         frames = list(source)
     elif not Path(source).is_file():
-        raise FileNotFoundError(f"{name}={str(source)!r} is not a file: give the path of an extxyz file.")
+        raise FileNotFoundError(f"{name}={str(source)!r} is not a file: pass the path of an extxyz file.")
     else:
         kind = "database" if str(source).endswith(".aselmdb") else "extxyz file"
         try:
-            _refuse_half_a_line(source)
+            _check_last_line(source)
             frames = _database(source) if str(source).endswith(".aselmdb") else list(ase.io.iread(source, index=":"))
-        except Exception as error:  # ASE's readers raise whatever their parsing trips over
+        except Exception as error:  # ASE's readers raise many kinds of errors
             raise ValueError(
-                f"{name}={str(source)!r} cannot be read ({type(error).__name__}: {error}): give a complete {kind}."
+                f"{name}={str(source)!r} cannot be read ({type(error).__name__}: {error}): pass a complete {kind}."
             ) from error
     if not frames:
-        raise ValueError(f"{name}={str(source)!r} holds no structure: give at least one.")
+        raise ValueError(f"{name}={str(source)!r} contains no structure: pass at least one.")
     return frames
 
 
-def _refuse_half_a_line(path: str | Path) -> None:
-    """Refuse text that ends within a line: half a number reads as a number.
+def _check_last_line(path: str | Path) -> None:
+    """Raise an error if text ends within a line: the first digits of a number are a number too.
 
     Raises:
-        ValueError: If there is no newline at the end of an xyz file.
+        ValueError: If an xyz file does not end with a newline.
     """
     if Path(path).suffix not in (".xyz", ".extxyz") or Path(path).stat().st_size == 0:
         return
     with Path(path).open("rb") as file:
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
-            raise ValueError("its last line has no end, so it may be cut off; add a newline if it is whole")
+            raise ValueError(
+                "its last line does not end with a newline, so it may be truncated; add a newline if it is complete"
+            )
 
 
 def _database(path: str | Path) -> list[Atoms]:
-    """All rows of fairchem's kind of ASE database, with what it keeps beside the structure in ``atoms.info``."""
+    """Return all rows of an aselmdb database, with the data of a row in ``atoms.info``, as fairchem stores it."""
     frames = []
-    _refuse_damaged(path)
+    _check_database(path)
     with ase.db.connect(str(path), type="aselmdb", readonly=True, use_lock_file=False) as database:
         for row in database.select():
             atoms = row.toatoms()
@@ -90,42 +92,43 @@ def _database(path: str | Path) -> list[Atoms]:
     return frames
 
 
-def _refuse_damaged(path: str | Path) -> None:
-    """Have another process read a database first.
+def _check_database(path: str | Path) -> None:
+    """Read a database in another process first.
 
-    LMDB follows the page numbers in a file as they are. Where they are wrong nothing is raised: the process is killed.
+    LMDB follows the page numbers in a file without checks. A wrong one kills the process instead of raising an error.
 
     Raises:
-        ValueError: If the other process did not get to its end.
+        ValueError: If the other process failed.
     """
     done = subprocess.run(
-        [sys.executable, "-I", "-c", READ_ALL, str(path)], capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", _READ_ALL, str(path)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()
         raise ValueError(
-            f"the database is cut off or damaged: {reason[-1] if reason else 'its pages do not fit together'}"
+            f"the database is truncated or damaged: {reason[-1] if reason else 'its pages are inconsistent'}"
         )
 
 
 def read_labeled(
     source: Frames, name: str, energy_key: str = ENERGY_KEY, forces_key: str = FORCES_KEY, *, least: int = 1
 ) -> list[Atoms]:
-    """Copies of structures, with energies and forces under :data:`ENERGY_KEY` and :data:`FORCES_KEY`.
+    """Return copies of structures, with energies and forces under :data:`ENERGY_KEY` and :data:`FORCES_KEY`.
 
     Args:
         source: As for :func:`read_frames`.
-        name: The argument's name, for errors.
-        energy_key: Key of the total energy in eV, in ``atoms.info``; ``energy`` reads ASE's own.
-        forces_key: Key of the forces in eV/Å, in ``atoms.arrays``; ``forces`` reads ASE's own.
-        least: Fewest frames that will do.
+        name: Name of the argument in errors.
+        energy_key: Key of the total energy in eV, in ``atoms.info``; ``energy`` reads that of ASE's calculator.
+        forces_key: Key of the forces in eV/Å, in ``atoms.arrays``; ``forces`` reads those of ASE's calculator.
+        least: Minimum number of frames.
 
     Raises:
-        ValueError: If there are fewer frames, one lacks an energy or forces, they are not finite, or it is no structure.
+        ValueError: If there are fewer frames, an energy or forces are missing or not finite, or
+            :func:`~stable_plugin.md.system.check_geometry` rejects a structure.
     """
     frames = read_frames(source, name)
     if len(frames) < least:
-        raise ValueError(f"{name} holds {len(frames)} frame(s): give at least {least}.")
+        raise ValueError(f"{name} contains {len(frames)} frame(s): pass at least {least}.")
     labeled = []
     for index, frame in enumerate(frames):
         results = {} if frame.calc is None else frame.calc.results
@@ -139,7 +142,7 @@ def read_labeled(
             )
             raise ValueError(
                 f"{name}[{index}] has no {' and no '.join(missing)}. Found per frame: {found or 'nothing'}; per atom: "
-                f"{arrays or 'nothing'}. Name the keys that hold eV and eV/Å, or label the frames."
+                f"{arrays or 'nothing'}. Set the keys of the energy in eV and the forces in eV/Å, or label the frames."
             )
         energy, forces = (
             _numbers(energy, (), f"{name}[{index}] energy_key={energy_key!r}"),
@@ -148,17 +151,18 @@ def read_labeled(
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             raise ValueError(f"{name}[{index}] has a non-finite energy or force: remove that frame.")
         check_geometry(frame, f"{name}[{index}]")
-        copy = frame.copy()  # without its calculator, which stays the caller's
+        copy = frame.copy()  # without the calculator
         copy.info[ENERGY_KEY], copy.arrays[FORCES_KEY] = float(energy), np.array(forces, dtype=float)
         labeled.append(copy)
     return labeled
 
 
 def _numbers(value: Any, shape: tuple[int, ...], where: str) -> NDArray[np.float64]:
+    """Return ``value`` as an array, if it has this shape."""
     try:
         numbers = np.asarray(value, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where} holds {value!r}: give numbers.") from error
+        raise ValueError(f"{where} holds {value!r}: set numbers.") from error
     if numbers.shape != shape:
-        raise ValueError(f"{where} holds numbers of shape {numbers.shape}: give {shape or 'a single one'}.")
+        raise ValueError(f"{where} has the shape {numbers.shape}: set numbers of shape {shape or '() (a scalar)'}.")
     return numbers

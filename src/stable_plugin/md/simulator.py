@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,37 +29,64 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Progress:
-    """Flags that stay on the device during a block."""
+    """Where a window is: all of it stays on the device.
 
+    Attributes:
+        state: State after the steps so far.
+        unstable_step: First step at which each replica was flagged, (n_replicas,); ``NEVER`` if it was not.
+        moving: Replicas that are still simulated, (n_replicas,).
+    """
+
+    state: State
     unstable_step: Tensor
     moving: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors as a block of steps takes and returns them."""
+        return [*self.state.tensors(), self.unstable_step, self.moving]
+
+    @classmethod
+    def from_tensors(cls, tensors: Iterable[Tensor]) -> _Progress:
+        """Return the progress whose :meth:`tensors` these are."""
+        *state, unstable_step, moving = tensors
+        return cls(State.from_tensors(state), unstable_step, moving)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What does not change from block to block of a window."""
+    """Arguments of :meth:`Simulator.run` that every block needs."""
 
     generator: torch.Generator
     stop_unstable: bool
 
 
 class Simulator:
-    """Runs replicas of one system with one potential.
+    """Simulates replicas of one system with one potential.
+
+    The steps run in blocks, which read the host only at their end. Within a block, the neighbor list may turn out to
+    have missed an edge; the block is then repeated, so that trajectories are exact.
 
     Args:
-        potential: What moves the atoms.
-        integrator: How.
-        detector: Which replicas are broken.
-        check_every_fs: Time between two looks of the detector.
-        block_steps: Steps between two host synchronisations.
-        skin_A: Extra reach in Å of the pairs that a periodic system's neighbours are chosen from. Too small a skin costs
-            repeated blocks, never accuracy.
-        execution: How steps are run; the fastest way that works if not given.
+        potential: Potential that the atoms move in.
+        integrator: Integrator, with temperature and timestep.
+        detector: Decides which replicas are unstable.
+        check_every_fs: Time between two checks by the detector, in fs.
+        block_steps: Maximum number of steps between two host synchronizations.
+        skin_A: Skin of the neighbor list of a periodic system, in Å. One that is too small costs repeated blocks, not
+            accuracy.
+        execution: How steps are executed; the fastest way that works by default.
+
+    Attributes:
+        neighbors: The neighbor list.
+        forces: Energies and forces as executed.
+        graphs: Blocks captured as CUDA graphs.
+        capturing: Whether blocks are captured.
+        repeated_blocks: Number of blocks that were repeated so far.
 
     Raises:
-        ValueError: If an argument is out of range, or capture is asked for on a device that has none.
+        ValueError: If an argument is out of range, or ``capture=True`` and the model is not on a CUDA device.
     """
 
     def __init__(
@@ -78,7 +106,7 @@ class Simulator:
         self.check_every = checks.steps("check_every_fs", check_every_fs, integrator.timestep_fs)
         # Checks come at the end of a block.
         self.block_steps = _largest_divisor(self.check_every, checks.count("block_steps", block_steps))
-        # Reading the host costs nothing on a CPU, and a fixed number of edges costs what is padded.
+        # On a CPU reading the host is free, and padding a fixed number of edges is not.
         self.neighbors = NeighborList(
             potential.cutoff,
             checks.number("skin_A", skin_A, at_least=0),
@@ -88,47 +116,57 @@ class Simulator:
         execution = execution or Execution()
         if execution.capture is True and potential.device.type != "cuda":
             raise ValueError(
-                f"capture=True needs a model on a CUDA device, this one is on {potential.device}: move it there, or set "
-                "capture='auto'."
+                f"capture=True needs a model on a CUDA device, this one is on {potential.device}: move it there, or "
+                "set capture='auto'."
             )
         self.execution = execution
         self.forces = Forces(potential, execution)
         self.graphs = BlockGraphs()
         self.capturing = execution.capture is not False and potential.device.type == "cuda"
         self.repeated_blocks = 0
-        self._reserve = 0.0
+        self._margin = 0.0
+
+    def __repr__(self) -> str:
+        return (
+            f"Simulator(potential={self.potential!r}, integrator={self.integrator!r}, detector={self.detector!r}, "
+            f"check_every_fs={self.check_every * self.integrator.timestep_fs:g}, block_steps={self.block_steps}, "
+            f"skin_A={self.neighbors.skin}, execution={self.execution!r})"
+        )
 
     def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
-        """A state to start from; the arguments are those of :meth:`place`."""
+        """Return a state to start from, with forces and energies; arguments as of :meth:`place`."""
         return self.refresh(self.place(positions, generator, velocities))
 
     def place(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
-        """Positions and velocities, with forces and energies still zero: the potential is not asked.
+        """Return a state with forces and energies still zero, without a call of the model.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
             generator: Source of the velocities.
-            velocities: In Å per ASE time; drawn from the Maxwell-Boltzmann distribution if not given.
+            velocities: In Å per ASE time; drawn from the Maxwell-Boltzmann distribution by default.
         """
         system = self.potential.system
         positions = positions.to(self.potential.device, self.potential.dtype)
         if velocities is None:
             velocities = self.integrator.initial_velocities(positions.shape, system.masses, generator)
+        cell = system.cell if system.periodic else torch.zeros_like(system.cell)
         return State(
-            positions,
-            velocities.to(positions),
-            torch.zeros_like(positions),
-            torch.zeros(len(positions), dtype=torch.float64, device=positions.device),
-            self.integrator.initial_chain(positions),
+            positions=positions,
+            velocities=velocities.to(positions),
+            forces=torch.zeros_like(positions),
+            energies=torch.zeros(len(positions), dtype=torch.float64, device=positions.device),
+            chain=self.integrator.initial_chain(positions),
+            cell=cell.to(positions).repeat(len(positions), 1, 1),
         )
 
-    def _thermal_reach(self) -> float:
-        """How far one of the lightest atoms hardly ever goes in a block: four standard deviations, in Å."""
-        speed = (self.integrator.kT / self.potential.system.masses.min()).sqrt().item()
-        return 4.0 * speed * self.block_steps * self.integrator.timestep
+    def refresh(self, state: State) -> State:
+        """Return the state with forces and energies of the present weights."""
+        with self.potential.frozen():
+            energies, forces = self.forces.plain(state.positions, self.potential.edges(state.positions))
+        return state.replace(energies=energies, forces=forces)
 
     def check_record_every(self, record_every: int) -> None:
-        """Refuse to record frames that the detector does not look at.
+        """Raise an error if frames would be recorded that the detector has not checked.
 
         Raises:
             ValueError: If ``record_every`` steps is not a multiple of the steps between two checks.
@@ -137,15 +175,10 @@ class Simulator:
             timestep_fs = self.integrator.timestep_fs
             raise ValueError(
                 f"record_every={record_every} steps is not a multiple of the {self.check_every} steps between two "
-                f"checks: a recorded frame must have been checked. Change record_every_fs={record_every * timestep_fs:g} or "
+                "checks: a recorded frame must have been checked. "
+                f"Change record_every_fs={record_every * timestep_fs:g} or "
                 f"check_every_fs={self.check_every * timestep_fs:g}."
             )
-
-    def refresh(self, state: State) -> State:
-        """The same positions and velocities under the weights that the potential has now."""
-        with self.potential.frozen():
-            energies, forces = self.forces.plain(state.positions, self.potential.edges(state.positions))
-        return state.with_(energies=energies, forces=forces)
 
     @torch.no_grad()
     def run(
@@ -154,49 +187,48 @@ class Simulator:
         n_steps: int,
         record_every: int,
         generator: torch.Generator,
-        on_block: Callable[[int], None] | None = None,
+        on_block_end: Callable[[int], None] | None = None,
         active: Tensor | None = None,
         stop_unstable: bool = False,
-        goes_on: bool = False,
+        continues: bool = False,
     ) -> Window:
         """Simulate a window.
 
         Args:
-            start: Where the replicas begin, with the forces of the present weights.
-            n_steps: Steps to simulate.
+            start: Initial state, with the forces of the present weights.
+            n_steps: Number of steps.
             record_every: Steps between two recorded frames, a multiple of the steps between two checks.
             generator: Source of the random numbers.
-            on_block: Called with the steps done so far, after each block.
-            active: Replicas that move, (n_replicas,); all of them if not given. The others rest and record nothing.
-            stop_unstable: Stop a replica as soon as it is unstable, as if it were beyond the discard limit. Those that rest
-                leave the batch in which the model is called, where that is not compiled; as a smaller batch is rounded
-                differently, the others then go other ways than beside one that moves on.
-            goes_on: Whether the window continues the one before, as far as detectors that look back are concerned.
+            on_block_end: Called after each block with the number of steps done.
+            active: Replicas that move, (n_replicas,); all by default. The others stay and record nothing.
+            stop_unstable: Stop a replica as soon as it is unstable, as if it had passed the discard limit. Stopped
+                replicas leave the batch of the model call, unless the model is compiled; a smaller batch is rounded
+                differently, so the trajectories of the others depend on it in their last digits.
+            continues: Whether the window continues the previous one, for detectors that look back in time.
+
+        Raises:
+            ValueError: If ``n_steps`` or ``record_every`` is invalid.
         """
         checks.count("n_steps", n_steps)
-        if self.potential.device.type == "cpu":
-            keep_freed_memory()
         self.check_record_every(record_every)
-        self.neighbors.invalidate()
-        self._reserve = self._thermal_reach()
-        if not goes_on:
-            self.detector.reset(start.n_replicas)
+        self._begin_window(start, continues)
+        plan = _Plan(generator, stop_unstable)
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
-        unstable_step = torch.where(active & ~finite, 0, NEVER)
-        progress = _Progress(unstable_step, moving=active & finite)
-        plan = _Plan(generator, stop_unstable)
-        state = start
+        progress = _Progress(start, torch.where(active & ~finite, 0, NEVER), active & finite)
         frames: list[tuple[Tensor, Tensor, Tensor]] = []
-        with self.potential.simulating(), on_threads(self.forces.choose_threads(start.positions)):
-            self.forces.settle(start.positions)
-            for first in range(0, n_steps, self.block_steps):
-                last = min(first + self.block_steps, n_steps)
-                state, progress = self._exact_block(state, progress, range(first, last), plan)
-                if last % record_every == 0:
-                    frames.append((state.positions, state.velocities, progress.moving))
-                if on_block is not None:
-                    on_block(last)
+        with self.potential.simulating():
+            with on_threads(self.forces.choose_threads(start.positions)):
+                self.forces.settle(start.positions)
+                for first in range(0, n_steps, self.block_steps):
+                    block = range(first, min(first + self.block_steps, n_steps))
+                    progress = self._timed_block(progress, block, plan)
+                    if block.stop % record_every == 0:
+                        frames.append((progress.state.positions, progress.state.velocities, progress.moving))
+                    if on_block_end is not None:
+                        on_block_end(block.stop)
+            # Another number of threads changes the last digits, so it may change between windows only.
+            self.forces.review_threads(progress.state.positions)
         positions, velocities, valid = stack_frames(frames, start)
         return Window(
             positions=positions,
@@ -205,134 +237,158 @@ class Simulator:
             unstable_step=progress.unstable_step,
             stopped=~progress.moving,
             start=start,
-            end=state,
+            end=progress.state,
             n_steps=n_steps,
             timestep_fs=self.integrator.timestep_fs,
         )
 
-    def _exact_block(self, state: State, progress: _Progress, block: range, plan: _Plan) -> tuple[State, _Progress]:
-        """Run a block, and again if some edge turns out to have been missing in it.
+    def _begin_window(self, start: State, continues: bool) -> None:
+        if self.potential.device.type == "cpu":
+            keep_freed_memory()
+        self.neighbors.invalidate()
+        self._margin = self._thermal_displacement()
+        if not continues:
+            self.detector.reset(start.n_replicas)
 
-        That happens when atoms are faster than expected, as those of a replica that bursts: the block is repeated with a
-        search at every step, and pairs are looked for earlier from then on.
+    def _thermal_displacement(self) -> float:
+        """Return the distance in Å that the lightest atom rarely exceeds in a block: four standard deviations."""
+        speed = (self.integrator.kT / self.potential.system.masses.min()).sqrt().item()
+        return 4.0 * speed * self.block_steps * self.integrator.timestep
+
+    def _timed_block(self, progress: _Progress, block: range, plan: _Plan) -> _Progress:
+        began = time.perf_counter()
+        progress = self._exact_block(progress, block, plan)
+        self.forces.record_step((time.perf_counter() - began) / len(block))
+        return progress
+
+    def _exact_block(self, progress: _Progress, block: range, plan: _Plan) -> _Progress:
+        """Run a block, and repeat it if its neighbor list overflowed.
+
+        Atoms that are faster than expected, as in a replica that explodes, may meet others that are not in the list.
+        The block is then repeated with a search at every step, and later blocks search earlier.
         """
         noise, memory = plan.generator.get_state(), self.detector.state_dict()
-        done = torch.tensor(block.start, device=state.positions.device)
-        inputs = [*state.tensors(), progress.unstable_step, progress.moving, self._batch(progress, plan), done]
-        searching = False
+        positions, moving = progress.state.positions, progress.moving
+        done = torch.tensor(block.start, device=positions.device)
+        inputs = [*progress.tensors(), self._batch(moving, plan), done]
+        search = False
         while True:
-            self.neighbors.update(state.positions, progress.moving, self._reserve)
-            *end, unstable_step, moving, missed = self._run_block(inputs, block, plan, searching)
-            if not missed.any().item():
-                return State(*end), _Progress(unstable_step, moving)
+            self.neighbors.update(positions, moving, self._margin)
+            *outputs, overflow = self._run_block(inputs, block, plan, search)
+            if not overflow.any().item():
+                return _Progress.from_tensors(outputs)
             self.repeated_blocks += 1
             plan.generator.set_state(noise)
             self.detector.load_state_dict(memory)
             if not self.neighbors.reallocate():
-                searching = True
-                self._reserve = min(1.5 * self._reserve, self.neighbors.half_skin)
+                search = True
+                self._margin = min(1.5 * self._margin, self.neighbors.half_skin)
 
-    def _run_block(self, inputs: Sequence[Tensor], block: range, plan: _Plan, searching: bool) -> list[Tensor]:
-        """The block as a CUDA graph where there is one, and otherwise as it is."""
-        look = block.stop % self.check_every == 0
-        if not self.capturing or searching or len(block) != self.block_steps:
-            return self._block(inputs, len(block), look, plan, searching)
+    def _run_block(self, inputs: Sequence[Tensor], block: range, plan: _Plan, search: bool) -> list[Tensor]:
+        """Run a block as a CUDA graph if that is possible, and eagerly otherwise; see :meth:`_block`."""
+        check = block.stop % self.check_every == 0
+        if not self.capturing or search or len(block) != self.block_steps:
+            return self._block(inputs, len(block), check, plan, search)
         noise = plan.generator.get_state()
-        inside = look and self.detector.capturable
+        check_inside = check and self.detector.capturable
         try:
-            graph = self._graph(inputs, inside, plan)
-        except Exception as error:  # a model that reads the host, or allocates by value, fails in ways of its own
+            graph = self._captured_block(inputs, check_inside, plan)
+        except Exception as error:  # models that cannot be captured raise many kinds of errors
             name = type(self.potential.module).__name__
             reason = f"{name} cannot be captured in a CUDA graph ({type(error).__name__}: {error})"
             if self.execution.capture is True:
-                raise RuntimeError(f"capture=True: {reason}. Set capture='auto' to go on without.") from error
-            log.warning("%s; the simulation goes on step by step.", reason)
+                raise RuntimeError(f"capture=True: {reason}. Set capture='auto' to continue without.") from error
+            log.warning("%s; the simulation continues step by step.", reason)
             self.capturing = False
             plan.generator.set_state(noise)
-            return self._block(inputs, len(block), look, plan, searching)
+            return self._block(inputs, len(block), check, plan, search)
         outputs = graph(inputs)
-        return self._looked_at(outputs, inputs[-1] + len(block), plan) if look and not inside else outputs
+        return self._checked(outputs, inputs[-1] + len(block), plan) if check and not check_inside else outputs
 
-    def _graph(self, inputs: Sequence[Tensor], look: bool, plan: _Plan) -> CapturedBlock:
+    def _captured_block(self, inputs: Sequence[Tensor], check: bool, plan: _Plan) -> CapturedBlock:
         module = self.potential.simulated_module
         addresses = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
-        made_from = (self.neighbors.generation, addresses, id(plan.generator), plan.stop_unstable)
+        depends_on = (self.neighbors.generation, addresses, id(plan.generator), plan.stop_unstable)
 
         def steps(*tensors: Tensor) -> list[Tensor]:
-            return self._block(tensors, self.block_steps, look, plan, searching=False)
+            return self._block(tensors, self.block_steps, check, plan, search=False)
 
-        return self.graphs.get(look, made_from, steps, inputs, plan.generator)
+        return self.graphs.get(check, depends_on, steps, inputs, plan.generator)
 
-    def _block(self, inputs: Sequence[Tensor], n_steps: int, look: bool, plan: _Plan, searching: bool) -> list[Tensor]:
-        """Steps without a host synchronisation, unless ``searching`` for the neighbours at every one.
+    def _block(self, inputs: Sequence[Tensor], n_steps: int, check: bool, plan: _Plan, search: bool) -> list[Tensor]:
+        """Run steps eagerly, without reading the host unless ``search`` is true.
 
         Args:
-            inputs: The tensors of a :class:`State`, first unstable steps, which replicas move, those that the model is
-                called with, steps done before.
-            n_steps: How many.
-            look: Whether the detector looks at the end.
-            plan: What the steps are part of.
-            searching: See above.
+            inputs: The tensors of the progress, the replicas in the batch of the model call, and the number of steps
+                done.
+            n_steps: Number of steps.
+            check: Whether the detector checks the last state.
+            plan: Arguments of the window.
+            search: Whether to search for neighbors at every step instead of using the neighbor list.
 
         Returns:
-            The tensors of a :class:`State`, first unstable steps, which replicas move, where an edge was missing.
+            The tensors of the progress, and which replicas had an edge missing, (n_replicas,).
         """
-        *parts, unstable_step, moving, batch, done = inputs
-        state, masses = State(*parts), self.potential.system.masses
-        missed = torch.zeros_like(moving)
+        *tensors, batch, done = inputs
+        progress = _Progress.from_tensors(tensors)
+        state, unstable_step, moving = progress.state, progress.unstable_step, progress.moving
+        masses = self.potential.system.masses
+        overflow = torch.zeros_like(moving)
 
         def force(positions: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal missed
-            if searching:
+            nonlocal overflow
+            if search:
                 return self.forces(positions, self.potential.edges(positions))
             edges = self.neighbors.edges(positions, moving)
-            missed = missed | (self.neighbors.did_overflow(positions) & moving)
-            return (
-                self.forces(positions, edges) if len(batch) == len(moving) else self._forces_of(batch, positions, edges)
-            )
+            overflow = overflow | (self.neighbors.did_overflow(positions) & moving)
+            if len(batch) == len(moving):
+                return self.forces(positions, edges)
+            return self._forces_of_batch(batch, positions, edges)
 
         for step in range(1, n_steps + 1):
             proposal = self.integrator.step(state, masses, force, plan.generator)
             finite = proposal.finite()
             unstable_step = torch.where(moving & ~finite & (unstable_step == NEVER), done + step, unstable_step)
             moving = moving & finite
+            # A replica that is not finite stays where it was finite last.
             state = proposal.select(moving, state)
-        outputs = [*state.tensors(), unstable_step, moving, missed]
-        return self._looked_at(outputs, done + n_steps, plan) if look else outputs
+        outputs = [*_Progress(state, unstable_step, moving).tensors(), overflow]
+        return self._checked(outputs, done + n_steps, plan) if check else outputs
 
-    def _batch(self, progress: _Progress, plan: _Plan) -> Tensor:
-        """Replicas that the model is called with, (n_batch,): all that move, and as many others as fill a usual size."""
-        n_replicas = len(progress.moving)
-        everyone = torch.arange(n_replicas, device=progress.moving.device)
-        if not plan.stop_unstable or self.forces.compiled:  # another size would have to be compiled anew
+    def _checked(self, outputs: Sequence[Tensor], step: Tensor, plan: _Plan) -> list[Tensor]:
+        """Return the outputs of a block after the detector has checked its last state."""
+        *tensors, overflow = outputs
+        progress = _Progress.from_tensors(tensors)
+        state, unstable_step, moving = progress.state, progress.unstable_step, progress.moving
+        unstable, discarded = self.detector.classify(state.positions, state.velocities)
+        unstable_step = torch.where(moving & unstable & (unstable_step == NEVER), step, unstable_step)
+        moving = moving & ~(unstable if plan.stop_unstable else discarded)
+        return [*_Progress(state, unstable_step, moving).tensors(), overflow]
+
+    def _batch(self, moving: Tensor, plan: _Plan) -> Tensor:
+        """Return the replicas in the batch of the model call, (n_batch,): those that move, and others as padding."""
+        n_replicas = len(moving)
+        everyone = torch.arange(n_replicas, device=moving.device)
+        if not plan.stop_unstable or self.forces.compiled:  # another size would be compiled again
             return everyone
-        n_moving = max(int(progress.moving.sum()), 1)
-        size = min(size for size in _ladder(n_replicas) if size >= n_moving)
-        return everyone if size == n_replicas else (~progress.moving).argsort(stable=True)[:size].sort().values
+        n_moving = max(int(moving.sum()), 1)
+        size = min(size for size in _batch_sizes(n_replicas) if size >= n_moving)
+        return everyone if size == n_replicas else (~moving).argsort(stable=True)[:size].sort().values
 
-    def _forces_of(self, batch: Tensor, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """Energies and forces of some replicas, and zero for the others, which have no edges."""
+    def _forces_of_batch(self, batch: Tensor, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """Return energies and forces of the replicas in the batch, and zero for the others, which have no edges."""
         slot = torch.zeros_like(positions[:, 0, 0], dtype=torch.long)
         slot = slot.index_copy(0, batch, torch.arange(len(batch), device=batch.device))
-        edges = edges.renumbered(slot, positions.shape[1])
+        edges = edges.reindex(slot, positions.shape[1])
         energies, forces = self.forces(positions.index_select(0, batch), edges)
         return (
             energies.new_zeros(len(positions)).index_copy(0, batch, energies),
             torch.zeros_like(positions).index_copy(0, batch, forces),
         )
 
-    def _looked_at(self, outputs: Sequence[Tensor], step: Tensor, plan: _Plan) -> list[Tensor]:
-        """The outputs of a block with the detector's verdict at its end."""
-        *parts, unstable_step, moving, missed = outputs
-        state = State(*parts)
-        broken, discarded = self.detector.classify(state.positions, state.velocities)
-        unstable_step = torch.where(moving & broken & (unstable_step == NEVER), step, unstable_step)
-        moving = moving & ~(broken if plan.stop_unstable else discarded)
-        return [*parts, unstable_step, moving, missed]
 
-
-def _ladder(n_replicas: int) -> list[int]:
-    """Sizes of the batch, each half the one before: few, as each is captured anew."""
+def _batch_sizes(n_replicas: int) -> list[int]:
+    """Return the sizes that a batch may have, each half of the previous one: few, as each is captured separately."""
     sizes = [n_replicas]
     while sizes[-1] > 1:
         sizes.append((sizes[-1] + 1) // 2)

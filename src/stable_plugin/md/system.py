@@ -1,4 +1,4 @@
-"""What is simulated: replicas of one composition, described once."""
+"""The simulated system: what all replicas have in common."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-# Covalent radii fit equilibrium bonds; a thermal frame stretches them, so leave room.
 BOND_TOLERANCE = 1.2
+"""Factor on covalent radii, which fit equilibrium bonds: a thermal frame stretches them."""
 
 CELL_TOLERANCE = 1e-4
-"""Rounding of a cell in a file, in Å."""
+"""Difference in Å between cells that are the same but for the rounding of a file."""
 
-ONE_PLACE_A = 0.01
-"""Atoms closer than this in Å are one that is listed twice: nuclei repel each other."""
+MIN_DISTANCE_A = 0.01
+"""Atoms closer than this in Å are one atom listed twice: nuclei repel each other."""
 
-WRAPPED_AT = (0.1270, 0.2910, 0.4130)
-"""In multiples of the cell vectors."""
+WRAP_OFFSET = (0.1270, 0.2910, 0.4130)
+"""Where positions are wrapped, in fractional coordinates: off the symmetric places, where atoms lie on the boundary."""
 
-FLAT_SHARE = 1e-6
-"""A cell with less than this of the volume of a box with the same edges is flat."""
+MIN_VOLUME_FRACTION = 1e-6
+"""Smallest volume of a cell relative to a box with the same edges."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class System:
-    """The constant part of a simulation, shared by all its replicas.
+    """The constant part of a simulation, shared by all replicas.
 
     Attributes:
         numbers: Atomic numbers, (n_atoms,).
         masses: Masses in u, (n_atoms,).
         bonds: Pairs of bonded atoms, (n_bonds, 2), first index smaller.
         symbols: Chemical symbols, n_atoms long.
-        cell: Cell vectors in Å, (3, 3), one a row; of no meaning in directions that do not repeat.
-        pbc: Directions that repeat.
-        charge: Total charge in units of e; None if the structure does not say.
-        spin: Spin multiplicity; None if the structure does not say.
-        is_extended: Whether some chain of bonds joins an atom to its own image, as in a metal or an ionic crystal: then
-            there are no molecules to speak of.
+        cell: Cell vectors, one per row, (3, 3) in Å; arbitrary in directions that are not periodic.
+        pbc: Periodic directions.
+        charge: Total charge in units of e; None if not specified.
+        spin: Spin multiplicity; None if not specified.
+        is_extended: Whether a chain of bonds connects an atom to its own periodic image, as in a metal or an ionic
+            crystal, which has no separate molecules.
     """
 
     numbers: Tensor
@@ -62,21 +62,22 @@ class System:
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, bonds: Sequence[tuple[int, int]] | None = None) -> System:
-        """Describe the system that an ASE structure stands for.
+        """Build the system from an ASE structure.
 
         Args:
             atoms: A structure with its bonds intact.
-            bonds: Pairs of bonded atoms; found from covalent radii if not given.
+            bonds: Pairs of bonded atoms; found from covalent radii by default.
 
         Raises:
-            ValueError: If the structure has fewer than two atoms, no masses, or is none (see :func:`check_geometry`).
+            ValueError: If the structure has fewer than two atoms or an atom without a mass, or :func:`check_geometry`
+                rejects it.
         """
         if len(atoms) < 2:
-            raise ValueError(f"structures have {len(atoms)} atom(s): give a molecule of at least two.")
+            raise ValueError(f"structures have {len(atoms)} atom(s): pass structures of at least two.")
         check_geometry(atoms, "a structure")
         masses = atoms.get_masses()
         if not (np.isfinite(masses) & (masses > 0)).all():
-            raise ValueError("structures contain atoms without a mass: set them with atoms.set_masses().")
+            raise ValueError("structures contain atoms without a mass: set masses with atoms.set_masses().")
         pairs, is_extended = _covalent_bonds(atoms) if bonds is None else (_checked_bonds(bonds, len(atoms)), False)
         return cls(
             numbers=torch.tensor(atoms.numbers, dtype=torch.long),
@@ -90,21 +91,28 @@ class System:
             is_extended=is_extended,
         )
 
+    def __repr__(self) -> str:
+        formula = Atoms(list(self.symbols)).get_chemical_formula()
+        return (
+            f"System({formula}, n_bonds={len(self.bonds)}, cell={self.cell.tolist() if self.periodic else None}, "
+            f"pbc={self.pbc}, charge={self.charge}, spin={self.spin}, is_extended={self.is_extended})"
+        )
+
     @property
     def periodic(self) -> bool:
-        """Whether the system repeats in any direction."""
+        """Whether the system is periodic in any direction."""
         return any(self.pbc)
 
     @cached_property
     def to_cell(self) -> Tensor:
-        """Takes positions to multiples of the cell vectors, (3, 3); to zero in directions that do not repeat."""
+        """Matrix from positions to fractional coordinates, (3, 3); zero in directions that are not periodic."""
         repeats = torch.tensor(self.pbc, dtype=torch.float64)
         inverse: Tensor = torch.linalg.inv(self.cell.double().cpu())
         return (inverse * repeats).to(self.cell.device)
 
     @property
     def minimum_image_cutoff(self) -> float:
-        """Longest distance in Å up to which the nearest image is the only one: half the cell's smallest height."""
+        """Largest cutoff in Å at which an atom sees one image of another: half the smallest height of the cell."""
         if not self.periodic:
             return inf
         heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(self.cell.double().cpu()), dim=0)
@@ -117,21 +125,21 @@ class System:
 
     @property
     def angles(self) -> Tensor:
-        """Bonded triples (end, centre, end), (n_angles, 3)."""
-        neighbours: dict[int, list[int]] = {}
+        """Bonded triples (end, center, end), (n_angles, 3)."""
+        neighbors: dict[int, list[int]] = {}
         for first, second in self.bonds.tolist():
-            neighbours.setdefault(first, []).append(second)
-            neighbours.setdefault(second, []).append(first)
+            neighbors.setdefault(first, []).append(second)
+            neighbors.setdefault(second, []).append(first)
         triples = [
-            (first, centre, second)
-            for centre in sorted(neighbours)
-            for first, second in combinations(sorted(neighbours[centre]), 2)
+            (first, center, second)
+            for center in sorted(neighbors)
+            for first, second in combinations(sorted(neighbors[center]), 2)
         ]
         return torch.tensor(triples, dtype=torch.long, device=self.bonds.device).reshape(-1, 3)
 
     @property
     def molecules(self) -> Tensor:
-        """Which molecule each atom belongs to, (n_atoms,), counted from zero in the order of first atoms."""
+        """Molecule of each atom, (n_atoms,), numbered from zero in the order of their first atoms."""
         first, second = self.bonds.cpu().numpy().T
         joined = coo_array((np.ones(len(first)), (first, second)), shape=(self.n_atoms, self.n_atoms))
         labels = connected_components(joined, directed=False)[1]
@@ -143,7 +151,7 @@ class System:
         return [f"{self.symbols[i]}{i}-{self.symbols[j]}{j}" for i, j in self.bonds.tolist()]
 
     def with_electrons(self, charge: int | None, spin: int | None) -> System:
-        """The same system with a charge and spin multiplicity where it states none."""
+        """Return a copy with this charge and spin multiplicity where none is specified."""
         return replace(
             self,
             charge=charge if self.charge is None else self.charge,
@@ -151,9 +159,9 @@ class System:
         )
 
     def separations(self, positions: Tensor, pairs: Tensor) -> Tensor:
-        """Vectors from the second to the first atom of pairs, to its nearest image in a periodic system.
+        """Return vectors from the second to the first atom of pairs, to its nearest image in a periodic system.
 
-        Exact for vectors shorter than half the smallest height of the cell.
+        Exact for vectors shorter than :attr:`minimum_image_cutoff`.
 
         Args:
             positions: (..., n_atoms, 3) in Å.
@@ -170,12 +178,12 @@ class System:
         return vectors - images @ self.cell.to(positions)
 
     def distances(self, positions: Tensor, pairs: Tensor) -> Tensor:
-        """Lengths of :meth:`separations`, (..., n_pairs) in Å."""
+        """Return the lengths of :meth:`separations`, (..., n_pairs) in Å."""
         lengths: Tensor = torch.linalg.vector_norm(self.separations(positions, pairs), dim=-1)
         return lengths
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> System:
-        """The same system with its tensors on ``device`` and its masses in ``dtype``."""
+        """Return a copy with its tensors on ``device``, and masses and cell in ``dtype``."""
         return replace(
             self,
             numbers=self.numbers.to(device),
@@ -185,7 +193,7 @@ class System:
         )
 
     def atoms(self, positions: Tensor, velocities: Tensor | None = None) -> Atoms:
-        """One frame as an ASE structure.
+        """Return one frame as an ASE structure.
 
         Args:
             positions: (n_atoms, 3) in Å.
@@ -204,15 +212,15 @@ class System:
 
 
 def check_geometry(atoms: Atoms, name: str) -> None:
-    """Refuse what is no structure of atoms. Which way round the cell's vectors are does not matter.
+    """Raise an error if a structure is invalid. Left-handed cells are valid.
 
     Args:
         atoms: An ASE structure.
-        name: What it is, for the error.
+        name: Name of the structure in errors.
 
     Raises:
-        ValueError: If positions or cell are not finite, the cell does not span the directions that repeat, atoms have no
-            element, or two of them are in one place.
+        ValueError: If positions or cell are not finite, the cell does not span the periodic directions, an atom has no
+            element, or two atoms are at the same place.
     """
     if not np.isfinite(atoms.positions).all():
         raise ValueError(f"{name} has non-finite positions: remove that frame.")
@@ -221,56 +229,58 @@ def check_geometry(atoms: Atoms, name: str) -> None:
     if atoms.pbc.any():
         complete = atoms.cell.complete().array
         lengths = np.linalg.norm(complete, axis=1)
-        flat = abs(np.linalg.det(complete)) <= FLAT_SHARE * np.prod(lengths)
+        flat = abs(np.linalg.det(complete)) <= MIN_VOLUME_FRACTION * np.prod(lengths)
         if (np.linalg.norm(atoms.cell.array[atoms.pbc], axis=1) == 0).any() or flat:
             raise ValueError(
                 f"{name} is periodic (pbc={atoms.pbc.tolist()}) but its cell {atoms.cell.tolist()} does not span "
-                "those directions: set atoms.cell, or atoms.pbc = False for a molecule."
+                "the periodic directions: set atoms.cell, or atoms.pbc = False for a molecule."
             )
     if (atoms.numbers < 1).any():
-        raise ValueError(f"{name} has an atom of atomic number {atoms.numbers.min()}, which is no element: name it.")
-    pairs = _in_one_place(atoms)
+        raise ValueError(
+            f"{name} has an atom of atomic number {atoms.numbers.min()}, which is not an element: set atoms.numbers."
+        )
+    pairs = _coincident(atoms)
     if len(pairs):
         i, j = min(pairs)
         raise ValueError(
-            f"{name} has two atoms in one place, {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} (counted from zero, "
-            f"{len(pairs)} such pair(s)): remove one of them, or that frame."
+            f"{name} has two atoms at the same place, {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} "
+            f"(counted from zero, {len(pairs)} such pair(s)): remove one of them, or that frame."
         )
 
 
-def _in_one_place(atoms: Atoms) -> set[tuple[int, int]]:
-    """Pairs of atoms closer than any two are, images included."""
+def _coincident(atoms: Atoms) -> set[tuple[int, int]]:
+    """Return pairs of atoms closer than ``MIN_DISTANCE_A``, images included."""
     positions = atoms.positions
     if atoms.pbc.any():
         cell = atoms.cell.complete().array
-        places = np.linalg.solve(cell.T, positions.T).T
-        # Wrapped at a place of no symmetry, where no two atoms lie to both sides.
-        images = np.where(atoms.pbc, np.floor(places + WRAPPED_AT), 0.0)
+        fractional = np.linalg.solve(cell.T, positions.T).T
+        # Two images of one place must not be wrapped to opposite sides of the cell.
+        images = np.where(atoms.pbc, np.floor(fractional + WRAP_OFFSET), 0.0)
         positions = positions - images @ cell
-    pairs: set[tuple[int, int]] = cKDTree(positions).query_pairs(ONE_PLACE_A)
+    pairs: set[tuple[int, int]] = cKDTree(positions).query_pairs(MIN_DISTANCE_A)
     return pairs
 
 
 def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tensor:
-    """Positions of frames of one composition, (n_frames, n_atoms, 3), float64.
+    """Return the positions of frames of one system, (n_frames, n_atoms, 3) in Å, float64.
 
     Args:
         frames: ASE structures.
-        system: What every frame must consist of, atom by atom.
-        name: The argument the frames came in, for the error.
+        system: System that every frame must match, atom by atom.
+        name: Name of the argument in errors.
 
     Raises:
-        ValueError: If there is no frame, or one has other atoms, another order of them, another cell, charge or spin,
-            or is none (see :func:`check_geometry`).
+        ValueError: If there is no frame, or one has different atoms or another order, cell, charge or spin, or
+            :func:`check_geometry` rejects it.
     """
     if len(frames) == 0:
-        raise ValueError(f"{name} holds no frame: give at least one structure.")
+        raise ValueError(f"{name} contains no frame: pass at least one structure.")
     for index, frame in enumerate(frames):
         if frame.get_chemical_symbols() != list(system.symbols):
             raise ValueError(
                 f"{name}[{index}] is {frame.get_chemical_formula()}, but the simulated system is "
                 f"{Atoms(list(system.symbols)).get_chemical_formula()} in a fixed order of atoms: "
-                "keep the frames of one molecule, with its atoms in the same order."
+                "pass frames of one system, with its atoms in the same order."
             )
         if tuple(frame.pbc.tolist()) != system.pbc or (
             system.periodic
@@ -278,37 +288,38 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
         ):
             raise ValueError(
                 f"{name}[{index}] has pbc={frame.pbc.tolist()} and the cell {frame.cell.tolist()}, but the simulated "
-                f"system has pbc={list(system.pbc)} and {system.cell.tolist()}: all replicas share one cell."
+                f"system has pbc={list(system.pbc)} and {system.cell.tolist()}: pass frames with the same cell."
             )
         for label, expected in (("charge", system.charge), ("spin", system.spin)):
             if expected is not None and frame.info.get(label, expected) != expected:
                 raise ValueError(
-                    f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has {label}={expected}: "
-                    "keep the frames of one electronic state."
+                    f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has "
+                    f"{label}={expected}: pass frames with the same charge and spin."
                 )
         check_geometry(frame, f"{name}[{index}]")
     return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)
 
 
 def _whole_number(atoms: Atoms, name: str) -> int | None:
+    """Return ``atoms.info[name]`` as an integer, None if it is not set."""
     value = atoms.info.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or int(value) != value:
-        raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: give a whole number.")
+        raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: set a whole number.")
     return int(value)
 
 
 def _covalent_bonds(atoms: Atoms) -> tuple[list[tuple[int, int]], bool]:
-    """Pairs within the sum of their covalent radii, and whether some chain of them never ends."""
+    """Return pairs within the sum of their covalent radii, and whether they connect an atom to its own image."""
     cutoffs = natural_cutoffs(atoms, mult=BOND_TOLERANCE)
     first, second, images = neighbor_list("ijS", atoms, cutoffs)
     pairs = sorted({(int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j})
-    return pairs, _never_ends(len(atoms), first, second, images)
+    return pairs, _is_extended(len(atoms), first, second, images)
 
 
-def _never_ends(n_atoms: int, first: np.ndarray, second: np.ndarray, images: np.ndarray) -> bool:
-    """Whether walking along bonds leads from an atom to another image of it."""
+def _is_extended(n_atoms: int, first: np.ndarray, second: np.ndarray, images: np.ndarray) -> bool:
+    """Return whether a walk along bonds leads from an atom to another image of it."""
     links: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(n_atoms)]
     for i, j, image in zip(first, second, images, strict=True):
         links[i].append((j, image))
@@ -320,18 +331,19 @@ def _never_ends(n_atoms: int, first: np.ndarray, second: np.ndarray, images: np.
         while waiting:
             atom = waiting.pop()
             for other, image in links[atom]:
-                place = reached[atom] + image
+                cell_index = reached[atom] + image
                 if other not in reached:
-                    reached[other] = place
+                    reached[other] = cell_index
                     waiting.append(other)
-                elif (reached[other] != place).any():
+                elif (reached[other] != cell_index).any():
                     return True
     return False
 
 
 def _checked_bonds(bonds: Sequence[tuple[int, int]], n_atoms: int) -> list[tuple[int, int]]:
+    """Return the bonds sorted and unique, if all of them join two different atoms."""
     pairs = sorted({(min(pair), max(pair)) for pair in bonds})
     for i, j in pairs:
         if not 0 <= i < j < n_atoms:
-            raise ValueError(f"bonds contains ({i}, {j}): give pairs of different atoms from 0 to {n_atoms - 1}.")
+            raise ValueError(f"bonds contains ({i}, {j}): pass pairs of different atoms from 0 to {n_atoms - 1}.")
     return pairs

@@ -1,4 +1,4 @@
-"""What one simulated window leaves behind."""
+"""The result of one simulated window."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 from stable_plugin.md.state import State
 
 NEVER = -1
-"""Step index of something that has not happened."""
+"""Step index of an event that has not happened."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Window:
-    """What one simulated window leaves behind.
+    """The result of one simulated window.
 
     Attributes:
         positions: Recorded frames, (n_frames, n_replicas, n_atoms, 3) in Å.
-        velocities: Of the same frames, in Å per ASE time.
-        valid: Frames that are finite and within the discard limit, (n_frames, n_replicas).
-        unstable_step: First step at which the replica was flagged, (n_replicas,); ``NEVER`` if it was not, zero if it
-            was not finite to begin with.
-        stopped: Replicas that went beyond the discard limit or became non-finite, (n_replicas,).
+        velocities: Velocities of the same frames, in Å per ASE time.
+        valid: Whether a frame is finite and within the discard limit, (n_frames, n_replicas).
+        unstable_step: First step at which the replica was flagged as unstable, (n_replicas,); ``NEVER`` if it was not,
+            zero if it was not finite at the start.
+        stopped: Whether the replica passed the discard limit, became non-finite or was not active, (n_replicas,).
         start: State at the beginning.
-        end: State at the end; a stopped replica rests where it was last finite.
-        n_steps: Steps simulated.
+        end: State at the end; a stopped replica stays where it was last finite.
+        n_steps: Number of steps.
         timestep_fs: Timestep in fs.
     """
 
@@ -41,14 +41,21 @@ class Window:
     n_steps: int
     timestep_fs: float
 
+    def __repr__(self) -> str:
+        n_frames, n_replicas, n_atoms, _ = self.positions.shape
+        return (
+            f"Window(n_frames={n_frames}, n_replicas={n_replicas}, n_atoms={n_atoms}, n_steps={self.n_steps}, "
+            f"timestep_fs={self.timestep_fs}, unstable_fraction={self.unstable_fraction:g})"
+        )
+
     @property
     def unstable(self) -> Tensor:
-        """Replicas that were flagged, (n_replicas,)."""
+        """Whether each replica was flagged, (n_replicas,)."""
         return self.unstable_step != NEVER
 
     @property
     def unstable_fraction(self) -> float:
-        """Share of the replicas that were flagged."""
+        """Fraction of the replicas that were flagged."""
         return self.unstable.double().mean().item()
 
     @property
@@ -57,12 +64,12 @@ class Window:
         return self.n_steps * self.timestep_fs / 1000.0
 
     def frames(self) -> Tensor:
-        """The valid frames of all replicas in one sample, (n_valid, n_atoms, 3)."""
+        """Return the valid frames of all replicas as one sample, (n_valid, n_atoms, 3) in Å."""
         return self.positions[self.valid]
 
 
 def stack_frames(frames: Sequence[tuple[Tensor, Tensor, Tensor]], start: State) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions, velocities and validity of recorded frames as the tensors of a :class:`Window`, also if there are none."""
+    """Stack positions, velocities and validity of recorded frames, as :class:`Window` holds them; there may be none."""
     if not frames:
         empty = start.positions.new_empty(0, *start.positions.shape)
         return empty, empty, torch.empty(0, start.n_replicas, dtype=torch.bool, device=empty.device)

@@ -1,1 +1,1 @@
-"""Ways to run the steps of a simulation: eager, compiled, CUDA graphs."""
+"""Ways to execute the steps of a simulation: eager, compiled, CUDA graphs."""

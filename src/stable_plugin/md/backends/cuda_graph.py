@@ -1,4 +1,4 @@
-"""Blocks of steps as CUDA graphs: recorded once, replayed without launching kernel by kernel."""
+"""Blocks of steps as CUDA graphs: recorded once, replayed without launching each kernel."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 WARM_UPS = 3
-"""Runs before a recording: TorchScript settles after two, and libraries set up what a recording must not."""
+"""Runs before a recording: TorchScript specializes in two, and libraries allocate what a recording must not."""
 
 Block = Callable[..., list[Tensor]]
-"""Tensors to tensors, without a host synchronisation and with shapes that do not depend on values."""
+"""Maps tensors to tensors without reading the host, with shapes that do not depend on values."""
 
 
 class CapturedBlock:
-    """One block, recorded with the memory it reads and writes.
+    """One block, recorded with the memory that it reads and writes.
 
-    Weights, masses and whatever else the block reads besides its inputs are read anew at each replay from where they
-    were: changes in place take effect, replaced tensors do not.
+    Weights, masses and other tensors that the block reads besides its inputs are read at each replay from the same
+    addresses: changes in place take effect, replaced tensors do not.
 
     Args:
-        block: What is recorded.
-        inputs: Example inputs; later ones have their shapes.
-        generator: What the block draws from; replays go on in its stream.
-        pool: Memory pool shared by blocks that never run at the same time.
+        block: Function to record.
+        inputs: Example inputs; later ones must have the same shapes.
+        generator: Generator that the block draws from; replays continue its stream.
+        pool: Memory pool, shared by blocks that never run at the same time.
     """
 
     def __init__(self, block: Block, inputs: Sequence[Tensor], generator: torch.Generator, pool: Any) -> None:
@@ -36,7 +36,7 @@ class CapturedBlock:
         generator.set_state(noise)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The block's outputs for other inputs; they stay as they are when it is called again."""
+        """Return the block's outputs for other inputs, as copies that later calls do not change."""
         for held, new in zip(self._inputs, inputs, strict=True):
             held.copy_(new)
         self._replay()
@@ -59,32 +59,37 @@ class CapturedBlock:
 
 
 class BlockGraphs:
-    """Captured blocks by kind, made when they are first asked for, and dropped when what they were made from is replaced."""
+    """Captured blocks by kind, recorded at their first use, and dropped when a tensor that they read is replaced.
+
+    Attributes:
+        captures: Number of blocks captured so far.
+    """
 
     captured_block = CapturedBlock
 
     def __init__(self) -> None:
         self.captures = 0
         self._blocks: dict[Hashable, CapturedBlock] = {}
-        self._made_from: Hashable = None
+        self._depends_on: Hashable = None
         self._pool: Any = None
 
     def get(
-        self, kind: Hashable, made_from: Hashable, block: Block, inputs: Sequence[Tensor], generator: torch.Generator
+        self, kind: Hashable, depends_on: Hashable, block: Block, inputs: Sequence[Tensor], generator: torch.Generator
     ) -> CapturedBlock:
-        """The captured block, captured now if there is none.
+        """Return the captured block, which is captured now if it is not yet.
 
         Args:
-            kind: Which of the blocks that are in use at the same time.
-            made_from: What all of them are only valid for, besides the shapes of the inputs: addresses of what they read.
-            block: What to capture.
+            kind: Key of the block among those in use at the same time.
+            depends_on: What the blocks are valid for besides the shapes of the inputs, such as addresses that they
+                read.
+            block: Function to capture.
             inputs: Tensors that the block is called with.
-            generator: What it draws from.
+            generator: Generator that the block draws from.
         """
-        made_from = (made_from, *(tensor.shape for tensor in inputs))
-        if made_from != self._made_from:
+        depends_on = (depends_on, *(tensor.shape for tensor in inputs))
+        if depends_on != self._depends_on:
             self._blocks.clear()
-            self._made_from = made_from
+            self._depends_on = depends_on
         if kind not in self._blocks:
             if self._pool is None and torch.cuda.is_available():
                 self._pool = torch.cuda.graph_pool_handle()

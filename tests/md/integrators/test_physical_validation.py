@@ -1,12 +1,12 @@
 """Both thermostats under the statistical tests of the physical_validation package.
 
 Kinetic energies are compared with their exact distribution, and potential energies at two temperatures with each other:
-their distributions differ by exp(-(β₁ - β₂) U) and by nothing else (Shirts, J. Chem. Theory Comput. 9, 909, 2013; Merz and
-Shirts, PLoS ONE 13, e0202764, 2018). Every test is also given data that are wrong, which it has to refuse.
+their distributions differ by the factor exp(-(β₁ - β₂) U) (Shirts, J. Chem. Theory Comput. 9, 909, 2013; Merz and
+Shirts, PLoS ONE 13, e0202764, 2018). Every test is also applied to wrong data, which it has to reject.
 
 BAOAB samples positions to higher order, but the velocities at the end of its steps are too cold by (dt ω)²/4, and those
-of velocity Verlet inside the chain are off by as much. Timesteps are chosen such that dt ω < 0.07 for almost all of the
-time, which makes that 0.1 %: less than what so many samples can tell.
+of velocity Verlet inside the chain have an error of the same size. Timesteps are chosen such that dt ω < 0.07 almost
+always, an error of 0.1 %, which is less than these numbers of samples can resolve.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ QUIET = {"verbosity": 0, "data_is_uncorrelated": True}
 
 @dataclass
 class Sampled:
-    """Energies in eV of frames that have forgotten each other, (n_samples,)."""
+    """Energies in eV of uncorrelated frames, (n_samples,)."""
 
     kinetic: torch.Tensor
     potential: torch.Tensor
@@ -48,7 +48,7 @@ class Sampled:
     n_frozen: int
 
     def as_claimed_at(self, temperature_K, kinetic_factor=1.0):
-        """What the package takes, at a temperature that need not be the true one."""
+        """Return the input of the package, for a temperature that need not be the true one."""
         return pv.data.SimulationData(
             units=UNITS,
             dt=1.0,
@@ -65,9 +65,9 @@ class Sampled:
 
 
 class Tied(nn.Module):
-    """Every two atoms are held at the distance vector that they begin with, U = ½ k d² + q (d_x⁴ + d_y⁴ + d_z⁴).
+    """Springs between all pairs of atoms, with d the deviation of a distance vector: U = ½ k d² + q (d_x⁴ + d_y⁴ + d_z⁴).
 
-    Nothing is conserved but the momentum, and the quartic part mixes all modes: what the chain needs to be canonical.
+    Only the momentum is conserved, and the quartic part couples all modes, so that the chain samples canonically.
     """
 
     def __init__(self, rest, stiffness=1.0, quartic=20.0):
@@ -87,7 +87,7 @@ def tied():
 
 
 def untrained_mace():
-    """A real model with random weights, in a box: what it has learned makes no difference to statistical mechanics."""
+    """Return a real model with random weights, and atoms in a box."""
     grid = np.array(list(np.ndindex(2, 2, 2)))
     atoms = Atoms("Ar8", positions=2.2 * grid, cell=[4.4, 4.4, 4.4], pbc=True)
     model = tiny_mace(atoms.numbers, num_interactions=1, r_max=3.0, atomic_inter_scale=5.0)
@@ -103,7 +103,7 @@ def nose_hoover(temperature_K, timestep_fs):
 
 
 def sample(subject, integrator, n_replicas, n_frames, apart_fs, settle_fs):
-    """Energies along a simulation, begun after friction and noise have brought the positions to the temperature."""
+    """Return energies along a simulation, after Langevin dynamics has equilibrated the positions."""
     (potential, atoms), timestep = subject, integrator.timestep_fs
     system, generator = potential.system, torch.Generator().manual_seed(0)
 
@@ -114,7 +114,7 @@ def sample(subject, integrator, n_replicas, n_frames, apart_fs, settle_fs):
 
     rest = torch.tensor(atoms.positions).repeat(n_replicas, 1, 1)
     thermal = run(Langevin(integrator.temperature_K, timestep, 20.0), rest, settle_fs, settle_fs).end
-    # Left out until the velocities are the thermostat's own.
+    # Discarded until the thermostat has equilibrated the velocities.
     skipped = round(settle_fs / apart_fs)
     window = run(integrator, thermal.positions, (skipped + n_frames) * apart_fs, apart_fs)
     assert window.valid.all()
@@ -131,17 +131,17 @@ def sample(subject, integrator, n_replicas, n_frames, apart_fs, settle_fs):
 
 @pytest.fixture(scope="module", params=[langevin, nose_hoover], ids=lambda thermostat: thermostat.__name__)
 def samples(request):
-    """Samples at two temperatures."""
+    """Return samples at two temperatures."""
     size = {"n_replicas": 1500, "n_frames": 4, "apart_fs": 300.0, "settle_fs": 600.0}
     return [sample(tied(), request.param(temperature, 1.0), **size) for temperature in (TEMPERATURE, WARMER)]
 
 
 def kinetic_p_value(sampled, temperature_K, kinetic_factor=1.0):
-    """Of the Kolmogorov-Smirnov test against the exact distribution."""
+    """Return the p-value of the Kolmogorov-Smirnov test against the exact distribution."""
     return pv.kinetic_energy.distribution(sampled.as_claimed_at(temperature_K, kinetic_factor), strict=True, **QUIET)
 
 
-def test_kinetic_energies_have_the_distribution_of_their_degrees_of_freedom(samples):
+def test_kinetic_energy_distribution(samples):
     for sampled, temperature in zip(samples, (TEMPERATURE, WARMER), strict=True):
         assert kinetic_p_value(sampled, temperature) > 0.01
         deviations = pv.kinetic_energy.distribution(sampled.as_claimed_at(temperature), bootstrap_seed=0, **QUIET)
@@ -150,7 +150,7 @@ def test_kinetic_energies_have_the_distribution_of_their_degrees_of_freedom(samp
         assert kinetic_p_value(sampled, temperature, 0.96) < 0.01
 
 
-def test_potential_energies_at_two_temperatures_differ_by_their_boltzmann_factors(samples):
+def test_potential_energy_ratio(samples):
     colder, warmer = samples
     right = pv.ensemble.check(colder.as_claimed_at(TEMPERATURE), warmer.as_claimed_at(WARMER), **QUIET)
     assert np.abs(right).max() < 3.0, "in standard errors"
@@ -160,7 +160,7 @@ def test_potential_energies_at_two_temperatures_differ_by_their_boltzmann_factor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("thermostat", [langevin, nose_hoover], ids=lambda thermostat: thermostat.__name__)
-def test_a_real_model_has_the_kinetic_energies_of_its_temperature(thermostat):
+def test_kinetic_energy_distribution_of_mace(thermostat):
     size = {"n_replicas": 60, "n_frames": 10, "apart_fs": 240.0, "settle_fs": 720.0}
     sampled = sample(untrained_mace(), thermostat(TEMPERATURE, 2.0), **size)
     assert kinetic_p_value(sampled, TEMPERATURE) > 0.01

@@ -1,0 +1,81 @@
+"""What all integrators share: the interface, and the parts that their steps are split into."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from stable_plugin.md.state import State, maxwell_boltzmann
+from stable_plugin.runtime import checks
+from stable_plugin.units import BOLTZMANN, FS
+
+ForceFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps positions (n_replicas, n_atoms, 3) to energies (n_replicas,) and forces (n_replicas, n_atoms, 3)."""
+
+
+def kick(velocities: Tensor, forces: Tensor, masses: Tensor, time: float) -> Tensor:
+    """Return the velocities after ``time`` under constant forces, v + F t / m (B in the splitting)."""
+    return velocities + time * forces / masses[:, None]
+
+
+def drift(positions: Tensor, velocities: Tensor, time: float) -> Tensor:
+    """Return the positions after ``time`` at constant velocities, x + v t (A in the splitting)."""
+    return positions + time * velocities
+
+
+class Integrator(ABC):
+    """Advances all replicas by one timestep.
+
+    A subclass defines :meth:`step`, which returns ``state.replace(...)`` with the tensors that it has changed.
+
+    Args:
+        temperature_K: Temperature in K.
+        timestep_fs: Timestep in fs.
+
+    Attributes:
+        timestep: Timestep in ASE time.
+        kT: Thermal energy in eV.
+        chain_length: Number of thermostat variables per replica.
+    """
+
+    chain_length = 0
+
+    def __init__(self, temperature_K: float, timestep_fs: float) -> None:
+        self.temperature_K = checks.number("temperature_K", temperature_K, above=0, at_most=20000)
+        self.timestep_fs = checks.number(
+            "timestep_fs", timestep_fs, above=0, at_most=10, hint="0.5 fs is usual with hydrogen, 1 fs at 300 K."
+        )
+        self.timestep = timestep_fs * FS
+        self.kT = BOLTZMANN * temperature_K
+
+    def degrees_of_freedom(self, n_atoms: int) -> int:
+        """Return the number of momenta that carry the kinetic temperature."""
+        return 3 * n_atoms
+
+    def initial_velocities(self, shape: Sequence[int], masses: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw thermal velocities in Å per ASE time.
+
+        Args:
+            shape: (n_replicas, n_atoms, 3).
+            masses: (n_atoms,) in u.
+            generator: Source of the random numbers.
+        """
+        return maxwell_boltzmann(shape, masses, self.temperature_K, generator)
+
+    def initial_chain(self, positions: Tensor) -> Tensor:
+        """Return thermostat variables at rest, (n_replicas, 2, chain_length)."""
+        return positions.new_zeros(len(positions), 2, self.chain_length)
+
+    @abstractmethod
+    def step(self, state: State, masses: Tensor, force: ForceFunction, generator: torch.Generator) -> State:
+        """Return the state one timestep later.
+
+        Args:
+            state: Present state, with the forces of its positions.
+            masses: (n_atoms,) in u.
+            force: Computes energies and forces of the new positions.
+            generator: Source of the random numbers.
+        """

@@ -1,0 +1,97 @@
+"""Edges: the neighbor graph that a model is called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isinf
+
+import torch
+from torch import Tensor
+
+from stable_plugin.md.neighbors.pairs import Pairs, all_pairs, padding_shifts, pairs_within
+from stable_plugin.md.system import System
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Directed edges of a batch of replicas, both directions listed.
+
+    Attributes:
+        index: Sender and receiver, (2, n_edges), each replica * n_atoms + atom.
+        shifts: Added to receiver minus sender, (n_edges, 3) in Å: multiples of the cell vectors where the edge crosses
+            the boundary. Padding edges join an atom to itself with a shift beyond the cutoff, and contribute exactly
+            zero.
+    """
+
+    index: Tensor
+    shifts: Tensor
+
+    def slice_replicas(self, first: int, last: int, n_atoms: int, cutoff: float) -> Edges:
+        """Return the edges of replicas ``first`` to ``last`` (excluded), renumbered from zero.
+
+        Models expect at least one edge, so a batch without any gets one of padding.
+        """
+        replica = self.index[1] // n_atoms
+        index = self.index[:, (replica >= first) & (replica < last)] - first * n_atoms
+        shifts = self.shifts[(replica >= first) & (replica < last)]
+        if index.shape[1] > 0 or isinf(cutoff):
+            return Edges(index, shifts)
+        return Edges(self.index.new_zeros(2, 1), padding_shifts(1, self.shifts, cutoff))
+
+    def reindex(self, slot: Tensor, n_atoms: int) -> Edges:
+        """Return the edges of a batch with each replica at its ``slot`` (n_replicas,), without reading the host."""
+        return Edges(slot[self.index // n_atoms] * n_atoms + self.index % n_atoms, self.shifts)
+
+
+def edges_within(positions: Tensor, cutoff: float, system: System) -> Edges:
+    """Return all edges shorter than the cutoff.
+
+    Args:
+        positions: (n_replicas, n_atoms, 3) in Å.
+        cutoff: In Å; ``inf`` for a model that takes no edges.
+        system: System that the positions belong to.
+    """
+    if isinf(cutoff):
+        return no_edges(positions)
+    at = positions.detach()
+    pairs = (
+        pairs_within(at, cutoff, system) if system.periodic else all_pairs(len(at), system.n_atoms, positions.device)
+    )
+    return select_edges(pairs, pairs.squared_distances(at) < cutoff**2, at, cutoff)
+
+
+def select_edges(pairs: Pairs, mask: Tensor, positions: Tensor, cutoff: float) -> Edges:
+    """Return the pairs for which ``mask`` (n_pairs,) is true; one edge of padding if there are none."""
+    chosen = mask.nonzero().squeeze(1)
+    if len(chosen) == 0:
+        padding = Pairs.padding(1, positions, cutoff)
+        return both_directions(padding.first, padding.second, padding.shifts, positions)
+    shifts = None if pairs.shifts is None else pairs.shifts[chosen]
+    return both_directions(pairs.first[chosen], pairs.second[chosen], shifts, positions)
+
+
+def select_edges_padded(pairs: Pairs, mask: Tensor, positions: Tensor, cutoff: float, capacity: int) -> Edges:
+    """Return the first ``capacity`` pairs for which ``mask`` is true, padded, without reading the host."""
+    # Pairs that are not selected, or do not fit, are all written to one extra row, which is then cut off.
+    row = torch.where(mask, mask.cumsum(0) - 1, capacity).clamp_max(capacity)
+    buffer = Pairs.padding(capacity + 1, positions, cutoff)
+    assert pairs.shifts is not None and buffer.shifts is not None
+    return both_directions(
+        buffer.first.index_copy(0, row, pairs.first)[:-1],
+        buffer.second.index_copy(0, row, pairs.second)[:-1],
+        buffer.shifts.index_copy(0, row, pairs.shifts)[:-1],
+        positions,
+    )
+
+
+def both_directions(first: Tensor, second: Tensor, shifts: Tensor | None, positions: Tensor) -> Edges:
+    """Return the edges of pairs, each in both directions."""
+    index = torch.stack([torch.cat([first, second]), torch.cat([second, first])])
+    if shifts is None:
+        return Edges(index, positions.new_zeros(1, 3).expand(index.shape[1], 3))
+    return Edges(index, torch.cat([shifts, -shifts]))
+
+
+def no_edges(positions: Tensor) -> Edges:
+    """Return an empty graph, for a model that takes no edges."""
+    return Edges(index=torch.empty(2, 0, dtype=torch.long, device=positions.device), shifts=positions.new_empty(0, 3))

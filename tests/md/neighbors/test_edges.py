@@ -1,0 +1,129 @@
+"""Edges of a frame against ASE's, and what padding contributes."""
+
+from math import inf
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from neighbor_tools import (
+    CUTOFF,
+    ase_edges,
+    ase_pairs,
+    close,
+    crystals,
+    gas,
+    isolated,
+    isolated_pairs,
+    listed,
+    near_cutoff,
+)
+from toys import PairRepulsion, as_potential, tiny_mace, triatomic
+
+from stable_plugin import System
+from stable_plugin.md.neighbors import Edges, edges_within
+from stable_plugin.md.neighbors.pairs import MAX_COORDINATE_A
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_edges_within_matches_ase_isolated(seed):
+    random = np.random.default_rng(seed)
+    n_replicas, n_atoms = random.integers(1, 6), random.integers(2, 26)
+    positions = torch.tensor(random.normal(scale=random.uniform(0.5, 4.0), size=(n_replicas, n_atoms, 3)))
+    cutoff = random.uniform(0.5, 6.0)
+    edges = edges_within(positions, cutoff, isolated(positions))
+    assert isolated_pairs(edges, positions, cutoff) == ase_pairs(positions, cutoff)
+
+
+def test_edges_within_matches_ase_aspirin(aspirin_positions):
+    positions = aspirin_positions[:6]
+    expected = ase_pairs(positions, 4.5)
+    assert len(expected) > 6 * 200
+    assert isolated_pairs(edges_within(positions, 4.5, isolated(positions)), positions, 4.5) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(crystals())
+def test_edges_within_matches_ase_periodic(crystal):
+    atoms, positions, cutoff = crystal
+    if near_cutoff(atoms, positions, cutoff):
+        return
+    edges = edges_within(positions, cutoff, System.from_atoms(atoms, bonds=[]))
+    assert close(listed(edges, positions, cutoff), ase_edges(atoms, positions, cutoff))
+
+
+def test_edges_within_pads_an_empty_graph():
+    positions = torch.tensor([[[0.0, 0, 0], [0, 0, 9.0]]])
+    edges = edges_within(positions, CUTOFF, isolated(positions))
+    assert isolated_pairs(edges, positions) == set()
+    assert edges.index.shape == (2, 2), "models expect at least one edge"
+
+
+def test_edges_within_infinite_cutoff_is_empty():
+    positions = torch.rand(2, 5, 3)
+    edges = edges_within(positions, inf, isolated(positions))
+    assert edges.index.shape == (2, 0)
+    assert edges.shifts.shape == (0, 3)
+
+
+def test_edges_within_skips_a_torn_replica():
+    system, positions = gas()
+    healthy = edges_within(positions, CUTOFF, system)
+    for broken in (torch.nan, torch.inf, 10.0 * MAX_COORDINATE_A):
+        batch = positions.repeat(2, 1, 1)
+        batch[0, 3, 1] = broken
+        edges = edges_within(batch, CUTOFF, system)
+        in_second = edges.index[0] >= 60
+        n_edges = int(((healthy.index[0] != healthy.index[1]) | (healthy.shifts.norm(dim=1) < CUTOFF)).sum())
+        assert int(in_second.sum()) == n_edges
+
+
+def test_slice_replicas_pads_parts_without_edges():
+    frames = torch.zeros(4, 3, 3, dtype=torch.float64)
+    frames[:, 1, 0] = torch.tensor([1.0, 9.0, 9.0, 1.0], dtype=torch.float64)
+    frames[:, 2, 1] = 20.0
+    potential = PairRepulsion(triatomic(1.0).system)
+    edges = potential.edges(frames)
+    parts = [edges.slice_replicas(first, first + 1, 3, potential.cutoff) for first in range(4)]
+    assert [part.index.shape[1] for part in parts] == [2, 1, 1, 2]
+    energies = torch.cat([potential.energies(frames[[i]], part) for i, part in enumerate(parts)])
+    assert energies.tolist() == potential.energies(frames, edges).tolist()
+
+
+@pytest.fixture(scope="module")
+def mace_potential(aspirin_frames):
+    system = System.from_atoms(aspirin_frames[0])
+    return as_potential(tiny_mace(system.numbers, channels=8), system)
+
+
+def with_padding(edges, n_more, cutoff):
+    """Return the same edges and ``n_more`` of padding, as the neighbor list writes it."""
+    more = torch.zeros(n_more, 3, dtype=edges.shifts.dtype)
+    more[:, 0] = 2.0 * cutoff
+    return Edges(
+        torch.cat([edges.index, torch.zeros(2, n_more, dtype=torch.long)], dim=1), torch.cat([edges.shifts, more])
+    )
+
+
+def test_padding_contributes_nothing_to_forces(mace_potential, aspirin_positions):
+    positions = aspirin_positions[:3]
+    bare = mace_potential.edges(positions)
+    atomic = mace_potential.atomic_energies(positions, bare)
+    energies, forces = mace_potential.energies_and_forces(positions, bare)
+    for padded in (with_padding(bare, n_more, mace_potential.cutoff) for n_more in (1, 3000)):
+        padded_energies, padded_forces = mace_potential.energies_and_forces(positions, padded)
+        assert (mace_potential.atomic_energies(positions, padded) - atomic).abs().max() < 1e-14
+        assert (padded_energies - energies).abs().max() < 1e-13
+        assert (padded_forces - forces).abs().max() < 1e-14
+
+
+def test_padding_contributes_nothing_to_gradients(mace_potential, aspirin_positions):
+    positions = aspirin_positions[:2]
+    parameters = mace_potential.trainable_parameters()
+    bare = mace_potential.edges(positions)
+    gradients = [
+        torch.autograd.grad(mace_potential.atomic_energies(positions, edges).sum(), parameters)
+        for edges in (bare, with_padding(bare, 500, mace_potential.cutoff))
+    ]
+    for plain, padded in zip(*gradients, strict=True):
+        assert torch.allclose(plain, padded, rtol=1e-12, atol=1e-13)
