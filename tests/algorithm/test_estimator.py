@@ -1,423 +1,351 @@
-"""The Boltzmann estimator against closed answers, explicit covariances, enumeration and finite differences."""
+"""The estimator's sums against plain Python, sample by sample: whole frames, sites, chunks, several processes.
 
-from math import sqrt
+Fast enough to run once per mutant; slower references are in ``test_estimator_accuracy.py``.
+"""
 
+import logging
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
-from ase.build import molecule
+from ase import units
+from threaded_contexts import ThreadedContexts
 from torch import nn
-from toys import TRIATOMIC, Oscillators, as_potential, flat, tiny_mace, triatomic
+from toys import TRIATOMIC, PairRepulsion
 
-from stable_plugin import BondLengths, DistanceDistribution, System
-from stable_plugin.algorithm.estimator import (
-    BoltzmannEstimator,
-    surrogate_weights,
-)
+from stable_plugin import System
+from stable_plugin.algorithm.estimator import BoltzmannEstimator, surrogate_weights
 from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
 from stable_plugin.config import mean_squared_error
+from stable_plugin.md.neighborhoods import Members
 from stable_plugin.models import ModulePotential
-from stable_plugin.units import BOLTZMANN
 
-TEMPERATURE = 400.0
-BETA = 1.0 / (BOLTZMANN * TEMPERATURE)
-
-
-def the_mean_itself(mean, target):
-    """A loss whose upstream gradient is one: the estimate is then that of the mean."""
-    return mean.sum()
+TEMPERATURE = 350.0
+BETA = 1.0 / (units.kB * TEMPERATURE)
+N_FRAMES = 7
 
 
-@pytest.fixture(scope="module")
-def mace_potential(aspirin_frames):
-    system = System.from_atoms(aspirin_frames[0])
-    return as_potential(tiny_mace(system.numbers, channels=8), system)
+class ThreeTerms(nn.Module):
+    """Atomic energies U = a x² + b sin(y) + c x z, and a parameter without effect."""
+
+    def __init__(self):
+        super().__init__()
+        self.ab = nn.Parameter(torch.tensor([0.3, -0.7], dtype=torch.float64))
+        self.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.c = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+
+    def forward(self, positions):
+        x, y, z = positions.unbind(-1)
+        return self.ab[0] * x.square() + self.ab[1] * y.sin() + self.c * x * z
+
+
+def slopes(position):
+    """∂U/∂(a, b, c) of one atom."""
+    x, y, z = position
+    return np.array([x * x, np.sin(y), x * z])
+
+
+def three_terms():
+    return ModulePotential(ThreeTerms(), System.from_atoms(TRIATOMIC))
 
 
 @pytest.fixture
-def spring_potential():
-    return triatomic(3.0)
+def potential():
+    return three_terms()
 
 
-def rattled(potential, n_frames, amplitude=0.1, seed=0):
-    """Frames around the triatomic's rest positions."""
-    generator = torch.Generator().manual_seed(seed)
-    rest = torch.tensor(TRIATOMIC.positions)
-    return rest + amplitude * torch.randn(n_frames, *rest.shape, generator=generator, dtype=torch.float64)
+@pytest.fixture
+def positions():
+    return torch.tensor(np.random.default_rng(0).normal(size=(N_FRAMES, 3, 3)))
 
 
-def bound(observable, potential, positions):
-    observable.bind(potential.system, positions)
-    return observable
+def observed(n_samples):
+    """Values and targets of two observables, of two values and of one; some samples lack some values."""
+    random = np.random.default_rng(1)
+    values = [random.normal(size=(n_samples, 2)), random.normal(size=(n_samples, 1))]
+    values[0][2, 1] = values[0][4, 0] = values[1][5, 0] = np.nan
+    return values, [np.array([0.4, -0.3]), np.array([0.9])]
 
 
-def explicit_gradient(potential, positions, values, target, loss=mean_squared_error):
-    """∇θ L by the textbook: ∇θU frame by frame, -β Cov(g, ∇θU) with n - 1, then the chain rule."""
-    rows = []
-    for frame in positions.split(1):
-        energy = potential.atomic_energies(frame, potential.edges(frame)).sum()
-        gradients = torch.autograd.grad(energy, potential.trainable_parameters(), allow_unused=True)
-        rows.append(
-            flat(
-                torch.zeros_like(parameter) if gradient is None else gradient
-                for parameter, gradient in zip(potential.trainable_parameters(), gradients, strict=True)
-            )
-        )
-    energy_gradients = torch.stack(rows)
-    mean = values.mean(dim=0).requires_grad_(True)
-    (upstream,) = torch.autograd.grad(loss(mean, target), mean)
-    deviations = values - values.mean(dim=0)
-    covariance = deviations.T @ (energy_gradients - energy_gradients.mean(dim=0)) / (len(positions) - 1)
-    return -BETA * upstream @ covariance
+def unequal(n_samples):
+    weights = np.random.default_rng(2).uniform(0.5, 2.0, size=n_samples)
+    return weights / weights.sum()
 
 
-def relative_error(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 12, 64])
-def test_the_gradient_equals_the_explicit_covariance_for_mace(mace_potential, aspirin_positions, chunk):
-    positions, reference = aspirin_positions[:12], aspirin_positions[12:]
-    observable = bound(BondLengths(), mace_potential, reference)
-    values = observable.per_frame(positions)
-    expected = explicit_gradient(mace_potential, positions, values, observable.target)
-    estimate = BoltzmannEstimator(mace_potential, TEMPERATURE, chunk).estimate(positions, [values], [observable.target])
-    assert expected.abs().max() > 0
-    assert relative_error(flat(estimate.gradients), expected) < 1e-9
-    assert estimate.loss == pytest.approx((values.mean(0) - observable.target).square().mean().item(), rel=1e-12)
-    assert torch.allclose(estimate.mean, values.mean(0), rtol=1e-13)
-    assert estimate.ess_fraction == pytest.approx(1.0)
-
-
-def test_the_gradient_equals_the_explicit_covariance_for_springs(spring_potential):
-    positions = rattled(spring_potential, 40)
-    observable = bound(BondLengths(target=[1.1, 0.9]), spring_potential, positions)
-    values = observable.per_frame(positions)
-    expected = explicit_gradient(spring_potential, positions, values, observable.target)
-    for chunk in (1, 7, 40):
-        estimator = BoltzmannEstimator(spring_potential, TEMPERATURE, chunk)
-        found = flat(estimator.estimate(positions, [values], [observable.target]).gradients)
-        assert relative_error(found, expected) < 1e-9
-
-
-def test_gradients_have_the_order_and_shapes_of_the_trainable_parameters(mace_potential, aspirin_positions):
-    values = bound(BondLengths(), mace_potential, aspirin_positions).per_frame(aspirin_positions[:3])
-    first = mace_potential.trainable_parameters()[0]
-    first.requires_grad_(False)
-    try:
-        estimate = BoltzmannEstimator(mace_potential, TEMPERATURE).estimate(
-            aspirin_positions[:3], [values], [values[0]]
-        )
-        trainable = mace_potential.trainable_parameters()
-    finally:
-        first.requires_grad_(True)
-    assert all(parameter is not first for parameter in trainable)
-    assert [gradient.shape for gradient in estimate.gradients] == [parameter.shape for parameter in trainable]
-
-
-def test_a_parameter_that_the_energy_does_not_use_gets_a_zero_gradient(spring_potential):
-    spring_potential.module.idle = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    positions = rattled(spring_potential, 5)
-    values = bound(BondLengths(), spring_potential, positions).per_frame(positions)
-    gradients = BoltzmannEstimator(spring_potential, TEMPERATURE).estimate(positions, [values], [values[0]]).gradients
-    assert gradients[0].abs() > 0
-    assert torch.equal(gradients[1], torch.zeros(3, dtype=torch.float64))
-
-
-def test_losses_and_gradients_of_several_observables_are_added(spring_potential):
-    positions = rattled(spring_potential, 30)
-    estimator = BoltzmannEstimator(spring_potential, TEMPERATURE)
-    observables = [
-        bound(BondLengths([1.1, 0.9]), spring_potential, positions),
-        bound(DistanceDistribution(3.0, 0.1, 0.1), spring_potential, rattled(spring_potential, 30, 0.05)),
-    ]
-    values = [observable.per_frame(positions) for observable in observables]
-    targets = [observable.target for observable in observables]
-    together = estimator.estimate(positions, values, targets)
-    apart = [estimator.estimate(positions, [v], [t]) for v, t in zip(values, targets, strict=True)]
-    assert together.loss == pytest.approx(sum(part.loss for part in apart), rel=1e-12)
-    assert relative_error(flat(together.gradients), sum(flat(part.gradients) for part in apart)) < 1e-12
-    assert torch.equal(together.mean, torch.cat([part.mean for part in apart]))
-
-
-def test_a_loss_of_the_users_own_goes_through_the_chain_rule(spring_potential):
-    def loss(mean, target):
-        return (mean[0] * mean[1] - target.sum()).abs() ** 1.5
-
-    positions = rattled(spring_potential, 25)
-    values = bound(BondLengths(), spring_potential, positions).per_frame(positions)
-    target = torch.tensor([0.3, 0.4], dtype=torch.float64)
-    estimate = BoltzmannEstimator(spring_potential, TEMPERATURE).estimate(positions, [values], [target], loss)
-    expected = explicit_gradient(spring_potential, positions, values, target, loss)
-    assert relative_error(flat(estimate.gradients), expected) < 1e-9
-    assert estimate.loss == pytest.approx(loss(values.mean(0), target).item())
-
-
-def oscillator_estimates(stiffness, n_batches, n_frames, seed):
-    """d<x²>/dk from independent batches of exact samples of six oscillators, (n_batches,)."""
-    system = System.from_atoms(molecule("N2"))
-    estimator = BoltzmannEstimator(ModulePotential(Oscillators(stiffness), system), TEMPERATURE, chunk=10_000)
-    generator = torch.Generator().manual_seed(seed)
-    deviation = sqrt(1.0 / (BETA * stiffness))
-    found = []
-    for _ in range(n_batches):
-        positions = deviation * torch.randn(n_frames, 2, 3, generator=generator, dtype=torch.float64)
-        values = positions.square().mean(dim=(1, 2))[:, None]
-        found.append(estimator.estimate(positions, [values], [values[0]], the_mean_itself).gradients[0])
-    return torch.stack(found)
-
-
-def test_the_harmonic_oscillator_has_its_closed_answer():
-    stiffness = 2.5
-    estimates = oscillator_estimates(stiffness, n_batches=60, n_frames=2000, seed=1)
-    exact = -1.0 / (BETA * stiffness**2)
-    error = (estimates.std() / sqrt(len(estimates))).item()
-    assert error < 0.02 * abs(exact)
-    assert abs(estimates.mean().item() - exact) < 3 * error
-
-
-def test_small_samples_are_unbiased():
-    stiffness, n_frames = 2.5, 3
-    estimates = oscillator_estimates(stiffness, n_batches=3000, n_frames=n_frames, seed=2)
-    exact = -1.0 / (BETA * stiffness**2)
-    error = (estimates.std() / sqrt(len(estimates))).item()
-    assert abs(estimates.mean().item() - exact) < 3 * error
-    # The covariance over n would be off by a third, far outside the error.
-    assert abs(exact / n_frames) > 6 * error
-
-
-def test_identical_frames_give_no_gradient(mace_potential, aspirin_positions):
-    positions = aspirin_positions[:1].repeat(6, 1, 1)
-    observable = bound(BondLengths(), mace_potential, aspirin_positions)
-    values = observable.per_frame(positions)
-    estimate = BoltzmannEstimator(mace_potential, TEMPERATURE).estimate(positions, [values], [observable.target])
-    assert estimate.loss > 0
-    assert flat(estimate.gradients).abs().max() < 1e-12
-
-
-def test_a_constant_added_to_the_energy_changes_no_gradient(spring_potential):
-    positions = rattled(spring_potential, 20)
-    values = bound(BondLengths(), spring_potential, positions).per_frame(positions)
-    parameter = spring_potential.module.log_k
-
-    class Shifted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = spring_potential.module
-
-        def forward(self, positions):
-            return self.inner(positions) + 1000.0 * parameter
-
-    shifted = ModulePotential(Shifted(), spring_potential.system)
-    plain, moved = (
-        flat(BoltzmannEstimator(potential, TEMPERATURE).estimate(positions, [values], [values[0]]).gradients)
-        for potential in (spring_potential, shifted)
+def by_hand(positions, values, targets, weights, samples):
+    """Loss, means, and the gradient for (a, b, c); ``samples`` are lists of (frame, atom)."""
+    loss, means, surrogate = 0.0, [], np.zeros(len(samples))
+    for value, target in zip(values, targets, strict=True):
+        for k in range(len(target)):
+            present = [i for i in range(len(samples)) if not np.isnan(value[i, k])]
+            total = sum(weights[i] for i in present)
+            held = {i: weights[i] / total for i in present}
+            mean = sum(held[i] * value[i, k] for i in present)
+            means.append(mean)
+            loss += (mean - target[k]) ** 2 / len(target)
+            upstream = 2.0 * (mean - target[k]) / len(target)
+            for i in present:
+                unbiased = held[i] * (value[i, k] - mean) / (1.0 - sum(each**2 for each in held.values()))
+                surrogate[i] -= BETA * upstream * unbiased
+    gradient = sum(
+        weight * slopes(positions[frame, atom].numpy())
+        for weight, sample in zip(surrogate, samples, strict=True)
+        for frame, atom in sample
     )
-    assert relative_error(moved, plain) < 1e-9
+    return loss, means, gradient
 
 
-class Polynomial(nn.Module):
-    """An energy with several parameters, not linear in them."""
-
-    def __init__(self, parameters):
-        super().__init__()
-        self.theta = nn.Parameter(torch.as_tensor(parameters, dtype=torch.float64))
-
-    def forward(self, positions):
-        x, y = positions[:, 0, 0], positions[:, 1, 1]
-        a, b, c = self.theta
-        return 0.02 * torch.exp(a) * x.square() + 0.03 * b * torch.sin(x * y + c) + 0.01 * a * c * y
+def assert_agrees(estimate, expected):
+    loss, means, gradient = expected
+    assert estimate.loss == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(estimate.mean.numpy(), means, rtol=1e-12)
+    ab, idle, c = estimate.gradients
+    np.testing.assert_allclose([*ab.tolist(), c.item()], gradient, rtol=1e-11)
+    assert torch.equal(idle, torch.zeros(2, dtype=torch.float64))
 
 
-def central_differences(function, parameters, step=1e-5):
-    """The slopes of a function, one parameter at a time; the parameters are put back."""
-    slopes = torch.zeros_like(parameters)
-    for index in range(len(parameters)):
-        values = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameters[index] += sign * step
-                values.append(function())
-                parameters[index] -= sign * step
-        slopes[index] = (values[0] - values[1]) / (2 * step)
-    return slopes
+def tensors(arrays):
+    return [torch.tensor(array) for array in arrays]
 
 
-def test_enumerated_states_have_the_derivatives_of_the_exact_mean(generator):
-    """Every state once, weighted with its Boltzmann factor: the weighted mean is the exact one."""
-    states = torch.randn(9, 2, 3, generator=generator, dtype=torch.float64)
-    values = torch.stack([states[:, 0, 0], states[:, 1, 1].square(), states[:, 1, 0]], dim=1)
-    target = torch.tensor([0.2, -0.1, 0.4], dtype=torch.float64)
-    potential = ModulePotential(Polynomial([0.3, 0.8, -0.5]), System.from_atoms(molecule("N2")))
-    estimator = BoltzmannEstimator(potential, TEMPERATURE, chunk=4)
-
-    def boltzmann():
-        factors = torch.exp(-BETA * potential.module(states))
-        return factors / factors.sum()
-
-    def exact_loss():
-        return ((boltzmann() @ values) - target).square().mean().item()
-
-    weights = reweight(estimator.energies(states), torch.zeros(9), TEMPERATURE)
-    assert torch.allclose(weights, boltzmann(), rtol=1e-12)
-    estimate = estimator.estimate(states, [values], [target], weights=weights)
-    assert torch.allclose(estimate.mean, boltzmann().detach() @ values, rtol=1e-12)
-    assert estimate.loss == pytest.approx(exact_loss(), rel=1e-12)
-    # The estimator divides by 1 - Σω², which makes it unbiased for samples; an enumeration is not a sample.
-    found = flat(estimate.gradients) * (1.0 - weights.square().sum())
-    assert relative_error(found, central_differences(exact_loss, potential.module.theta)) < 1e-7
+FRAMES = [[(frame, atom) for atom in range(3)] for frame in range(N_FRAMES)]
+SITES = [[(frame, first), (frame, 2)] for frame in range(N_FRAMES) for first in (0, 1)]
 
 
-def test_the_reweighted_gradient_is_that_of_the_self_normalised_mean(mace_potential, aspirin_positions):
-    positions, reference = aspirin_positions[:10], aspirin_positions[10:]
-    observable = bound(BondLengths(), mace_potential, reference)
-    values = observable.per_frame(positions)
-    estimator = BoltzmannEstimator(mace_potential, TEMPERATURE, chunk=10)
-    sampled = estimator.energies(positions)
-    parameters = mace_potential.trainable_parameters()
-    before = [parameter.detach().clone() for parameter in parameters]
-    direction_generator = torch.Generator().manual_seed(3)
-    directions = [torch.randn(p.shape, generator=direction_generator, dtype=p.dtype) for p in parameters]
-
-    def move(amount):
-        with torch.no_grad():
-            for parameter, start, direction in zip(parameters, before, directions, strict=True):
-                parameter.copy_(start + amount * direction)
-
-    def loss_at(amount):
-        move(amount)
-        weights = reweight(estimator.energies(positions), sampled, TEMPERATURE)
-        return (weights @ values - observable.target).square().mean().item()
-
-    here, step = 0.1, 1e-4
-    slope = (loss_at(here + step) - loss_at(here - step)) / (2 * step)
-    move(here)
-    weights = reweight(estimator.energies(positions), sampled, TEMPERATURE)
-    estimate = estimator.estimate(positions, [values], [observable.target], weights=weights)
-    move(0.0)
-    assert 0.1 < ess_fraction(weights) < 0.99
-    projected = (flat(estimate.gradients) @ flat(directions)) * (1.0 - weights.square().sum())
-    assert projected.item() == pytest.approx(slope, rel=1e-5)
+def members(samples):
+    entries = [(index, 3 * frame + atom) for index, sample in enumerate(samples) for frame, atom in sample]
+    sample, atom = torch.tensor(entries).unbind(1)
+    return Members(sample, atom, len(samples), (N_FRAMES, 3))
 
 
-def test_reweighting_follows_the_formula_and_survives_large_energies():
-    sampled = torch.tensor([0.10, 0.20, 0.05], dtype=torch.float64)
-    present = torch.tensor([0.12, 0.15, 0.09], dtype=torch.float64)
-    factors = torch.exp(-BETA * (present - sampled))
-    expected = factors / factors.sum()
-    assert torch.allclose(reweight(present, sampled, TEMPERATURE), expected, rtol=1e-12)
-    assert torch.allclose(reweight(present - 1e5, sampled, TEMPERATURE), expected, rtol=1e-6)
-    assert ess_fraction(expected) == pytest.approx((1.0 / (expected**2).sum() / 3).item(), rel=1e-12)
-
-
-def test_a_potential_that_did_not_change_uses_the_whole_sample(mace_potential, aspirin_positions):
-    estimator = BoltzmannEstimator(mace_potential, TEMPERATURE)
-    energies = estimator.energies(aspirin_positions[:8])
-    weights = reweight(estimator.energies(aspirin_positions[:8]), energies, TEMPERATURE)
-    assert torch.allclose(weights, uniform_weights(8, energies), rtol=1e-12)
-    assert ess_fraction(weights) == pytest.approx(1.0, rel=1e-12)
-
-
-def test_the_effective_share_of_unequal_weights():
-    assert ess_fraction(torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)) == 0.25
-    assert ess_fraction(torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64)) == 0.5
-
-
-def test_one_frame_with_all_the_weight_gives_zero_and_not_a_nan():
-    values = torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.float64)
-    weights = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    assert torch.equal(
-        surrogate_weights(values, torch.ones(1), weights, TEMPERATURE), torch.zeros(3, dtype=torch.float64)
+@pytest.mark.parametrize("chunk", [1, 3, 32])
+def test_estimate_of_weighted_frames_equals_sums(chunk, potential, positions):
+    (values, targets), weights = observed(N_FRAMES), unequal(N_FRAMES)
+    estimate = BoltzmannEstimator(potential, TEMPERATURE, chunk).estimate(
+        positions, tensors(values), tensors(targets), weights=torch.tensor(weights)
     )
+    assert_agrees(estimate, by_hand(positions, values, targets, weights, FRAMES))
+    assert estimate.ess_fraction == pytest.approx(1.0 / (N_FRAMES * sum(weights**2)), rel=1e-12)
 
 
-def test_equal_surrogate_weights_are_those_of_the_unbiased_covariance():
+def test_estimate_defaults_to_equal_whole_frames(potential, positions):
+    values, targets = observed(N_FRAMES)
+    estimate = BoltzmannEstimator(potential, TEMPERATURE).estimate(positions, tensors(values), tensors(targets))
+    assert_agrees(estimate, by_hand(positions, values, targets, np.full(N_FRAMES, 1 / N_FRAMES), FRAMES))
+    assert estimate.ess_fraction == pytest.approx(1.0, rel=1e-12)
+
+
+def test_estimate_of_overlapping_sites_equals_sums(potential, positions):
+    (values, targets), weights = observed(len(SITES)), unequal(len(SITES))
+    estimator = BoltzmannEstimator(potential, TEMPERATURE, 2)
+    weighted, equal = (
+        estimator.estimate(positions, tensors(values), tensors(targets), weights=some, members=members(SITES))
+        for some in (torch.tensor(weights), None)
+    )
+    assert_agrees(weighted, by_hand(positions, values, targets, weights, SITES))
+    assert_agrees(equal, by_hand(positions, values, targets, np.full(len(SITES), 1 / len(SITES)), SITES))
+
+
+def test_estimate_applies_the_chain_rule_of_the_loss(potential, positions):
+    def product(mean, target):
+        assert mean.dtype == target.dtype
+        return (mean[0] * mean[1] - target[0]).pow(3)
+
+    values, target = np.random.default_rng(3).normal(size=(N_FRAMES, 2)), np.array([0.2], dtype=np.float32)
+    estimate = BoltzmannEstimator(potential, TEMPERATURE).estimate(
+        positions, tensors([values]), tensors([target]), product
+    )
+    first, second = values.mean(axis=0)
+    error = first * second - float(target[0])
+    # ∂L/∂⟨g⟩ = 3 error² (⟨g_2⟩, ⟨g_1⟩), so L has the gradient of the mean of this combination of both values.
+    combined = 3.0 * error**2 * (second * values[:, 0] + first * values[:, 1])
+    energy_slopes = np.array([sum(slopes(atom.numpy()) for atom in frame) for frame in positions])
+    covariance = [np.cov(combined, column)[0, 1] for column in energy_slopes.T]
+    found = [*estimate.gradients[0].tolist(), estimate.gradients[2].item()]
+    assert estimate.loss == pytest.approx(error**3, rel=1e-12)
+    np.testing.assert_allclose(found, -BETA * np.array(covariance), rtol=1e-11)
+
+
+def test_estimate_orders_gradients_like_parameters(potential, positions):
+    values, targets = observed(N_FRAMES)
+    estimator = BoltzmannEstimator(potential, TEMPERATURE)
+    of_all = estimator.estimate(positions, tensors(values), tensors(targets)).gradients
+    assert [gradient.shape for gradient in of_all] == [(2,), (2,), ()]
+    potential.module.ab.requires_grad_(False)
+    of_rest = estimator.estimate(positions, tensors(values), tensors(targets)).gradients
+    assert [gradient.shape for gradient in of_rest] == [(2,), ()]
+    torch.testing.assert_close(of_rest[1], of_all[2], rtol=1e-12, atol=0)
+
+
+def test_mean_squared_error_averages_squares():
+    assert mean_squared_error(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])).item() == 2.5
+
+
+def test_surrogate_weights_are_an_unbiased_covariance():
     values = torch.tensor([[1.0, 0.0], [2.0, 1.0], [6.0, -1.0]], dtype=torch.float64)
     upstream = torch.tensor([0.5, 2.0], dtype=torch.float64)
     found = surrogate_weights(values, upstream, uniform_weights(3, values), TEMPERATURE)
     # v·g is 0.5, 3 and 1, with mean 1.5.
-    expected = -BETA * torch.tensor([-1.0, 1.5, -0.5], dtype=torch.float64) / 2
-    assert torch.allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.numpy(), -BETA * np.array([-1.0, 1.5, -0.5]) / 2, rtol=1e-12)
 
 
-def test_energies_are_interaction_energies_in_double_precision(mace_potential, aspirin_positions):
-    estimator = BoltzmannEstimator(mace_potential, TEMPERATURE, chunk=3)
-    positions = aspirin_positions[:7]
-    expected, _ = mace_potential.energies_and_forces(positions, mace_potential.edges(positions))
-    found = estimator.energies(positions)
+def test_surrogate_weights_are_in_double_precision():
+    values, upstream = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([2.0])
+    found = surrogate_weights(values, upstream, torch.full((3,), 1 / 3, dtype=torch.float64), TEMPERATURE)
     assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), -BETA * np.array([-2.0, -1.0, 3.0]), rtol=1e-12)
+
+
+def test_surrogate_weights_of_one_frame_are_zero():
+    """All weight on one frame: its deviation from the mean is zero, and 0/0 must not be NaN."""
+    values, upstream = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([2.0])
+    all_on_one = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    assert surrogate_weights(values, upstream, all_on_one, TEMPERATURE).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_energies_are_sums_of_atomic_energies(potential, positions):
+    estimator = BoltzmannEstimator(potential, TEMPERATURE, 3)
+    atomic = [[np.array([0.3, -0.7, 0.2]) @ slopes(atom.numpy()) for atom in frame] for frame in positions]
+    found = estimator.atomic_energies(positions)
+    np.testing.assert_allclose(found.numpy(), atomic, rtol=1e-12)
+    np.testing.assert_allclose(estimator.energies(positions).numpy(), np.sum(atomic, axis=1), rtol=1e-12)
     assert not found.requires_grad
-    assert torch.allclose(found, expected, rtol=1e-12)
+    empty = estimator.atomic_energies(positions[:0].float())
+    assert (empty.shape, empty.dtype) == ((0, 3), torch.float64)
+    assert all(parameter.requires_grad for parameter in potential.module.parameters())
 
 
-def test_a_single_precision_model_gets_gradients_of_its_own_kind_that_agree(aspirin_positions, aspirin_frames):
-    system = System.from_atoms(aspirin_frames[0])
-    gradients = []
-    for dtype in (torch.float64, torch.float32):
-        potential = as_potential(tiny_mace(system.numbers).to(dtype), system)
-        positions = aspirin_positions[:10].to(dtype)
-        values = bound(BondLengths(), potential, positions).per_frame(positions)
-        target = torch.ones(values.shape[1], dtype=torch.float64)
-        found = BoltzmannEstimator(potential, TEMPERATURE).estimate(positions, [values], [target]).gradients
-        assert {gradient.dtype for gradient in found} == {dtype}
-        gradients.append(flat(found).double())
-    assert relative_error(gradients[1], gradients[0]) < 1e-3
+def test_energies_use_the_neighbors_of_each_frame(positions):
+    system, strength = System.from_atoms(TRIATOMIC), 0.5
+    estimator = BoltzmannEstimator(PairRepulsion(system, strength, cutoff=2.5), TEMPERATURE, 3)
+    for frame, energy in zip(positions.numpy(), estimator.energies(positions).tolist(), strict=True):
+        lengths = [np.linalg.norm(frame[i] - frame[j]) for i, j in [(0, 1), (0, 2), (1, 2)]]
+        expected = sum(2 * strength * max(0.0, 1.0 - length / 2.5) ** 2 for length in lengths)
+        assert energy == pytest.approx(expected, rel=1e-12)
 
 
-def test_one_frame_is_refused(spring_potential):
-    positions = rattled(spring_potential, 1)
-    values = bound(BondLengths(), spring_potential, positions).per_frame(positions)
-    with pytest.raises(ValueError, match=r"got 1 frame.*Record more frames or replicas"):
-        BoltzmannEstimator(spring_potential, TEMPERATURE).estimate(positions, [values], [values[0]])
+@pytest.mark.parametrize("n_frames", [0, 1])
+def test_estimate_rejects_fewer_than_two_frames(n_frames, potential, positions):
+    few = positions[:n_frames]
+    message = (
+        rf"^the estimator got {n_frames} frame\(s\), but a covariance needs two: record more frames, or use more "
+        r"replicas\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        BoltzmannEstimator(potential, TEMPERATURE).estimate(few, [few[:, 0]], [few[:, 0].sum(0)])
 
 
-class Wide(nn.Module):
-    """More parameters than a few frames have coordinates."""
+def test_estimate_accepts_two_frames(potential, positions):
+    values, targets = [np.array([[1.0], [2.0]])], [np.array([0.0])]
+    estimate = BoltzmannEstimator(potential, TEMPERATURE).estimate(positions[:2], tensors(values), tensors(targets))
+    assert_agrees(estimate, by_hand(positions, values, targets, [0.5, 0.5], FRAMES[:2]))
 
-    def __init__(self):
+
+def test_estimate_rejects_values_without_target(potential, positions):
+    values, targets = observed(N_FRAMES)
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        BoltzmannEstimator(potential, TEMPERATURE).estimate(positions, tensors(values), tensors(targets[:1]))
+
+
+class LimitedMemory(ThreeTerms):
+    """Raises an error for more than ``max_frames`` frames at once, and records the number of frames of each call."""
+
+    def __init__(self, max_frames, error):
         super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(6, 2000), nn.Tanh(), nn.Linear(2000, 16), nn.Tanh(), nn.Linear(16, 1))
-        self.double()
+        self.max_frames, self.error, self.calls = max_frames, error, []
 
     def forward(self, positions):
-        return self.layers(positions.flatten(1)).squeeze(1)
+        self.calls.append(len(positions))
+        if len(positions) > self.max_frames:
+            raise self.error
+        return super().forward(positions)
 
 
-def peak_bytes(function):
-    """Most memory that torch's CPU allocator held at a time beyond what it held at the start."""
-    from torch.profiler import ProfilerActivity, profile
+def limited(max_frames, error):
+    return ModulePotential(LimitedMemory(max_frames, error), System.from_atoms(TRIATOMIC))
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        function()
-    changes = [
-        (event.start_ns(), event.nbytes())
-        for event in recorded.profiler.kineto_results.events()
-        if event.name() == "[memory]"
+
+OUT = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
+def test_chunk_is_halved_when_out_of_memory(error, positions, caplog):
+    potential = limited(2, error)
+    (values, targets), weights = observed(N_FRAMES), unequal(N_FRAMES)
+    estimator = BoltzmannEstimator(potential, TEMPERATURE, chunk=11)
+    with caplog.at_level(logging.WARNING, "stable_plugin"):
+        estimate = estimator.estimate(positions, tensors(values), tensors(targets), weights=torch.tensor(weights))
+    assert_agrees(estimate, by_hand(positions, values, targets, weights, FRAMES))
+    assert potential.module.calls == [7, 5, 2, 2, 2, 1], "each frame once, in chunks that fit"
+    assert estimator.chunk == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"out of memory: the estimator continues with chunk={chunk} frames per model call." for chunk in (5, 2)
     ]
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda entry: entry[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
+    estimator.energies(positions)
+    assert potential.module.calls[6:] == [2, 2, 2, 1]
 
 
-def test_peak_memory_does_not_grow_with_frames_times_parameters(generator):
-    potential = ModulePotential(Wide(), System.from_atoms(molecule("N2")))
-    estimator = BoltzmannEstimator(potential, TEMPERATURE, chunk=8)
-    n_parameters = sum(parameter.numel() for parameter in potential.trainable_parameters())
+def test_chunk_of_one_frame_is_not_halved(positions):
+    potential = limited(0, MemoryError("too large"))
+    with pytest.raises(MemoryError, match="too large"):
+        BoltzmannEstimator(potential, TEMPERATURE, chunk=4).energies(positions)
+    assert potential.module.calls == [4, 2, 1]
 
-    def peak(n_frames):
-        positions = torch.randn(n_frames, 2, 3, generator=generator, dtype=torch.float64)
-        values = positions[:, 0]
-        return peak_bytes(lambda: estimator.estimate(positions, [values], [values[0]]))
 
-    def explicit_peak(n_frames):
-        positions = torch.randn(n_frames, 2, 3, generator=generator, dtype=torch.float64)
-        return peak_bytes(lambda: explicit_gradient(potential, positions, positions[:, 0], positions[0, 0]))
+@pytest.mark.parametrize(("chunk", "calls"), [(7, [7]), (6, [6, 1]), (8, [7])])
+def test_chunks_cover_all_frames_and_are_not_empty(chunk, calls, positions):
+    potential = limited(99, MemoryError())
+    BoltzmannEstimator(potential, TEMPERATURE, chunk).energies(positions)
+    assert potential.module.calls == calls
 
-    peak(16)  # the first backward pass allocates what later ones find
-    few, many = peak(16), peak(160)
-    growth = (many - few) / (160 - 16)
-    assert few > 8 * n_parameters, "the measurement sees the gradients themselves"
-    assert growth < 8 * n_parameters / 100
-    assert (explicit_peak(40) - explicit_peak(16)) / 24 > 8 * n_parameters, "the measurement sees a matrix"
+
+def test_other_errors_are_not_retried(positions):
+    potential = limited(2, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        BoltzmannEstimator(potential, TEMPERATURE, chunk=4).energies(positions)
+    assert potential.module.calls == [4]
+
+
+def test_estimator_repr_shows_its_arguments(potential):
+    assert repr(BoltzmannEstimator(potential, 350.0, 8)) == (
+        f"BoltzmannEstimator({potential!r}, temperature_K=350, chunk=8)"
+    )
+
+
+@pytest.mark.parametrize("cuts", [(0, 3, 7), (0, 0, 7), (0, 1, 1, 7)], ids=["two", "one without", "three"])
+def test_estimate_is_over_all_processes(cuts, positions):
+    values, targets = observed(N_FRAMES)
+    parts = [slice(*ends) for ends in pairwise(cuts)]
+    change = torch.tensor(np.random.default_rng(5).normal(scale=0.05, size=N_FRAMES))
+    energies = BoltzmannEstimator(three_terms(), TEMPERATURE).energies(positions)
+    weights = reweight(energies, energies + change, TEMPERATURE)
+
+    def work(rank, context):
+        part = parts[rank]
+        estimator = BoltzmannEstimator(three_terms(), TEMPERATURE, 2, context)
+        own = [value[part] for value in tensors(values)]
+        return [
+            estimator.estimate(positions[part], own, tensors(targets), weights=some) for some in (weights[part], None)
+        ]
+
+    expected = [
+        by_hand(positions, values, targets, some, FRAMES) for some in (weights.numpy(), np.full(N_FRAMES, 1 / N_FRAMES))
+    ]
+    for reweighted, equal in ThreadedContexts(len(parts)).run(work):
+        assert_agrees(reweighted, expected[0])
+        assert_agrees(equal, expected[1])
+        assert reweighted.ess_fraction == pytest.approx(ess_fraction(weights), rel=1e-12)
+        assert equal.ess_fraction == pytest.approx(1.0, rel=1e-12)
+
+
+def test_surrogate_weights_are_over_all_processes():
+    values = torch.tensor(np.random.default_rng(6).normal(size=(6, 2)))
+    upstream, weights = torch.tensor([0.5, -2.0]).double(), torch.tensor(unequal(6))
+    whole = surrogate_weights(values, upstream, weights, TEMPERATURE)
+
+    def work(rank, context):
+        part = slice(0, 2) if rank == 0 else slice(2, 6)
+        return surrogate_weights(values[part], upstream, weights[part], TEMPERATURE, context)
+
+    torch.testing.assert_close(torch.cat(ThreadedContexts(2).run(work)), whole, rtol=1e-12, atol=0)

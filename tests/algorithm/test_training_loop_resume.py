@@ -1,19 +1,19 @@
-"""A loop that is interrupted within a window goes on as if it had not been, whatever its model draws."""
+"""A loop interrupted within a window continues as if it had not been, also with a model that draws random numbers."""
 
 import numpy as np
 import pytest
 import torch
+from springs import make_loop
 from toys import TRIATOMIC, Springs
 
-from stable_plugin import BondDeviation, BondLengths, Execution, Langevin, Schedule, System
-from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin import BondDeviation, Execution, Langevin, Schedule, System
 from stable_plugin.models import ModulePotential
 
 N_STEPS = 8
 
 
 class Drawing(Springs):
-    """Energies that depend a little on the global random stream, as eSEN's do by its rounding."""
+    """Energies that depend slightly on the global random stream, as those of eSEN do through rounding."""
 
     def forward(self, positions):
         return super().forward(positions) * (1.0 + 0.01 * torch.rand((), dtype=positions.dtype))
@@ -23,18 +23,16 @@ class Interruption(Exception):
     pass
 
 
-def loop():
+def make_drawing_loop():
     frames = torch.tensor(TRIATOMIC.positions) + torch.tensor(
         np.random.default_rng(0).normal(scale=0.03, size=(6, 3, 3))
     )
     system = System.from_atoms(TRIATOMIC)
-    potential = ModulePotential(Drawing(system.bonds, 3.0, torch.ones(2)), system)
-    return TrainingLoop(
-        potential,
+    return make_loop(
+        ModulePotential(Drawing(system.bonds, 3.0, torch.ones(2)), system),
         frames,
         frames,
         integrator=Langevin(300.0, 0.5, 1.0),
-        observables=[BondLengths()],
         detector=BondDeviation(0.07, 10.0),
         n_replicas=4,
         window_ps=0.01,
@@ -48,7 +46,7 @@ def loop():
 
 
 def learn(trained, steps):
-    """Take steps of gradient descent, each from where the trainer's random stream then is."""
+    """Take steps of gradient descent, each from another state of the trainer's random stream."""
     for step in steps:
         torch.manual_seed(step)
         estimate = trained.gradient()
@@ -58,6 +56,7 @@ def learn(trained, steps):
 
 
 def outcome(trained):
+    """Return records, weights and positions."""
     windows = [{**vars(entry), "wall_s": 0.0} for entry in trained.windows]
     return (
         windows,
@@ -66,25 +65,25 @@ def outcome(trained):
     )
 
 
-def test_the_trainer_s_random_stream_is_its_own():
-    trained = loop()
+def test_gradient_keeps_the_trainers_random_stream():
+    trained = make_drawing_loop()
     torch.manual_seed(3)
     before = torch.get_rng_state()
     assert trained.gradient() is not None
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("looks", [1, 4, 9, 14, 16])
-def test_an_interrupted_window_is_simulated_again_from_the_same_draws(looks):
-    whole = loop()
+@pytest.mark.parametrize("n_reports", [1, 4, 9, 14, 16])
+def test_interrupted_window_repeats_its_draws(n_reports):
+    whole = make_drawing_loop()
     learn(whole, range(N_STEPS))
     assert {entry.phase for entry in whole.windows} == {"simulate", "learn"}
 
-    cut, seen = loop(), []
+    cut, reports = make_drawing_loop(), []
 
     def interrupt(progress):
-        seen.append(progress)
-        if len(seen) == looks:
+        reports.append(progress)
+        if len(reports) == n_reports:
             raise Interruption
 
     cut.on_progress = interrupt
@@ -93,7 +92,7 @@ def test_an_interrupted_window_is_simulated_again_from_the_same_draws(looks):
         while taken < N_STEPS:
             learn(cut, [taken])
             taken += 1
-    resumed = loop()
+    resumed = make_drawing_loop()
     resumed.load_state_dict(cut.state_dict())
     resumed.potential.module.load_state_dict(cut.potential.module.state_dict())
     learn(resumed, range(taken, N_STEPS))

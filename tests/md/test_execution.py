@@ -6,8 +6,8 @@ import pytest
 import torch
 from toys import TRIATOMIC, as_potential, tiny_mace, triatomic
 
-from stable_plugin import BondDeviation, BondLengths, Langevin, NonFinite, Schedule, System
-from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin import BondDeviation, BondLengths, Langevin, NonFinite, Schedule, StABlEConfig, System
+from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.md import Execution, Simulator
 from stable_plugin.md import simulator as simulator_module
 from stable_plugin.md.backends import forces
@@ -157,28 +157,26 @@ def test_run_uses_and_restores_threads():
 
 def test_training_loop_saves_choices_of_execution(aspirin_potential, aspirin_positions):
     def loop(execution=None):
-        return TrainingLoop(
-            aspirin_potential,
-            aspirin_positions[:2],
-            aspirin_positions,
+        config = StABlEConfig(
             integrator=Langevin(500.0),
             observables=[BondLengths()],
             detector=BondDeviation(0.5),
             n_replicas=2,
             window_ps=0.01,
             record_every_fs=5.0,
-            execution=execution,
+            execution=execution or Execution(),
             schedule=Schedule(stable_ps=0.05, max_windows=3),
         )
+        return assemble(aspirin_potential, aspirin_positions[:2], aspirin_positions, config)
 
     first = loop(Execution(threads=2, compile=False))
     assert first.simulator.execution.threads == 2
     assert first.simulator.forces.expected_steps == (5 + 3) * 20
     saved = first.state_dict()
-    assert saved["forces"] == {"threads": 2, "step_s": None, "compiled": False}
+    assert saved["replicas"]["forces"] == {"threads": 2, "step_s": None, "compiled": False}
     resumed = loop()
     resumed.load_state_dict(saved)
-    assert resumed.simulator.forces.state_dict() == saved["forces"]
+    assert resumed.simulator.forces.state_dict() == saved["replicas"]["forces"]
 
 
 @pytest.mark.parametrize("changes", [{"capture": "yes"}, {"compile": 1.0}, {"threads": 0}, {"threads": "all"}])

@@ -4,7 +4,7 @@ import torch
 from toys import TRIATOMIC, triatomic  # noqa: F401
 
 from stable_plugin import BondDeviation, BondLengths, Langevin, Schedule, StABlEConfig
-from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.md import Simulator
 
 TEMPERATURE = 300.0
@@ -35,7 +35,7 @@ def make_loop(potential, reference, structures=None, context=None, **changes):
         "seed": 0,
     }
     structures = reference[:10] if structures is None else structures
-    return TrainingLoop(potential, structures, reference, StABlEConfig(**{**settings, **changes}), context)
+    return assemble(potential, structures, reference, StABlEConfig(**{**settings, **changes}), context)
 
 
 def optimizer_step(loop, optimizer):

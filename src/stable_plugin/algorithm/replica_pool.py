@@ -74,6 +74,12 @@ class ReplicaPool:
         self.unstable = torch.zeros(config.n_replicas, dtype=torch.bool, device=simulator.potential.device)
         self._history: deque[State] = deque(maxlen=HISTORY)
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(n_replicas={self.n_replicas}, n_structures={len(self._structures)}, "
+            f"window_steps={self._n_steps}, record_every={self._record_every}, rewind_fraction={self._rewind_fraction:g})"
+        )
+
     @property
     def n_replicas(self) -> int:
         """Number of replicas of this process."""

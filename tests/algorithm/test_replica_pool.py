@@ -1,0 +1,282 @@
+"""The replicas between two windows: restart, rewind, history, rollback, and what a checkpoint restores."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ase import Atoms
+from springs import SOFT, STIFF, make_loop
+from threaded_contexts import ThreadedContexts
+from toys import TRIATOMIC, Springs, triatomic
+
+from stable_plugin import System
+from stable_plugin.algorithm.replica_pool import HISTORY, UnusablePotentialError
+from stable_plugin.models import ModulePotential
+from stable_plugin.runtime.distributed import DistributedContext
+
+N_REPLICAS = 24
+
+
+def make_pool(stiffness, reference, **changes):
+    return make_loop(triatomic(stiffness), reference, **changes).replicas
+
+
+def simulated(pool):
+    """Simulate one window from the present state, with the forces of the present weights."""
+    return pool.simulate(pool.simulator.refresh(pool.state), lambda steps: None)
+
+
+def start_frames(reference):
+    """The structures that ``make_loop`` starts replicas from, as a set of plain values."""
+    return {tuple(frame.flatten().tolist()) for frame in reference[:10]}
+
+
+def is_fresh(state, reference):
+    """Whether each replica is in a start frame, (n_replicas,)."""
+    frames = start_frames(reference)
+    return [tuple(positions.flatten().tolist()) in frames for positions in state.positions]
+
+
+def equal(one, other, replicas=slice(None)):
+    """Whether two states agree to the last bit, for some replicas."""
+    return all(torch.equal(a[replicas], b[replicas]) for a, b in zip(one.tensors(), other.tensors(), strict=True))
+
+
+@pytest.fixture
+def mixed(reference):
+    """A pool and a window in which some replicas became unstable."""
+    pool = make_pool(2.5, reference)
+    window = simulated(pool)
+    assert 0 < window.unstable.sum() < N_REPLICAS
+    return pool, window
+
+
+def test_replicas_take_structures_in_turn(reference):
+    pool = make_pool(SOFT, reference)
+    assert torch.equal(pool.state.positions, reference[:10].repeat(3, 1, 1)[:N_REPLICAS])
+    assert pool.n_replicas == N_REPLICAS
+    assert not pool.unstable.any()
+
+
+def test_replicas_of_a_rank_continue_the_turn(reference):
+    pool = make_pool(SOFT, reference, context=DistributedContext(rank=1, size=2))
+    expected = reference[:10].repeat(5, 1, 1)[N_REPLICAS : 2 * N_REPLICAS]
+    assert torch.equal(pool.state.positions, expected)
+
+
+def test_velocities_of_ranks_differ(reference):
+    first, second = (
+        make_pool(SOFT, reference, context=DistributedContext(rank=rank, size=2)).state.velocities for rank in (0, 1)
+    )
+    assert not torch.equal(first, second)
+
+
+def test_advance_restarts_unstable_replicas_only(mixed, reference):
+    pool, window = mixed
+    pool.advance(window)
+    assert equal(pool.state, window.end, ~window.unstable)
+    assert is_fresh(pool.state, reference) == window.unstable.tolist()
+    assert torch.equal(pool.state.forces, pool.simulator.refresh(pool.state).forces)
+
+
+def test_restart_draws_frames_and_velocities_anew(mixed):
+    pool, window = mixed
+    everyone = replace(window, unstable_step=torch.zeros_like(window.unstable_step))
+    pool.advance(everyone)
+    first = pool.state
+    pool.advance(everyone)
+    assert not torch.equal(pool.state.positions, first.positions)
+    assert not torch.equal(pool.state.velocities, first.velocities)
+
+
+def test_restart_draws_the_same_whoever_is_unstable(mixed):
+    """The number of draws must not depend on the outcome of a window."""
+    pool, window = mixed
+    before = pool.streams.choices.get_state()
+    pool.advance(window)
+    after = pool.streams.choices.get_state()
+    pool.streams.choices.set_state(before)
+    pool.advance(replace(window, unstable_step=torch.full_like(window.unstable_step, -1)))
+    assert torch.equal(pool.streams.choices.get_state(), after)
+
+
+def test_learning_starts_where_the_window_started(mixed, reference):
+    pool, window = mixed
+    state = pool.state
+    pool.begin_learning_phase(window)
+    assert equal(pool.learning_start, window.start, ~window.unstable)
+    fresh = torch.tensor(is_fresh(pool.learning_start, reference))
+    assert fresh[window.unstable].all()
+    assert not torch.equal(pool.learning_start.velocities[window.unstable], window.start.velocities[window.unstable])
+    assert pool.state is state, "the simulation phase continues elsewhere"
+
+
+def test_refreshed_start_has_forces_of_present_weights(mixed):
+    pool, window = mixed
+    pool.begin_learning_phase(window)
+    with torch.no_grad():
+        pool.simulator.potential.module.log_k.add_(1.0)
+    refreshed = pool.refreshed_learning_start()
+    assert torch.equal(refreshed.positions, pool.learning_start.positions)
+    # Springs: forces are proportional to the stiffness, which has been multiplied by e.
+    old = pool.learning_start.forces[~window.unstable]
+    torch.testing.assert_close(refreshed.forces[~window.unstable], torch.e * old, rtol=1e-9, atol=1e-12)
+
+
+def with_distinct_starts(pool, n_windows):
+    """Advance through windows whose starts are shifted by 0, 0.001, 0.002, ... Å."""
+    window = simulated(pool)
+    for index in range(n_windows):
+        marked = replace(window, start=replace(window.start, positions=window.start.positions + 0.001 * index))
+        pool.advance(marked)
+    return window
+
+
+def test_history_keeps_the_latest_windows(reference):
+    pool = make_pool(STIFF, reference, rewind_fraction=1.0)
+    window = with_distinct_starts(pool, HISTORY + 3)
+    seen = set()
+    for _ in range(200):
+        pool.begin_simulation_phase()
+        offset = (pool.state.positions - window.start.positions).mean().item()
+        seen.add(round(offset / 0.001))
+    assert seen == set(range(3, HISTORY + 3))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
+def test_simulation_phase_rewinds_a_fraction(fraction, reference):
+    pool = make_pool(STIFF, reference, rewind_fraction=fraction)
+    window = with_distinct_starts(pool, 3)
+    before = pool.state
+    # The same draws as documented: one uniform number per replica, then one window for all.
+    twin = torch.Generator()
+    twin.set_state(pool.streams.choices.get_state())
+    rewound = torch.rand(N_REPLICAS, generator=twin) < fraction
+    index = int(torch.randint(3, (1,), generator=twin))
+    pool.begin_simulation_phase()
+    earlier = window.start.positions + 0.001 * index
+    assert torch.equal(pool.state.positions[rewound], earlier[rewound])
+    assert torch.equal(pool.state.positions[~rewound], before.positions[~rewound])
+    assert (bool(rewound.any()), bool(rewound.all())) == (fraction > 0.0, fraction == 1.0)
+
+
+def test_first_simulation_phase_draws_no_rewind(reference):
+    pool = make_pool(STIFF, reference, rewind_fraction=1.0)
+    before, choices = pool.state, pool.streams.choices.get_state()
+    pool.begin_simulation_phase()
+    assert torch.equal(pool.state.positions, before.positions)
+    assert torch.equal(pool.streams.choices.get_state(), choices)
+    assert pool.state.forces.abs().max() > 0, "forces of the present weights"
+
+
+def test_simulation_phase_resets_unstable_replicas(reference):
+    pool = make_pool(STIFF, reference)
+    pool.unstable = torch.ones_like(pool.unstable)
+    pool.begin_simulation_phase()
+    assert not pool.unstable.any()
+
+
+def test_fraction_is_over_all_processes(reference):
+    flags = torch.zeros(N_REPLICAS, dtype=torch.bool)
+    assert make_pool(STIFF, reference).fraction(flags) == 0.0
+    flags[:6] = True
+    assert make_pool(STIFF, reference).fraction(flags) == 0.25
+    pools = [make_pool(STIFF, reference) for _ in range(2)]
+
+    def work(rank, context):
+        pools[rank].context = context
+        return pools[rank].fraction(flags if rank == 0 else ~flags)
+
+    assert ThreadedContexts(2).run(work) == [0.5, 0.5]
+
+
+class Interruption(BaseException):
+    """Not an Exception, like KeyboardInterrupt."""
+
+
+def test_rollback_restores_an_interrupted_window(reference):
+    pool = make_pool(2.5, reference, rewind_fraction=0.5)
+    pool.advance(simulated(pool))
+    pool.unstable[3] = True
+    state, unstable, choices = pool.state, pool.unstable.clone(), pool.streams.choices.get_state()
+    with pytest.raises(Interruption), pool.rollback_on_interrupt():
+        pool.begin_simulation_phase()
+        assert not torch.equal(pool.streams.choices.get_state(), choices)
+        raise Interruption
+    assert pool.state is state
+    assert torch.equal(pool.unstable, unstable)
+    assert torch.equal(pool.streams.choices.get_state(), choices)
+
+
+def test_rollback_keeps_a_window_that_ends(reference):
+    pool = make_pool(2.5, reference, rewind_fraction=0.5)
+    pool.advance(simulated(pool))
+    state, choices = pool.state, pool.streams.choices.get_state()
+    with pool.rollback_on_interrupt():
+        pool.begin_simulation_phase()
+    assert pool.state is not state
+    assert not torch.equal(pool.streams.choices.get_state(), choices)
+
+
+def test_interrupted_window_is_not_in_the_state(reference):
+    pool, twin = make_pool(2.5, reference), make_pool(2.5, reference, seed=9)
+    start = pool.simulator.refresh(pool.state)
+
+    def interrupt(steps):
+        if steps > 100:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        pool.simulate(start, interrupt)
+    twin.load_state_dict(pool.state_dict())
+    expected = make_pool(2.5, reference)
+    assert equal(simulated(twin).end, simulated(expected).end)
+
+
+def test_state_dict_restores_the_pool(mixed, reference):
+    pool, window = mixed
+    pool.unstable = window.unstable
+    pool.begin_learning_phase(window)
+    pool.advance(window)
+    resumed = make_pool(2.5, reference, seed=5)
+    resumed.load_state_dict(pool.state_dict())
+    assert torch.equal(resumed.unstable, window.unstable)
+    assert equal(resumed.learning_start, pool.learning_start)
+    for each in (pool, resumed):
+        each.begin_simulation_phase()  # draws a window of the history
+        each.advance(simulated(each))
+    assert equal(resumed.state, pool.state)
+
+
+def test_load_state_dict_rejects_other_replicas(reference):
+    state = make_pool(SOFT, reference).state_dict()
+    message = (
+        r"replicas of shape \(24, 3, 3\), this run has \(8, 3, 3\): resume with the same structures and n_replicas"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_pool(SOFT, reference, n_replicas=8).load_state_dict(state)
+
+
+def exploding():
+    """Springs that rest at 9 Å, so that all bonds break at once."""
+    system = System.from_atoms(TRIATOMIC)
+    return ModulePotential(Springs(system.bonds, 30.0, 9.0 * torch.ones(2)), system)
+
+
+def test_simulate_rejects_a_window_without_frames(reference):
+    pool = make_loop(exploding(), reference, record_every_fs=50.0).replicas
+    with pytest.raises(UnusablePotentialError, match=r"^all 24 replicas failed within (\d+) fs") as caught:
+        simulated(pool)
+    message = str(caught.value)
+    assert str(pool.simulator.detector) in message
+    assert "left 0 usable frame(s): there is nothing to learn from" in message
+    assert "Train the potential longer before StABlE training (start_epoch)" in message
+    assert isinstance(caught.value.frame, Atoms)
+    assert caught.value.frame.get_chemical_formula() == "H2O"
+    assert caught.value.frame.get_distance(0, 1) > 1.5
+
+
+def test_pool_repr_shows_its_size(reference):
+    assert repr(make_pool(SOFT, reference, rewind_fraction=0.25)) == (
+        "ReplicaPool(n_replicas=24, n_structures=10, window_steps=200, record_every=20, rewind_fraction=0.25)"
+    )
