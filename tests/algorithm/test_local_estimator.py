@@ -214,7 +214,7 @@ def test_even_sampling_takes_as_many_from_every_bin():
     ("local", "atoms", "message"),
     [
         (Molecules(), bulk("Cu", cubic=True) * 2, r"Molecules\(\) finds no molecules.*Use AtomsWithin"),
-        (Molecules(), molecule("CH4"), r"finds a single molecule.*leave local out"),
+        (Molecules(), molecule("CH4"), r"finds a single molecule.*remove local"),
         (NearestMolecules(9), mixture(), r"n=9 is more than the 5 molecules"),
         (AtomsWithin(6.0), mixture(), r"radius_A=6 is more than the cell allows, 4\.\d\d Å"),
     ],

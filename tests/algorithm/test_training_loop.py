@@ -382,7 +382,10 @@ def test_nonfinite_replicas_count_as_unstable(reference):
     ("changes", "message"),
     [
         ({"record_every_fs": 12.0}, r"record_every=24 steps is not a multiple of the 10 steps between two checks"),
-        ({"detector": BondDeviation(0.01)}, r"reference frames are broken by BondDeviation\(threshold=0\.01\)"),
+        (
+            {"detector": BondDeviation(0.01)},
+            r"reference frames are unstable according to BondDeviation\(threshold=0\.01",
+        ),
         ({"observables": [BondLengths(target=[1.0])]}, "target of BondLengths has shape"),
     ],
 )
@@ -399,7 +402,7 @@ def test_loop_rejects_a_single_reference_frame(reference):
 def test_loop_rejects_broken_structures(reference):
     broken = reference.clone()
     broken[3, 1] *= 3.0
-    with pytest.raises(ValueError, match=r"1 of 10 .*frames are broken .*frame 3 measures"):
+    with pytest.raises(ValueError, match=r"1 of 10 structures frames are unstable .*frame 3 measures"):
         make_loop(triatomic(SOFT), reference, broken[:10])
 
 

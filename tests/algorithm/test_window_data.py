@@ -5,7 +5,7 @@ import torch
 from observable_tools import noisy_frames, water_grid
 from torch import nn
 
-from stable_plugin import LocalBondLengths, Molecules, System
+from stable_plugin import LocalBondLengths, Molecules, StABlEConfig, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.algorithm.window_data import WindowEstimator
 from stable_plugin.models import ModulePotential
@@ -35,32 +35,33 @@ def window_estimator(even_sampling=None, local=True):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"even_sampling": (4, 2), "local": False}, r"even_sampling=\(4, 2\) needs the local estimator: give local="),
-        ({"even_sampling": 4}, r"even_sampling=4 is not two numbers"),
+        ({"even_sampling": (4, 2), "local": False}, r"even_sampling=\(4, 2\) needs the local estimator: set local="),
+        ({"even_sampling": 4}, r"even_sampling=4 is not a pair of integers"),
         (
             {"even_sampling": (4,)},
-            r"even_sampling=\(4,\) is not two numbers: give \(bins, samples per bin and replica\)",
+            r"even_sampling=\(4,\) is not a pair of integers: pass \(bins, samples per bin and replica\)",
         ),
         ({"even_sampling": (0, 2)}, r"even_sampling=0 is out of range"),
     ],
 )
 def test_even_sampling_rejects_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        window_estimator(**settings)
+        local = settings.pop("local", True)
+        window_estimator(StABlEConfig(**settings).even_sampling, local=local)
 
 
 def test_even_sampling_includes_rare_sites():
     frames = noisy_frames(water_grid(), 10, seed=3)
     frames[4, 0] += torch.tensor([0.8, 0.0, 0.0])  # one molecule of eighty is broken
     drawn, all_samples = (
-        window_estimator(even).sample(frames, 1, torch.Generator().manual_seed(0)) for even in ((2, 3), None)
+        window_estimator(even).collect(frames, 1, torch.Generator().manual_seed(0)) for even in ((2, 3), None)
     )
-    (part,), (whole,) = drawn.parts, all_samples.parts
-    assert len(whole.chosen) == 80
-    assert len(part.chosen) < 10
+    (part,), (whole,) = drawn.groups, all_samples.groups
+    assert len(whole.sites) == 80
+    assert len(part.sites) < 10
     broken = 4 * 8
-    assert broken in part.chosen.tolist(), "it is the only one in its bin"
+    assert broken in part.sites.tolist(), "it is the only one in its bin"
     # The energy of a site is that of its molecule, k Σ r².
-    for site, energy in zip(part.chosen.tolist(), part.energies.tolist(), strict=True):
+    for site, energy in zip(part.sites.tolist(), part.energies.tolist(), strict=True):
         frame, of = divmod(site, 8)
         assert energy == pytest.approx(frames[frame, 3 * of : 3 * of + 3].square().sum().item(), rel=1e-12)

@@ -110,7 +110,7 @@ def test_with_electrons_fills_in_missing_values():
 
 def test_stack_positions_rejects_bad_frames():
     system = System.from_atoms(WATER)
-    with pytest.raises(ValueError, match=r"reference holds no frame"):
+    with pytest.raises(ValueError, match=r"reference contains no frame: pass at least one structure"):
         stack_positions([], system, "reference")
     charged, other = WATER.copy(), WATER.copy()
     charged.info["charge"], other.info["charge"] = 1, 0

@@ -158,7 +158,12 @@ def free_particles(seed, n_replicas=40, n_steps=6000, friction_per_ps=20.0):
     generator = torch.Generator().manual_seed(seed)
     zeros = torch.zeros(n_replicas, 3, 3, dtype=torch.float64)
     state = State(
-        zeros, integrator.initial_velocities(zeros.shape, masses, generator), zeros, zeros[:, 0, 0], zeros[:, :2, :0]
+        zeros,
+        integrator.initial_velocities(zeros.shape, masses, generator),
+        zeros,
+        zeros[:, 0, 0],
+        zeros[:, :2, :0],
+        zeros,
     )
     frames = []
     for step in range(n_steps):
