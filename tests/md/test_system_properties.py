@@ -122,7 +122,7 @@ def test_stack_positions_rejects_bad_frames():
         stack_positions([invalid], system, "reference")
     fractional = WATER.copy()
     fractional.info["charge"] = 0.5
-    with pytest.raises(ValueError, match=r"atoms\.info\['charge'\]=0\.5: give a whole number"):
+    with pytest.raises(ValueError, match=r"atoms\.info\['charge'\]=0\.5: set a whole number"):
         System.from_atoms(fractional)
 
 
