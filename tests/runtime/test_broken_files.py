@@ -98,7 +98,9 @@ def test_labels_that_are_no_numbers_or_too_few_are_named():
             read_labeled([frame, odd], "train")
     odd = frame.copy()
     odd.arrays["REF_forces"] = odd.arrays["REF_forces"][:, 0]
-    with pytest.raises(ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): set numbers of shape \(21, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"train\[0\] forces_key='REF_forces' .*shape \(21,\): set numbers of shape \(21, 3\)"
+    ):
         read_labeled([odd], "train")
 
 
