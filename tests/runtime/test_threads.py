@@ -14,18 +14,19 @@ class Machine:
 
     Attributes:
         slow_on: Those numbers of threads.
+        slow_s: Duration of a call on them in s.
         calls: Number of threads of each call so far.
     """
 
     def __init__(self):
-        self.now, self.slow_on, self.calls = 0.0, set(), []
+        self.now, self.slow_on, self.slow_s, self.calls = 0.0, set(), 0.02, []
 
     def perf_counter(self):
         return self.now
 
     def call(self):
         self.calls.append(torch.get_num_threads())
-        self.now += 0.02 if self.calls[-1] in self.slow_on else 0.005
+        self.now += self.slow_s if self.calls[-1] in self.slow_on else 0.005
 
 
 @pytest.fixture
@@ -51,6 +52,15 @@ def test_fastest_threads_prefers_max_threads(machine, slow, expected):
 def test_fastest_threads_keeps_present_if_similar(machine, slow, expected):
     machine.slow_on = slow
     assert fastest_threads(machine.call, 3, present=1) == expected
+
+
+def test_fastest_threads_stops_timing_slow_numbers(machine):
+    machine.slow_on, machine.slow_s = {2, 3}, 0.2
+    assert fastest_threads(machine.call, 3) == 1
+    assert machine.calls.count(2) == machine.calls.count(3) == 2, (
+        "the first call, which starts the threads, and one more"
+    )
+    assert machine.calls.count(1) >= 3
 
 
 def test_fastest_threads_of_one_is_not_timed(machine):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ MIN_CALLS = 3
 
 MIN_TIMED_S = 0.05
 """Time in s that is measured on each number of threads: a few short calls say little beside a busy process."""
+
+MAX_RATIO = 5.0
+"""Duration of a call, relative to the fastest number of threads so far, at which a number is not timed any further."""
 
 MIN_SPEEDUP = 1.15
 """Speedup that justifies a change of the number of threads."""
@@ -170,7 +174,10 @@ def fastest_threads(call: Callable[[], object], max_threads: int, present: int |
         return 1
     # Models may draw random numbers; how many calls are timed must not change the numbers of the run.
     with torch.random.fork_rng(devices=[]):
-        times = {n: _mean_seconds(call, n) for n in sorted({max_threads, (max_threads + 1) // 2, 1, present})}
+        times: dict[int, float] = {}
+        # One thread first: other processes slow it down the least.
+        for n in sorted({1, (max_threads + 1) // 2, max_threads, present}):
+            times[n] = _mean_seconds(call, n, MAX_RATIO * min(times.values(), default=inf))
     best = min(times, key=lambda n: times[n])
     return best if times[present] > MIN_SPEEDUP * times[best] else present
 
@@ -189,12 +196,15 @@ def on_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(own)
 
 
-def _mean_seconds(call: Callable[[], object], threads: int) -> float:
-    # The mean, not the minimum: what counts on a busy machine is how long many calls take, the stalled ones included.
+def _mean_seconds(call: Callable[[], object], threads: int, limit: float) -> float:
+    """Return the mean duration of a call in s; fewer calls are timed if it exceeds ``limit``."""
+    # The mean, not the minimum: on a busy machine the stalled calls count too.
     with on_threads(threads):
         call()  # starts the threads
         n_calls, began, elapsed = 0, time.perf_counter(), 0.0
         while n_calls < MIN_CALLS or elapsed < MIN_TIMED_S:
             call()
             n_calls, elapsed = n_calls + 1, time.perf_counter() - began
+            if elapsed > limit * n_calls:
+                break
     return elapsed / n_calls
