@@ -1,4 +1,4 @@
-"""Potentials so small that their answers are known, and molecules to go with them."""
+"""Small potentials with known answers, and molecules for them."""
 
 from math import inf
 
@@ -14,7 +14,7 @@ from stable_plugin.models.base import default_dtype
 
 
 class Oscillators(nn.Module):
-    """Every coordinate on its own spring to the origin: U = ½ k m x², k alike for all; m is one unless given."""
+    """Harmonic potential U = ½ k m x² of each coordinate, with one k for all; the masses m are one by default."""
 
     def __init__(self, stiffness, masses=None):
         super().__init__()
@@ -26,9 +26,13 @@ class Oscillators(nn.Module):
 
 
 class Springs(nn.Module):
-    """Bonds as springs, U = ½ k (r - r0)², with log k as the parameter so that no step makes it negative.
+    """Harmonic bonds U = ½ k (r - r0)², with log k as the parameter, so that no optimizer step makes k negative.
 
-    ``breaks_at``: energies are not a number when a bond is longer than this.
+    Args:
+        bonds: (n_bonds, 2).
+        stiffness: Initial k in eV/Å².
+        lengths: r0 in Å, (n_bonds,).
+        breaks_at: Bond length in Å above which the energy is NaN.
     """
 
     def __init__(self, bonds, stiffness, lengths, breaks_at=inf):
@@ -49,9 +53,9 @@ class Springs(nn.Module):
 
 
 class PairRepulsion(Potential):
-    """Soft spheres that know only the edges given to them: U = a Σ (1 - r / cutoff)², over directed edges.
+    """Soft spheres U = a Σ (1 - r / cutoff)², summed over the directed edges of the neighbor list.
 
-    The force at the cutoff is continuous but changes slope, so an edge that is missing shows at once.
+    The slope of the force changes at the cutoff, so a missing edge has a visible effect.
     """
 
     def __init__(self, system, strength=0.5, cutoff=2.5):
@@ -73,17 +77,25 @@ class PairRepulsion(Potential):
 
 
 TRIATOMIC = Atoms("OHH", positions=[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-0.3, 0.95, 0.0]])
-"""Water with its bonds stretched to 1 Å or nearly."""
+"""Water with bonds of about 1 Å."""
 
 
 def triatomic(stiffness, breaks_at=inf):
-    """Springs along the two O-H bonds, resting at 1 Å, as a potential."""
+    """Return a potential of springs along the two O-H bonds, with rest lengths of 1 Å."""
     system = System.from_atoms(TRIATOMIC)
     return ModulePotential(Springs(system.bonds, stiffness, torch.ones(2), breaks_at), system)
 
 
 def tiny_mace(numbers, channels=4, seed=0, model=None, **changes):
-    """A real MACE model with random weights, in double precision; an argument changed to None is left out."""
+    """Return a MACE model with random weights, in double precision.
+
+    Args:
+        numbers: Atomic numbers that the model supports.
+        channels: Number of scalar channels.
+        seed: Seed of the weights.
+        model: Class of the model; ScaleShiftMACE if None.
+        changes: Changed arguments of the class; an argument changed to None is left out.
+    """
     pytest.importorskip("mace")
     from e3nn import o3
     from mace.modules import ScaleShiftMACE, interaction_classes
@@ -118,12 +130,12 @@ def tiny_mace(numbers, channels=4, seed=0, model=None, **changes):
 
 
 def as_potential(model, system):
-    """A MACE model, applied to a system."""
+    """Return the potential of a MACE model for a system."""
     from stable_plugin.models.mace.potential import MACEPotential
 
     return MACEPotential(model, system)
 
 
 def flat(tensors):
-    """Tensors in one vector."""
+    """Return the tensors as one vector."""
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
