@@ -12,8 +12,8 @@ from benchmarks.cases import aspirin, peptide, peptide_mace, water
 from benchmarks.estimator import estimator
 from benchmarks.md import growth, md, neighbour_share
 from benchmarks.memory import memory
-from benchmarks.table import Row, show, write
 from benchmarks.windows import rounds
+from benchmarks.table import Row, show, write
 
 
 def md_rows(device: str, repeats: int) -> Iterator[list[Row]]:
