@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 OUT_OF_MEMORY = (MemoryError, RuntimeError)
-"""Errors that a failed allocation raises in Python, NumPy and torch; torch raises RuntimeError for other reasons too."""
+"""Errors of a failed allocation in Python, NumPy and torch; torch raises RuntimeError for other reasons too."""
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Name in the message of an allocation that failed on the CPU, for which torch has no error type."""
