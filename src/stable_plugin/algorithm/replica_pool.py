@@ -17,6 +17,7 @@ from stable_plugin.md.state import State
 from stable_plugin.md.window import Window
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.random_state import RandomStreams
+from stable_plugin.runtime.threads import on_threads
 
 HISTORY = 10
 """Windows whose start states replicas can be rewound to."""
@@ -105,7 +106,7 @@ class ReplicaPool:
     def begin_simulation_phase(self) -> None:
         """Rewind some replicas, so that they decorrelate, and reset which ones are unstable."""
         self.unstable = torch.zeros_like(self.unstable)
-        with self.streams.isolated():
+        with self.model_calls():
             state = self.simulator.refresh(self.state)
             if self._history:
                 choices = self.streams.choices
@@ -120,13 +121,19 @@ class ReplicaPool:
 
     def refreshed_learning_start(self) -> State:
         """Return the start of a learning window, with the forces of the present weights."""
-        with self.streams.isolated():
+        with self.model_calls():
             return self.simulator.refresh(self.learning_start)
 
     def advance(self, window: Window) -> None:
         """Let stable replicas continue from the end of a window; unstable ones restart."""
         self._history.append(window.start)
         self.state = self._restart(window.unstable, window.end)
+
+    @contextmanager
+    def model_calls(self) -> Iterator[None]:
+        """Prepare for calls of the model outside of a window: isolated random streams, and the simulator's threads."""
+        with self.streams.isolated(), on_threads(self.simulator.forces.threads):
+            yield
 
     def fraction(self, unstable: Tensor) -> float:
         """Return the fraction of the replicas of all processes that are flagged in ``unstable``, (n_replicas,)."""
@@ -181,7 +188,7 @@ class ReplicaPool:
         The state before a failure may already be doomed (a bond that is about to break), so restart from a fresh frame.
         """
         drawn = torch.randint(len(self._structures), (state.n_replicas,), generator=self.streams.choices)
-        with self.streams.isolated():
+        with self.model_calls():
             fresh = self.simulator.prepare(self._structures[drawn], self.streams.noise)
         self.streams.mark()
         return fresh.select(replicas, state)

@@ -96,7 +96,7 @@ class TrainingLoop:
                     self._learning_window()
             if self._data is None:
                 return None
-            with self.replicas.streams.isolated():
+            with self.replicas.model_calls():
                 estimate = self.estimator.estimate(self._data)
             self.lr_scale.begin_window()
         assert self._data is not None
@@ -142,16 +142,16 @@ class TrainingLoop:
         """Return an estimate from the frames at hand, reweighted to the present parameters; None if they are used up."""
         if self._data is None or self.phase != "learn" or self._data.steps >= self.config.steps_per_window:
             return None
-        with self.replicas.streams.isolated():
+        with self.replicas.model_calls():
             weights, fraction = self.estimator.reweight(self._data)
         self.lr_scale.update(fraction)
         if not fraction >= self.config.min_ess_fraction:  # also if it is NaN
             return None
-        with self.replicas.streams.isolated():
+        with self.replicas.model_calls():
             return self.estimator.estimate(self._data, weights)
 
     def _collect(self, window: Window) -> WindowData:
-        with self.replicas.streams.isolated():
+        with self.replicas.model_calls():
             return self.estimator.collect(window.frames(), self.replicas.n_replicas, self.replicas.streams.choices)
 
     def _simulate(self, phase: Phase, start: State) -> tuple[Window, float]:
