@@ -204,7 +204,9 @@ class Nameless(nn.Module):
 def test_a_potential_is_found_where_a_module_says_or_where_a_family_is_known():
     system, springs = System.from_atoms(WATER), triatomic(1.0)
     assert find_potential(Nameless(springs), system) == (springs, system)
-    with pytest.raises(TypeError, match=r"no potential found in Linear: it holds no MACE or fairchem model\. Give the"):
+    with pytest.raises(
+        TypeError, match=r"no potential found in Linear: it contains no model of a known family \(.*MACE.*\)\. Add a"
+    ):
         find_potential(nn.Linear(2, 2), system)
     model = tiny_mace(WATER.numbers)
     found = find_potential(nn.Sequential(nn.Identity(), model), system)

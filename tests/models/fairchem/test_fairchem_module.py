@@ -140,7 +140,7 @@ def test_structures_come_from_fairchems_databases_too(tmp_path, aspirin_frames):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": None}, r"give checkpoint=, or backbone= and heads="),
+        ({"backbone": None}, r"pass checkpoint=, or backbone= and heads="),
         ({"task_name": None}, r"task_name="),
         ({"lr": -1.0}, r"lr=-1"),
     ],

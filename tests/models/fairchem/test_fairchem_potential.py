@@ -260,7 +260,7 @@ def test_what_is_missing_is_named(checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"cut\.pt cannot be read as a fairchem checkpoint"):
         load_fairchem(tmp_path / "cut.pt")
     torch.save({"weights": 1}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt holds a dict, not a fairchem inference checkpoint"):
+    with pytest.raises(ValueError, match=r"other\.pt contains a dict, not a fairchem inference checkpoint"):
         load_fairchem(tmp_path / "other.pt")
     with pytest.raises(FileNotFoundError, match=r"neither a file nor a model.*uma-s-1p1"):
         load_fairchem(tmp_path / "missing.pt")
@@ -283,5 +283,5 @@ def test_a_name_is_fetched_by_fairchem(monkeypatch, checkpoints):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("fairchem.core.calculate.pretrained_mlip.hf_hub_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"could not fetch checkpoint='uma-s-1p1'.*no route"):
+    with pytest.raises(FileNotFoundError, match=r"could not download checkpoint='uma-s-1p1'.*no route"):
         load_potential("uma-s-1p1", task_name="omol")

@@ -267,7 +267,7 @@ def test_a_missing_file_is_named(name, tmp_path):
 def test_a_file_of_another_module_is_refused(tmp_path):
     path = tmp_path / "linear.model"
     torch.save(nn.Linear(2, 2), path)
-    with pytest.raises(ValueError, match=r"linear\.model holds a Linear, not a MACE model"):
+    with pytest.raises(ValueError, match=r"linear\.model contains a Linear, not a MACE model"):
         load_mace(path)
 
 
