@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ase.formula import Formula
+from ase import Atoms
 from torch import Tensor, nn
 
 from stable_plugin.md.neighbors import Edges, edges_within
@@ -45,7 +45,7 @@ class Potential(ABC):
         self.system = system.to(self.device, self.dtype)
 
     def __repr__(self) -> str:
-        formula = Formula.from_list(self.system.symbols).format("hill")
+        formula = Atoms(list(self.system.symbols)).get_chemical_formula()
         arguments = "".join(f", {name}={value!r}" for name, value in self.settings().items())
         return f"{type(self).__name__}({type(self.module).__name__}, {formula}{arguments})"
 

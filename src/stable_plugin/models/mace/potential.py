@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential, default_dtype
 from stable_plugin.models.mace.files import quiet_e3nn
 from stable_plugin.runtime.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 
 class MACEPotential(Potential):
@@ -46,6 +49,11 @@ class MACEPotential(Potential):
         self._heads = heads = list(getattr(module, "heads", ["Default"]))
         if head is not None and head not in heads:
             raise ValueError(f"head={head!r} is not one of the model's heads {heads}: use one of these.")
+        if any(type(part).__name__ == "ChebychevBasis" for part in module.modules()):
+            log.warning(
+                "the model has radial_type='chebyshev', and torch has no derivative of these polynomials: its forces are not "
+                "the gradient of its energy, in MACE's own calculator either. Use a model with another radial_type."
+            )
         self._head = heads.index(head) if head is not None else len(heads) - 1
         species = torch.tensor([known.index(z) for z in system.numbers.tolist()], device=self.device)
         self._one_hot = nn.functional.one_hot(species, len(known)).to(self.dtype)
