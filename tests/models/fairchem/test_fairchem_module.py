@@ -128,7 +128,7 @@ def test_shift_energies_is_saved_without_forces(tmp_path, data):
         assert torch.allclose(after[1], before[1], rtol=1e-4, atol=1e-6)
 
 
-def test_read_labelled_reads_aselmdb(tmp_path, aspirin_frames):
+def test_read_labeled_reads_aselmdb(tmp_path, aspirin_frames):
     write_aselmdb(tmp_path / "train.aselmdb", aspirin_frames[:3])
     frames = read_labelled(str(tmp_path / "train.aselmdb"), "train", "energy", "forces")
     assert len(frames) == 3
