@@ -1,16 +1,18 @@
-"""What moves the atoms: the one protocol that the simulator and the estimator know."""
+"""The interface between models and the rest: energies and forces of replicas of one system."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from ase import Atoms
 from torch import Tensor, nn
 
+from stable_plugin.md.derivatives import differentiated
 from stable_plugin.md.neighbors import Edges, edges_within
 from stable_plugin.md.system import System
 from stable_plugin.runtime.atomic_files import atomic_write
@@ -19,12 +21,21 @@ from stable_plugin.runtime.atomic_files import atomic_write
 class Potential(ABC):
     """A model applied to replicas of one system.
 
-    Energies are interaction energies: constants of the composition (isolated-atom energies) are left out. They
-    cancel in forces and in the estimator, and in single precision they would drown what matters.
+    Energies are interaction energies: constants of the composition (isolated-atom energies) are left out. They cancel in
+    forces and in the estimator, and in single precision they would drown the differences that matter.
+
+    A subclass defines :attr:`cutoff` and :meth:`atomic_energies`. Inherit
+    :class:`stable_plugin.testing.PotentialConformance` to test it.
 
     Args:
-        module: The model. It stays the caller's: weights changed elsewhere are seen at once.
+        module: The model. It is not copied: weights that are changed in place elsewhere take effect at once.
         system: What is simulated.
+
+    Attributes:
+        module: The model.
+        device: Device of the model.
+        dtype: Precision of the model.
+        system: What is simulated, on that device and in that precision.
     """
 
     def __init__(self, module: nn.Module, system: System) -> None:
@@ -34,50 +45,63 @@ class Potential(ABC):
         self.dtype = parameter.dtype
         self.system = system.to(self.device, self.dtype)
 
+    def __repr__(self) -> str:
+        formula = Atoms(list(self.system.symbols)).get_chemical_formula()
+        arguments = "".join(f", {name}={value!r}" for name, value in self.settings().items())
+        return f"{type(self).__name__}({type(self.module).__name__}, {formula}{arguments})"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments besides module and system, for ``repr``."""
+        return {}
+
     @property
     def constant_energy(self) -> float:
-        """What the interaction energy of one replica lacks to the model's total energy, in eV."""
+        """Total energy of the model minus the interaction energy of one replica, in eV."""
         return 0.0
 
     @property
     @abstractmethod
     def cutoff(self) -> float:
-        """Distance in Å beyond which two atoms share no edge; ``inf`` for a model that needs no edges."""
+        """Longest edge in Å; ``inf`` for a model that takes no edges."""
 
     def edges(self, positions: Tensor) -> Edges:
-        """The exact neighbour graph of any positions, (n_replicas, n_atoms, 3) in Å."""
+        """Return the exact neighbor graph.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+        """
         return edges_within(positions, self.cutoff, self.system)
 
     @abstractmethod
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
-        """Energies per atom, differentiable in the positions and in the model's parameters.
+        """Return the energy of each atom, differentiable in the positions and in the parameters of the model.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
-            edges: Neighbour graph of these replicas.
+            edges: Neighbor graph of these replicas. Edges longer than the cutoff must contribute exactly zero.
 
         Returns:
             (n_replicas, n_atoms) in eV.
         """
 
     def energies(self, positions: Tensor, edges: Edges) -> Tensor:
-        """Energies per replica, (n_replicas,) in eV; arguments as in :meth:`atomic_energies`."""
+        """Return the energy of each replica, (n_replicas,) in eV; arguments as in :meth:`atomic_energies`."""
         return self.atomic_energies(positions, edges).sum(dim=1)
 
     def compilable(self) -> Potential:
-        """A potential with the same weights, the same tensors, whose :meth:`energies` torch.compile can follow.
+        """Return a potential on the same parameters and buffers whose :meth:`energies` torch.compile can trace.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is no such potential.
         """
         return self
 
     def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """Energies and forces, without gradients for the parameters.
+        """Return energies and forces, without gradients for the parameters.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
-            edges: Neighbour graph of these replicas.
+            edges: Neighbor graph of these replicas.
 
         Returns:
             Energies (n_replicas,) in eV, and forces (n_replicas, n_atoms, 3) in eV/Å.
@@ -86,7 +110,7 @@ class Potential(ABC):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, as it is simulated: no dropout; put back as it was."""
+        """Switch to evaluation mode, without dropout; restore the mode of every submodule afterwards."""
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
         try:
@@ -97,7 +121,7 @@ class Potential(ABC):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Evaluation mode without parameter gradients; both are put back as they were."""
+        """Switch to evaluation mode without parameter gradients; restore both afterwards."""
         trainable = self.trainable_parameters()
         with self.evaluating():
             for parameter in trainable:
@@ -110,7 +134,7 @@ class Potential(ABC):
 
     @contextmanager
     def simulating(self) -> Iterator[None]:
-        """:meth:`frozen`, with whatever makes many calls under the same weights cheaper."""
+        """Do as :meth:`frozen`, and prepare whatever makes many calls under the same weights cheaper."""
         with self.frozen():
             yield
 
@@ -120,24 +144,17 @@ class Potential(ABC):
         return self.module
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The parameters that a gradient is wanted for, in the model's order."""
+        """Return the parameters that require a gradient, in the order of the model."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-
-
-def differentiated(
-    energies: Callable[[Tensor, Edges], Tensor], positions: Tensor, edges: Edges
-) -> tuple[Tensor, Tensor]:
-    """Energies (n_replicas,) of a function of positions and edges, and minus their gradient (n_replicas, n_atoms, 3)."""
-    with torch.enable_grad():
-        positions = positions.detach().requires_grad_(True)
-        values = energies(positions, edges)
-        (gradient,) = torch.autograd.grad(values.sum(), positions)
-    return values.detach(), -gradient
 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Set torch's default dtype, which model families build their models and graphs in, and put it back."""
+    """Set torch's default dtype, in which families build their models and graphs; restore it afterwards.
+
+    Args:
+        dtype: The precision to build in.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -147,11 +164,15 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def save_new(content: Any, path: str | Path) -> None:
-    """Write a file with ``torch.save`` that appears whole or not at all.
+    """Write a new file with ``torch.save``, which appears complete or not at all.
+
+    Args:
+        content: What to save.
+        path: A path that does not exist yet.
 
     Raises:
         FileExistsError: If there is a file already.
-        OSError: If it cannot be written; names the path and the way out.
+        OSError: If the file cannot be written; names the path and the remedy.
     """
     path = Path(path)
     if path.exists():

@@ -1,4 +1,4 @@
-"""What the modules of all families of models share."""
+"""The part that the LightningModules of all families have in common."""
 
 from __future__ import annotations
 
@@ -16,86 +16,102 @@ from stable_plugin.models.base import save_new
 from stable_plugin.runtime.serialization import load_tensors
 
 
-class FamilyModule(LightningModule):
-    """A LightningModule around a model that is given, or built from the training frames.
+class PotentialModule(LightningModule):
+    """A LightningModule that trains a potential, which is passed to it or built from the training frames.
 
     Attributes:
         model: The model; None until it is built.
-        given_by: Name of the argument that gives one.
-        optimizer: Takes parameters, gives an optimizer; None for the family's own.
-        scheduler: Takes the optimizer, gives a learning-rate scheduler, stepped once an epoch.
+        model_argument: Name of the constructor's argument that takes an existing model.
+        potential_suffix: Suffix of the family's own files.
+        optimizer: Maps parameters to an optimizer; None for the default of the family.
+        scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch; None for a constant rate.
     """
 
     model: Any
-    given_by: str
+    model_argument: str
+    potential_suffix: str
     optimizer: Callable[[Any], torch.optim.Optimizer] | None
     scheduler: Callable[[torch.optim.Optimizer], Any] | None
 
     @property
     def options(self) -> Any:
-        """The constructor's arguments."""
+        """Arguments of the constructor."""
         return self.hparams
 
     @abstractmethod
     def build(self, frames: Sequence[Atoms]) -> None:
-        """Build a new model, with scales from labeled frames."""
+        """Build a new model, with scales measured on labeled structures."""
 
     @abstractmethod
     def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
-        """Batches of the family's graphs, of labeled structures."""
+        """Return a dataloader over graphs of the family, made from labeled structures."""
 
     @abstractmethod
     def training_loss(self, batch: Any) -> Tensor:
-        """What is trained on, for one of these batches."""
+        """Return the loss that is minimized, for one of these batches."""
 
     @abstractmethod
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of the model's parameters."""
+        """Return the optimizer of the model's parameters."""
 
     def configure_callbacks(self) -> list[Any]:
-        """Build the model: Lightning asks this first, and weight averaging copies the module before its ``setup``."""
+        """Build the model, and return no callbacks.
+
+        Lightning calls this hook first. Its weight averaging copies the module before ``setup``, so the model has to exist
+        by then.
+        """
         self.setup("fit")
         return []
 
     def setup(self, stage: str) -> None:
-        """Build a new model from the training frames, unless there is one."""
+        """Build a new model from the training frames, unless there is one.
+
+        Args:
+            stage: As Lightning passes it.
+
+        Raises:
+            ValueError: If the data module has no training frames.
+        """
         if self.model is not None:
             return
         frames = getattr(getattr(self.trainer, "datamodule", None), "train_frames", None)
         if frames is None:
             raise ValueError(
                 f"{type(self).__name__} needs the training frames to build a new model: fit with a data module that has "
-                f"train_frames, such as ExtxyzDataModule, or give {self.given_by}=."
+                f"train_frames, such as ExtxyzDataModule, or pass {self.model_argument}=."
             )
         self.prepare(frames)
 
     def prepare(self, frames: Sequence[Atoms]) -> None:
-        """Build a new model, unless there is one, and see whether it works.
+        """Build a new model, unless there is one, and validate it on the first frame.
 
         Args:
-            frames: Labelled structures.
+            frames: Labeled structures.
 
         Raises:
-            ValueError: If there is no such model, or it fails on the first frame.
+            ValueError: If the arguments do not define a model, or it fails on the first frame.
         """
         if self.model is not None:
             return
         try:
             self.build(frames)
-            # A loader draws random numbers even where it does not shuffle.
+            # A loader draws random numbers even if it does not shuffle.
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 self.training_loss(next(iter(self.dataloader(frames[:1], 1, shuffle=False)))).backward()
-        except Exception as error:  # whatever the arguments of a foreign model lead to, somewhere inside it
+        except Exception as error:  # arguments of a foreign model can fail anywhere inside it, with any error
             self.model = None
             raise ValueError(
-                f"{type(self).__name__} cannot make a model that works on the first training frame "
+                f"{type(self).__name__} cannot build a model that works on the first training frame "
                 f"({type(error).__name__}: {error}). Its arguments: "
                 f"{', '.join(f'{name}={value!r}' for name, value in self.options.items())}."
             ) from error
         self.zero_grad()
 
     def save_weights(self, path: str | Path) -> None:
-        """Write what :meth:`load_weights` takes up: tensors and plain values, which can be read without trust.
+        """Write a file for :meth:`load_weights`: tensors and plain values, which can be read without running code.
+
+        Args:
+            path: A path that does not exist yet.
 
         Raises:
             FileExistsError: If there is a file already.
@@ -105,10 +121,13 @@ class FamilyModule(LightningModule):
         save_new(checkpoint, path)
 
     def load_weights(self, path: str | Path) -> None:
-        """Go back to what :meth:`save_weights` wrote.
+        """Restore the weights that :meth:`save_weights` wrote.
+
+        Args:
+            path: The file.
 
         Raises:
-            ValueError: If the file is damaged, holds more than tensors and plain values, or those of another model.
+            ValueError: If the file is damaged, contains more than tensors and plain values, or is of another model.
         """
         checkpoint = load_tensors(path, "weights")
         try:
@@ -120,10 +139,10 @@ class FamilyModule(LightningModule):
             ) from error
 
     def check_optimizer(self) -> None:
-        """Take two steps with the optimizer and scheduler that were given, on a parameter of no importance.
+        """Validate the user's optimizer and scheduler by two steps on a parameter of their own.
 
         Raises:
-            ValueError: If one of them does not work.
+            ValueError: If one of them fails.
         """
         weight = nn.Parameter(torch.zeros(2))
         name, value = "optimizer", self.optimizer
@@ -137,13 +156,14 @@ class FamilyModule(LightningModule):
                 if scheduler is not None:
                     plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
                     scheduler.step(*[0.0] * plateau)
-        except Exception as error:  # of torch or of the user's own class
+        except Exception as error:  # raised by torch or by the user's own class
             raise ValueError(
-                f"{name}={value} does not work ({type(error).__name__}: {error}): give one that takes "
+                f"{name}={value} does not work ({type(error).__name__}: {error}): pass one that takes "
                 f"{'parameters' if name == 'optimizer' else 'an optimizer'} and can be stepped."
             ) from error
 
     def configure_optimizers(self) -> Any:
+        """Return the optimizer, with its scheduler if there is one."""
         optimizer = self.make_optimizer()
         if self.scheduler is None:
             return optimizer

@@ -13,7 +13,7 @@ from stable_plugin.models.base import Potential
 
 
 class ModulePotential(Potential):
-    """A module whose ``forward(positions)`` takes (n_replicas, n_atoms, 3) in Å and gives energies in eV.
+    """A module whose ``forward(positions)`` takes (n_replicas, n_atoms, 3) in Å and returns energies in eV.
 
     Args:
         module: Returns energies per atom (n_replicas, n_atoms), or per replica (n_replicas,).
@@ -57,16 +57,16 @@ class ModulePotential(Potential):
 
 
 class NoInteraction(nn.Module):
-    """Atoms that do not feel each other: stands in for a model where only the settings around it are looked at."""
+    """Atoms without interaction: stands in for a model where only the settings around it are checked."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Zero for each replica."""
+        """Return zero for each replica, (n_replicas,) in eV; positions are (n_replicas, n_atoms, 3) in Å."""
         return self.weight * positions.sum(dim=(1, 2))
 
     def stable_potential(self, system: System) -> ModulePotential:
-        """The potential that simulates."""
+        """Return the potential that simulates ``system``."""
         return ModulePotential(self, system)

@@ -172,8 +172,8 @@ def test_configurations_in_a_fairchem_checkpoint_call_nothing_but_fairchem(tmp_p
     ):
         with pytest.raises(ValueError, match=r"(_target_|model)='.*' is no (part of fairchem|network)"):
             FairchemModel.from_configs(config, model.tasks_config)
-    with pytest.raises(ValueError, match=r"tasks_config\[0\]\._target_='os\.mkdir' is no part of fairchem"):
-        model.take_tasks([{"_target_": "os.mkdir", "path": str(tmp_path / "mark")}])
+    with pytest.raises(ValueError, match=r"tasks_config\[0\]\._target_='os\.mkdir' is not a part of fairchem"):
+        model.set_tasks([{"_target_": "os.mkdir", "path": str(tmp_path / "mark")}])
     assert not (tmp_path / "mark").exists()
 
 

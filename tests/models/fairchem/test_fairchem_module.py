@@ -5,7 +5,7 @@ import torch
 from fairchem_tools import network, write_aselmdb
 from pytorch_lightning import Trainer
 
-from stable_plugin import Execution, Schedule, StABlECallback
+from stable_plugin import Execution, Schedule, StABlECallback, System
 from stable_plugin.integrations.lightning import ExtxyzDataModule
 from stable_plugin.md.frames import read_labeled
 from stable_plugin.models.fairchem import FairchemModule
@@ -31,7 +31,7 @@ def data(aspirin_frames):
     return ExtxyzDataModule(train=aspirin_frames[:8], valid=aspirin_frames[8:12], batch_size=4)
 
 
-def test_training_lowers_the_loss_and_the_result_opens_in_fairchem(tmp_path, aspirin_frames):
+def test_fit_lowers_loss_and_opens_in_fairchem(tmp_path, aspirin_frames):
     data = ExtxyzDataModule(train=aspirin_frames[:40], valid=aspirin_frames[40:], batch_size=10)
     ours = module()
     run = trainer(tmp_path, max_epochs=1)
@@ -53,18 +53,18 @@ def test_training_lowers_the_loss_and_the_result_opens_in_fairchem(tmp_path, asp
     assert atoms.get_potential_energy() == pytest.approx(aspirin_frames[0].info["REF_energy"], abs=20.0)
 
 
-def test_the_reported_force_error_is_that_of_the_calculator(tmp_path, data):
+def test_validation_errors_equal_the_potential(tmp_path, data):
     ours = module()
     run = trainer(tmp_path)
     run.fit(ours, data)
     frames = data.valid_frames
-    potential = ours.stable_potential(_system(frames[0]))
+    potential = ours.stable_potential(System.from_atoms(frames[0]))
     positions = torch.tensor([frame.positions for frame in frames]).float()
     with potential.frozen():
         energies, forces = potential.energies_and_forces(positions, potential.edges(positions))
-    wanted = torch.tensor([frame.arrays["REF_forces"] for frame in frames])
+    expected = torch.tensor([frame.arrays["REF_forces"] for frame in frames])
     assert run.callback_metrics["valid/forces_mae"].item() == pytest.approx(
-        (forces - wanted).abs().mean().item(), rel=1e-4
+        (forces - expected).abs().mean().item(), rel=1e-4
     )
     total = energies + potential.constant_energy
     labels = torch.tensor([frame.info["REF_energy"] for frame in frames])
@@ -73,7 +73,7 @@ def test_the_reported_force_error_is_that_of_the_calculator(tmp_path, data):
     )
 
 
-def test_the_callback_repairs_inside_an_ordinary_run(tmp_path, data):
+def test_callback_repairs_within_fit(tmp_path, data):
     callback = StABlECallback(
         start_epoch=1,
         n_replicas=2,
@@ -86,7 +86,7 @@ def test_the_callback_repairs_inside_an_ordinary_run(tmp_path, data):
     assert callback.loop.potential.module is ours.model.network
 
 
-def test_the_lightning_checkpoint_opens_without_the_data(tmp_path, data):
+def test_checkpoint_loads_without_data(tmp_path, data):
     ours = module()
     run = trainer(tmp_path)
     run.fit(ours, data)
@@ -96,7 +96,7 @@ def test_the_lightning_checkpoint_opens_without_the_data(tmp_path, data):
         assert torch.equal(mine, saved)
 
 
-def test_fine_tuning_goes_on_from_a_checkpoint_with_its_own_tasks(tmp_path, data):
+def test_fine_tuning_keeps_tasks_of_checkpoint(tmp_path, data):
     ours = module()
     trainer(tmp_path).fit(ours, data)
     ours.save_potential(tmp_path / "pretrained.pt")
@@ -108,27 +108,27 @@ def test_fine_tuning_goes_on_from_a_checkpoint_with_its_own_tasks(tmp_path, data
     assert load_fairchem(tmp_path / "tuned.pt").dataset == "omol"
 
 
-def test_a_shift_of_the_energies_is_saved_and_moves_no_atom(tmp_path, data):
+def test_shift_energies_is_saved_without_forces(tmp_path, data):
     ours = module()
     trainer(tmp_path).fit(ours, data)
-    system = _system(data.train_frames[0])
+    system = System.from_atoms(data.train_frames[0])
     positions = torch.tensor(data.train_frames[0].positions)[None].float()
 
-    def judged(model):
+    def evaluate(model):
         potential = model.stable_potential(system)
         with potential.frozen():
             energies, forces = potential.energies_and_forces(positions, potential.edges(positions))
         return energies.item() + potential.constant_energy, forces
 
-    before = judged(ours)
+    before = evaluate(ours)
     ours.shift_energies(0.5)
     ours.save_potential(tmp_path / "shifted.pt")
-    for after in (judged(ours), judged(load_fairchem(tmp_path / "shifted.pt", charge=0, spin=1))):
+    for after in (evaluate(ours), evaluate(load_fairchem(tmp_path / "shifted.pt", charge=0, spin=1))):
         assert after[0] == pytest.approx(before[0] + 0.5 * 21, abs=1e-3)
         assert torch.allclose(after[1], before[1], rtol=1e-4, atol=1e-6)
 
 
-def test_structures_come_from_fairchems_databases_too(tmp_path, aspirin_frames):
+def test_read_labeled_reads_aselmdb(tmp_path, aspirin_frames):
     write_aselmdb(tmp_path / "train.aselmdb", aspirin_frames[:3])
     frames = read_labeled(str(tmp_path / "train.aselmdb"), "train", "energy", "forces")
     assert len(frames) == 3
@@ -140,31 +140,25 @@ def test_structures_come_from_fairchems_databases_too(tmp_path, aspirin_frames):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": None}, r"give checkpoint=, or backbone= and heads="),
+        ({"backbone": None}, r"pass checkpoint=, or backbone= and heads="),
         ({"task_name": None}, r"task_name="),
         ({"lr": -1.0}, r"lr=-1"),
     ],
 )
-def test_arguments_that_do_not_make_a_model_are_named(arguments, message):
+def test_fairchem_module_names_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         module(**arguments)
 
 
-def test_frames_without_charge_are_refused_where_the_task_needs_one(tmp_path, data):
+def test_fit_requires_charge_for_omol(tmp_path, data):
     for frame in data.train_frames:
         del frame.info["charge"]
     with pytest.raises(ValueError, match=r"'omol' needs.*no charge"):
         trainer(tmp_path).fit(module(charge=None), data)
 
 
-def _system(atoms):
-    from stable_plugin import System
-
-    return System.from_atoms(atoms)
-
-
-def test_mixed_precision_is_for_training_and_changes_no_digit_of_a_simulation(tmp_path, data):
-    rounds, losses = [], []
+def test_mixed_precision_keeps_simulation_exact(tmp_path, data):
+    observable_losses, losses = [], []
     for precision in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
         ours = module()
@@ -174,7 +168,7 @@ def test_mixed_precision_is_for_training_and_changes_no_digit_of_a_simulation(tm
         )  # fmt: skip
         run = trainer(tmp_path, callback, max_epochs=1, limit_train_batches=1, precision=precision)
         run.fit(ours, data)
-        rounds.append(callback.windows[0].observable_loss)
+        observable_losses.append(callback.windows[0].observable_loss)
         losses.append(run.callback_metrics["train/loss"].item())
-    assert rounds[0] == rounds[1]
+    assert observable_losses[0] == observable_losses[1]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)

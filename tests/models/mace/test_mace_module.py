@@ -1,4 +1,4 @@
-"""MACEModule and ExtxyzDataModule: MACE's own numbers, trained by Lightning."""
+"""MACEModule and ExtxyzDataModule: the results of MACE itself, trained by Lightning."""
 
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ def fit(module, data, *callbacks, epochs=3, **settings):
     return trainer
 
 
-def test_energies_scale_and_neighbours_come_from_the_data_as_mace_takes_them(frames):
+def test_new_model_is_scaled_as_by_mace(frames):
     module = MACEModule(**SMALL, dtype="float64")
     fit(module, ExtxyzDataModule(frames, batch_size=5), epochs=1)
     keys = mace_data.KeySpecification(info_keys={"energy": "REF_energy"}, arrays_keys={"forces": "REF_forces"})
@@ -46,11 +46,11 @@ def test_energies_scale_and_neighbours_come_from_the_data_as_mace_takes_them(fra
     assert energies == pytest.approx([expected[z] for z in (1, 6, 8)], rel=1e-12)
     forces = np.concatenate([frame.arrays["REF_forces"] for frame in frames])
     assert module.model.scale_shift.scale.item() == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-9)
-    neighbours = [(frame.get_all_distances() < 4.0).sum() / len(frame) - 1 for frame in frames]
-    assert module.model.interactions[0].avg_num_neighbors == pytest.approx(np.mean(neighbours), rel=1e-9)
+    neighbors = [(frame.get_all_distances() < 4.0).sum() / len(frame) - 1 for frame in frames]
+    assert module.model.interactions[0].avg_num_neighbors == pytest.approx(np.mean(neighbors), rel=1e-9)
 
 
-def test_training_lowers_the_loss_and_the_scheduler_is_stepped(frames):
+def test_fit_lowers_loss_and_steps_scheduler(frames):
     halve = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
     module = MACEModule(**SMALL, scheduler=halve)
     data = ExtxyzDataModule(frames, frames, batch_size=5)
@@ -61,7 +61,7 @@ def test_training_lowers_the_loss_and_the_scheduler_is_stepped(frames):
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**5)
 
 
-def test_validation_metrics_equal_those_of_the_plain_calculator_on_the_saved_model(frames, tmp_path):
+def test_validation_metrics_equal_calculator(frames, tmp_path):
     module = MACEModule(**SMALL, dtype="float64")
     valid = read(DATA / "aspirin_valid.extxyz", ":4")
     trainer = fit(module, ExtxyzDataModule(frames, valid, batch_size=3), epochs=1)
@@ -69,17 +69,17 @@ def test_validation_metrics_equal_those_of_the_plain_calculator_on_the_saved_mod
     calculator = MACECalculator(str(tmp_path / "trained.model"), device="cpu", default_dtype="float64")
     force_errors, energy_errors = [], []
     for frame in valid:
-        plain = frame.copy()
-        plain.calc = calculator
-        force_errors.append(plain.get_forces() - frame.arrays["REF_forces"])
-        energy_errors.append((plain.get_potential_energy() - frame.info["REF_energy"]) / len(frame))
+        atoms = frame.copy()
+        atoms.calc = calculator
+        force_errors.append(atoms.get_forces() - frame.arrays["REF_forces"])
+        energy_errors.append((atoms.get_potential_energy() - frame.info["REF_energy"]) / len(frame))
     metrics = trainer.callback_metrics
     assert metrics["valid/forces_mae"].item() == pytest.approx(np.abs(force_errors).mean(), rel=1e-5)
     assert metrics["valid/forces_rmse"].item() == pytest.approx(np.sqrt(np.square(force_errors).mean()), rel=1e-5)
     assert metrics["valid/energy_mae"].item() == pytest.approx(np.abs(energy_errors).mean(), rel=1e-5)
 
 
-def test_a_shift_of_the_energies_is_saved_and_moves_no_atom(frames, tmp_path):
+def test_shift_energies_is_saved_without_forces(frames, tmp_path):
     module = MACEModule(**SMALL)
     fit(module, ExtxyzDataModule(frames, frames[:4], batch_size=4))
     module.save_potential(tmp_path / "before.model")
@@ -95,7 +95,7 @@ def test_a_shift_of_the_energies_is_saved_and_moves_no_atom(frames, tmp_path):
     np.testing.assert_array_equal(*forces)
 
 
-def test_lightnings_own_weight_averaging_works_on_it(frames):
+def test_fit_with_lightning_weight_averaging(frames):
     module = MACEModule(**SMALL)
     seen = []
 
@@ -113,7 +113,7 @@ def test_lightnings_own_weight_averaging_works_on_it(frames):
     torch.testing.assert_close(final, average, rtol=1e-5, atol=1e-6)
 
 
-def test_fine_tuning_begins_with_the_given_weights_and_keeps_the_architecture(frames, tmp_path):
+def test_fine_tuning_starts_from_the_model(frames, tmp_path):
     trained = MACEModule(**SMALL)
     fit(trained, ExtxyzDataModule(frames, batch_size=5), epochs=1)
     save_mace(trained.model, tmp_path / "one.model")
@@ -124,7 +124,7 @@ def test_fine_tuning_begins_with_the_given_weights_and_keeps_the_architecture(fr
         assert torch.equal(ours, theirs)
 
 
-def test_a_frame_with_an_element_the_model_does_not_know_is_refused_before_training(frames):
+def test_fit_names_unknown_elements(frames):
     module = MACEModule(**SMALL)
     fit(module, ExtxyzDataModule(frames, batch_size=5), epochs=1)
     foreign = frames[0].copy()
@@ -142,23 +142,23 @@ def test_a_frame_with_an_element_the_model_does_not_know_is_refused_before_train
         ({"r_max": -1.0}, "r_max=-1"),
     ],
 )
-def test_arguments_out_of_range_are_named(changes, message):
+def test_mace_module_names_invalid_arguments(changes, message):
     with pytest.raises(ValueError, match=message):
         MACEModule(**{**SMALL, **changes})
 
 
-def test_isolated_energies_that_lack_an_element_are_refused(frames):
+def test_fit_names_missing_isolated_energies(frames):
     with pytest.raises(ValueError, match=r"E0s lacks the atomic number\(s\) \[6, 8\]"):
         fit(MACEModule(**SMALL, E0s={1: -10.0}), ExtxyzDataModule(frames), epochs=1)
 
 
-def test_frames_without_labels_say_which_keys_were_found(tmp_path):
+def test_data_module_names_the_labels_found(tmp_path):
     with pytest.raises(ValueError, match=r"no energy_key='E'.*Found per frame: .*REF_energy.*per atom: .*REF_forces"):
         ExtxyzDataModule(DATA / "aspirin_train.extxyz", energy_key="E")
     with pytest.raises(ValueError, match="no energy_key='REF_energy' and no forces_key='REF_forces'"):
         ExtxyzDataModule([Atoms("H2", [[0, 0, 0], [0, 0, 1]])] * 2)
 
 
-def test_one_frame_is_too_few(frames):
+def test_data_module_requires_two_frames(frames):
     with pytest.raises(ValueError, match="give at least 2"):
         ExtxyzDataModule(frames[:1])

@@ -1,10 +1,9 @@
-"""MACE models of periodic systems: against MACE's calculator, and simulated against ASE."""
+"""MACE models of periodic systems, simulated against ASE."""
 
 import numpy as np
-import pytest
 import torch
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import molecule
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from mace.calculators import MACECalculator
@@ -18,7 +17,7 @@ from stable_plugin.models.mace import MACEPotential, save_mace
 
 
 def waters(n_side=2, side=6.2, pbc=True, seed=0):
-    """Water molecules on a grid in a slanted cell, turned at random."""
+    """Return water molecules on a grid in a triclinic cell, rotated at random."""
     random = np.random.default_rng(seed)
     cell = side * np.array([[1.0, 0.0, 0.0], [0.2, 1.0, 0.0], [-0.1, 0.3, 1.0]])
     box = Atoms(cell=cell, pbc=pbc)
@@ -30,28 +29,6 @@ def waters(n_side=2, side=6.2, pbc=True, seed=0):
     return box
 
 
-def salt():
-    crystal = bulk("NaCl", "rocksalt", a=5.64)  # two atoms, a cell far smaller than the cutoff
-    crystal.rattle(0.1, seed=0)
-    return crystal
-
-
-CRYSTALS = {"water": waters(), "slab": waters(pbc=[True, True, False]), "salt": salt()}
-
-
-@pytest.fixture(scope="module", params=CRYSTALS)
-def crystal(request):
-    return CRYSTALS[request.param]
-
-
-def replicas(atoms, n_replicas):
-    """Rattled copies, some atoms carried across the boundary."""
-    random = np.random.default_rng(1)
-    images = random.integers(-1, 2, size=(n_replicas, len(atoms), 3)) * atoms.pbc
-    rattled = atoms.positions + random.normal(scale=0.05, size=(n_replicas, len(atoms), 3))
-    return torch.tensor(rattled + images @ atoms.cell.array)
-
-
 def calculator_of(module, folder):
     path = folder / "saved.model"
     save_mace(module, path)
@@ -59,21 +36,8 @@ def calculator_of(module, folder):
         return MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64")
 
 
-@pytest.mark.parametrize("n_replicas", [1, 16])
-def test_energies_and_forces_equal_those_of_maces_calculator(crystal, n_replicas, tmp_path):
-    potential = MACEPotential(tiny_mace(crystal.numbers), System.from_atoms(crystal))
-    calculator = calculator_of(potential.module, tmp_path)
-    positions = replicas(crystal, n_replicas)
-    energies, forces = potential.energies_and_forces(positions, potential.edges(positions))
-    assert forces.abs().max() > 1e-3
-    for frame, energy, force in list(zip(positions, energies, forces, strict=True))[:4]:
-        atoms = Atoms(crystal.numbers, frame.numpy(), cell=crystal.cell, pbc=crystal.pbc, calculator=calculator)
-        assert energy.item() + potential.constant_energy == pytest.approx(atoms.get_potential_energy(), rel=1e-10)
-        np.testing.assert_allclose(force.numpy(), atoms.get_forces(), rtol=0, atol=1e-10)
-
-
-def test_a_trajectory_equals_that_of_ase(tmp_path):
-    """Without friction BAOAB is velocity Verlet; hot enough for the neighbours to change within the run."""
+def test_periodic_trajectory_equals_ase(tmp_path):
+    """Without friction BAOAB is velocity Verlet; the run is hot enough for the neighbors to change."""
     atoms = waters()
     potential = MACEPotential(tiny_mace(atoms.numbers), System.from_atoms(atoms))
     atoms.calc = calculator_of(potential.module, tmp_path)
@@ -86,11 +50,11 @@ def test_a_trajectory_equals_that_of_ase(tmp_path):
     for frame in window.positions[:, 0]:
         verlet.run(40)
         np.testing.assert_allclose(frame.numpy(), atoms.positions, rtol=0, atol=1e-8)
-    assert 2 <= simulator.neighbors.searches < 24, "found anew, but not in every block"
+    assert 2 <= simulator.neighbors.searches < 24, "neighbors are searched again, but not in every block"
 
 
-def test_a_replica_that_bursts_is_followed_exactly(tmp_path):
-    """Its atoms outrun every list: from then on its neighbours are looked for at every step."""
+def test_bursting_replica_is_exact(tmp_path):
+    """Its atoms leave every neighbor list behind, so neighbors are searched at every step from then on."""
     atoms = waters()
     potential = MACEPotential(tiny_mace(atoms.numbers), System.from_atoms(atoms))
     atoms.calc = calculator_of(potential.module, tmp_path)
@@ -110,7 +74,7 @@ def test_a_replica_that_bursts_is_followed_exactly(tmp_path):
     assert window.valid.all()
 
 
-def test_bonds_across_the_boundary_are_not_broken():
+def test_bond_deviation_ignores_the_boundary():
     atoms = waters()
     carried = atoms.copy()
     carried.positions[1] += atoms.cell[0] - atoms.cell[2]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import types
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from stable_plugin.md.derivatives import differentiated
 from stable_plugin.md.neighbors import Edges
-from stable_plugin.models.base import Potential, differentiated
 from stable_plugin.runtime.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from stable_plugin.models.base import Potential
 
 TOLERANCE = 1e-3
 """Difference between compiled and eager forces in single precision, relative to the largest force."""

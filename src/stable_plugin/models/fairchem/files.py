@@ -1,4 +1,4 @@
-"""fairchem's inference checkpoints: what ``FAIRChemCalculator`` and ``load_predict_unit`` open."""
+"""fairchem's inference checkpoints, which ``FAIRChemCalculator`` and ``load_predict_unit`` open: load and save."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import nn
 from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import default_dtype, save_new
-from stable_plugin.models.fairchem.potential import FairchemPotential, charge_and_spin, energy_task
+from stable_plugin.models.fairchem.potential import FairchemPotential, energy_task, resolve_charge_and_spin
 from stable_plugin.runtime import checks
 
-# After stable_plugin.models.fairchem.potential, whose error says what to install when fairchem is missing.
+# After stable_plugin.models.fairchem.potential, whose error says what to install if fairchem is missing.
 import hydra  # isort: skip
 from omegaconf import OmegaConf  # isort: skip
 from fairchem.core.calculate.pretrained_mlip import (  # isort: skip
@@ -33,21 +33,21 @@ from fairchem.core.units.mlip_unit.utils import load_inference_model  # isort: s
 
 CORE = "fairchem.core"
 
-LARGEST_SETTING = 100_000
-"""A network with more of anything is a slip of the pen, which would take all memory before it failed."""
+MAX_SETTING = 100_000
+"""A larger number in the configuration of a network is a typing error that would take all memory before it failed."""
 
 
 class FairchemModel(nn.Module):
-    """A fairchem model with what its checkpoint says of it.
+    """A fairchem model with the configuration in its checkpoint.
 
     Args:
         network: A ``HydraModel``.
-        model_config: The configuration that fairchem builds it from.
-        tasks_config: The configurations of its tasks.
-        task_name: Name of the data set whose energies are meant; may be left out if the model knows only one.
+        model_config: Configuration that fairchem builds the network from.
+        tasks_config: Configurations of its tasks.
+        task_name: Name of the data set whose energies are used; optional if the model knows only one.
         conservative: See :class:`~stable_plugin.models.fairchem.potential.FairchemPotential`.
-        charge: Total charge of structures that do not say.
-        spin: Spin multiplicity of structures that do not say.
+        charge: Total charge of structures that state none, in units of e.
+        spin: Spin multiplicity of structures that state none.
 
     Raises:
         ValueError: If the model lacks the task.
@@ -66,7 +66,7 @@ class FairchemModel(nn.Module):
         super().__init__()
         self.network = network
         self.model_config = model_config
-        self.take_tasks(tasks_config)
+        self.set_tasks(tasks_config)
         self.dataset = task_name or energy_task(self.tasks).datasets[0]
         energy_task(self.tasks, self.dataset)
         self.conservative, self.charge, self.spin = conservative, charge, spin
@@ -75,16 +75,17 @@ class FairchemModel(nn.Module):
     def from_configs(
         cls, model_config: Mapping[str, Any], tasks_config: Sequence[Any], seed: int = 0, **arguments: Any
     ) -> FairchemModel:
-        """A model with random weights.
+        """Return a model with random weights.
 
         Args:
             model_config: As for the class.
             tasks_config: As for the class.
-            seed: Seeds the weights.
+            seed: Seed of the weights.
             arguments: Further arguments of the class.
 
         Raises:
-            ValueError: If a configuration names anything but parts of fairchem and tensors: it may come from a file.
+            ValueError: If a configuration names anything other than parts of fairchem and tensors. Configurations may come
+                from a file, and fairchem calls whatever they name.
         """
         _check_names(model_config, "model_config")
         with torch.random.fork_rng(devices=[]):
@@ -92,51 +93,66 @@ class FairchemModel(nn.Module):
             network = hydra.utils.instantiate(copy.deepcopy(model_config))
         return cls(network, model_config, tasks_config, **arguments)
 
-    def take_tasks(self, tasks_config: Sequence[Any]) -> None:
-        """Predict what these configurations of tasks say, with their scales and element references.
+    def set_tasks(self, tasks_config: Sequence[Any]) -> None:
+        """Replace the tasks, with their scales and element references.
+
+        Args:
+            tasks_config: As for the class.
 
         Raises:
-            ValueError: If one names anything but parts of fairchem and tensors.
+            ValueError: If one names anything other than parts of fairchem and tensors.
         """
         for index, config in enumerate(tasks_config):
             _check_names(config, f"tasks_config[{index}]")
         self.tasks_config = list(tasks_config)
         self.tasks: list[Task] = [hydra.utils.instantiate(config) for config in self.tasks_config]
 
+    def extra_repr(self) -> str:
+        """Return the arguments for ``repr``."""
+        return f"task_name={self.dataset!r}, conservative={self.conservative}, charge={self.charge}, spin={self.spin}"
+
     def forward(self, data: Any) -> Any:
-        """The network's own output."""
+        """Return the output of the network."""
         return self.network(data)
 
     def shift_energies(self, per_atom_eV: float) -> None:
-        """Add a constant to the reference energy of every element: no force changes.
+        """Add a constant to the reference energy of every element, which changes no force.
 
         Args:
-            per_atom_eV: In eV per atom.
+            per_atom_eV: The constant in eV per atom.
+
+        Raises:
+            ValueError: If the energy task has no element references.
         """
         task = energy_task(self.tasks, self.dataset)
         if task.element_references is None:
-            raise ValueError(f"the energy task of {self.dataset!r} has no element references to shift.")
+            raise ValueError(
+                f"the energy task of {self.dataset!r} has no element references to shift: use a model trained with them."
+            )
         references = task.element_references.element_references
         references += per_atom_eV
         index = self.tasks.index(task)
-        config = plain(self.tasks_config[index])
+        config = as_container(self.tasks_config[index])
         config["element_references"] = _element_references(references.tolist())
         self.tasks_config[index] = config
 
     def stable_potential(self, system: System) -> FairchemPotential:
-        """The potential that simulates."""
+        """Return the potential that simulates ``system``."""
         system = system.with_electrons(self.charge, self.spin)
         return FairchemPotential(self.network, system, self.tasks, self.dataset, self.conservative)
 
-    def with_electrons(self, frame: Atoms) -> Atoms:
-        """A copy of a structure that states charge and spin.
+    def with_charge_and_spin(self, frame: Atoms) -> Atoms:
+        """Return a copy of a structure that states charge and spin.
+
+        Args:
+            frame: An ASE structure.
 
         Raises:
-            ValueError: If neither the structure nor the model does, and the data set needs them.
+            ValueError: If neither the structure nor the model states one, and the data set uses them.
         """
         copied: Atoms = frame.copy()
         charge = frame.info.get("charge", self.charge)
-        copied.info["charge"], copied.info["spin"] = charge_and_spin(
+        copied.info["charge"], copied.info["spin"] = resolve_charge_and_spin(
             charge, frame.info.get("spin", self.spin), self.dataset
         )
         return copied
@@ -145,34 +161,34 @@ class FairchemModel(nn.Module):
 def load_fairchem(
     source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **arguments: Any
 ) -> FairchemModel:
-    """Load a fairchem inference checkpoint with its averaged weights, those that calculators use.
+    """Load a fairchem inference checkpoint with its averaged weights, which calculators use.
 
     Such a file is a pickle: loading one runs code that it contains. Load files you trust.
 
     Args:
-        source: Path of a checkpoint, or the name of a pretrained model such as ``uma-s-1p1``, fetched by fairchem.
-        device: Where to.
-        dtype: Precision; fairchem's models are trained in single.
+        source: Path of a checkpoint, or the name of a pretrained model such as ``uma-s-1p1``, downloaded by fairchem.
+        device: Device of the loaded model.
+        dtype: Precision of the loaded model; fairchem trains in single precision.
         arguments: Further arguments of :class:`FairchemModel`.
 
     Raises:
-        FileNotFoundError: If it is neither a file nor a name that fairchem knows or can fetch.
+        FileNotFoundError: If the source is neither a file nor a name that fairchem knows and can download.
         ValueError: If the file is not a fairchem inference checkpoint.
     """
-    path = _located(source)
+    path = _find_checkpoint(source)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # unpickling runs the file's own code: anything can come out of it
+    except Exception as error:  # unpickling runs code of the file, which can raise anything
         raise ValueError(
-            f"{path} cannot be read as a fairchem checkpoint ({type(error).__name__}: {error}): give the inference_ckpt.pt "
-            "that fairchem training leaves behind."
+            f"{path} cannot be read as a fairchem checkpoint ({type(error).__name__}: {error}): pass the inference_ckpt.pt "
+            "that fairchem training writes."
         ) from error
     if not isinstance(checkpoint, MLIPInferenceCheckpoint):
         raise ValueError(
-            f"{path} holds a {type(checkpoint).__name__}, not a fairchem inference checkpoint: give the inference_ckpt.pt "
-            "that fairchem training leaves behind."
+            f"{path} contains a {type(checkpoint).__name__}, not a fairchem inference checkpoint: pass the inference_ckpt.pt "
+            "that fairchem training writes."
         )
-    # Buffers and scales that no checkpoint holds are made in the default dtype.
+    # Buffers and scales that are not in the checkpoint are created in the default dtype.
     with default_dtype(dtype):
         averaged, checkpoint = load_inference_model(str(path), use_ema=True, preloaded_checkpoint=checkpoint)
         model = FairchemModel(averaged.module, checkpoint.model_config, checkpoint.tasks_config, **arguments)
@@ -180,9 +196,13 @@ def load_fairchem(
 
 
 def save_fairchem(model: FairchemModel, path: str | Path) -> None:
-    """Write an inference checkpoint that fairchem opens like any other.
+    """Write an inference checkpoint that fairchem can load.
 
-    The file appears whole or not at all.
+    The file appears complete or not at all.
+
+    Args:
+        model: The model.
+        path: A path that does not exist yet.
 
     Raises:
         FileExistsError: If there is a file already.
@@ -203,16 +223,16 @@ def new_fairchem(
     seed: int = 0,
     **arguments: Any,
 ) -> FairchemModel:
-    """An untrained model, with element references and a scale from labeled frames.
+    """Return an untrained model, with element references and a scale fitted to labeled structures.
 
     Args:
-        backbone: Configuration of the backbone, ``model`` being its name in fairchem.
-        heads: Configurations of the heads, ``module`` being the name in fairchem.
-        frames: Labelled structures.
-        task_name: Name of the data set that the frames stand for.
-        energy_weight: Of the energy's loss, per atom.
-        forces_weight: Of the forces' loss.
-        seed: Seeds the weights.
+        backbone: Configuration of the backbone; ``model`` is its name in fairchem.
+        heads: Configurations of the heads; ``module`` is the name in fairchem.
+        frames: Labeled structures.
+        task_name: Name of the data set that the frames belong to.
+        energy_weight: Weight of the energy loss per atom.
+        forces_weight: Weight of the force loss.
+        seed: Seed of the weights.
         arguments: Further arguments of :class:`FairchemModel`.
     """
     config = {
@@ -225,32 +245,34 @@ def new_fairchem(
     return FairchemModel.from_configs(config, tasks, seed, task_name=task_name, **arguments)
 
 
-def _located(source: str | Path) -> Path:
+def _find_checkpoint(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
     if str(source) not in available_models:
         raise FileNotFoundError(
-            f"checkpoint={str(source)!r} is neither a file nor a model that fairchem can fetch: give the path of an "
+            f"checkpoint={str(source)!r} is neither a file nor a model that fairchem can download: pass the path of an "
             f"inference checkpoint, or one of {', '.join(available_models)}."
         )
     try:
         return Path(pretrained_checkpoint_path_from_name(str(source)))
-    except Exception as error:  # whatever a download can fail with
+    except Exception as error:  # a download can fail with any error of the hub's client
         raise FileNotFoundError(
-            f"fairchem could not fetch checkpoint={str(source)!r} ({type(error).__name__}: {error}). Check the network and "
-            "your access to the model, or give the path of a downloaded file."
+            f"fairchem could not download checkpoint={str(source)!r} ({type(error).__name__}: {error}). Check the network "
+            "and your access to the model, or pass the path of a downloaded file."
         ) from error
 
 
 def _check_names(config: Any, path: str) -> None:
-    """Refuse to have hydra or fairchem call what is no part of a model."""
-    config = plain(config) if OmegaConf.is_config(config) else config
+    """Raise unless hydra and fairchem will only call parts of a model."""
+    config = as_container(config) if OmegaConf.is_config(config) else config
     if isinstance(config, Mapping):
         name = config.get("_target_")
         tensor = str(name).startswith("torch.") and str(name).endswith("ensor") and str(name).count(".") == 1
         if name is not None and not (str(name).startswith("fairchem.core.") or tensor):
-            raise ValueError(f"{path}._target_={name!r} is no part of fairchem, and is not called.")
+            raise ValueError(
+                f"{path}._target_={name!r} is not a part of fairchem and is not called: use a class of fairchem.core."
+            )
         for key in ("model", "module", "head_cls"):
             if isinstance(config.get(key), str):
                 _network_class(f"{path}.{key}", config[key])
@@ -262,49 +284,48 @@ def _check_names(config: Any, path: str) -> None:
 
 
 def check_new(backbone: Mapping[str, Any], heads: Mapping[str, Any]) -> None:
-    """Refuse configurations of what is no part of a model: fairchem calls whatever they name.
+    """Check configurations of a new model, because fairchem calls whatever they name.
 
     Args:
         backbone: As for :func:`new_fairchem`.
-        heads: Likewise.
+        heads: As for :func:`new_fairchem`.
 
     Raises:
-        ValueError: If a name is not that of a network, an argument is not one of its, or a number is not one that it can be
-            built with.
+        ValueError: If a name is not that of a network, an argument is not one of the network's, or a number is out of range.
     """
     parts = {"backbone": (backbone, "model"), **{f"heads.{name}": (head, "module") for name, head in heads.items()}}
     if not heads:
-        raise ValueError(f"heads={heads!r} is empty: give at least one, with a module= that gives energies.")
+        raise ValueError(f"heads={heads!r} is empty: add at least one head, with a module= that predicts energies.")
     for part, (config, key) in parts.items():
         if not isinstance(config, Mapping) or key not in config:
-            raise ValueError(
-                f"{part}={config!r} does not say what it is: give {key}=, the name of a class of fairchem."
-            )
+            raise ValueError(f"{part}={config!r} has no {key}: set {key}= to the name of a class of fairchem.")
         kind = _network_class(f"{part}.{key}", config[key])
         parameters = inspect.signature(kind).parameters
         open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
         for name, value in config.items():
             if name != key and name not in parameters and not open_ended:
                 raise ValueError(
-                    f"{part}.{name}={value!r} is no argument of {config[key]}: it takes {', '.join(parameters)}."
+                    f"{part}.{name}={value!r} is not an argument of {config[key]}: use one of {', '.join(parameters)}."
                 )
             if isinstance(value, int | float) and not isinstance(value, bool):
-                checks.number(f"{part}.{name}", value, at_least=-LARGEST_SETTING, at_most=LARGEST_SETTING)
+                checks.number(f"{part}.{name}", value, at_least=-MAX_SETTING, at_most=MAX_SETTING)
 
 
 def _network_class(name: str, value: Any) -> type:
     try:
-        # As fairchem finds it, by a short name of its own or a full one.
+        # As fairchem looks it up: by a registered short name or a full one.
         found = registry.get_model_class(value)
-    except Exception as error:  # importing runs a module, from which anything can come
-        raise ValueError(f"{name}={value!r} is not found ({error}): give the name of a class of fairchem.") from error
+    except Exception as error:  # importing runs a module, which can raise anything
+        raise ValueError(f"{name}={value!r} is not found ({error}): use the name of a class of fairchem.") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{name}={value!r} is no network: give the name of a class of fairchem, or of a torch module.")
+        raise ValueError(
+            f"{name}={value!r} is not a network: use the name of a class of fairchem, or of a torch module."
+        )
     return found
 
 
 def _tasks(frames: Sequence[Atoms], dataset: str, energy_weight: float, forces_weight: float) -> list[dict[str, Any]]:
-    """Energy and forces, referenced to elements by least squares and scaled by the spread of the forces."""
+    """Return tasks for energy and forces, with least-squares element references and the RMS force as the scale."""
     n_elements = 1 + max(int(frame.numbers.max()) for frame in frames)
     counts = np.array([np.bincount(frame.numbers, minlength=n_elements) for frame in frames], dtype=float)
     energies = np.array([frame.info[ENERGY_KEY] for frame in frames])
@@ -326,10 +347,10 @@ def _element_references(energies: list[float]) -> dict[str, Any]:
     }
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration without OmegaConf's types."""
-    plain: Any = OmegaConf.to_container(config) if OmegaConf.is_config(config) else copy.deepcopy(config)
-    return dict(plain)
+def as_container(config: Any) -> dict[str, Any]:
+    """Return a copy of a configuration as dictionaries and lists, without the types of OmegaConf."""
+    container: Any = OmegaConf.to_container(config) if OmegaConf.is_config(config) else copy.deepcopy(config)
+    return dict(container)
 
 
 def _task(

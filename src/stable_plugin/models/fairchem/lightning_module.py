@@ -1,4 +1,4 @@
-"""fairchem's models as a LightningModule: fairchem's own networks, tasks, graphs and losses."""
+"""fairchem as a LightningModule: fairchem's own networks, tasks, graphs and losses."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.fairchem.files import (
     FairchemModel,
+    as_container,
     check_new,
     load_fairchem,
     new_fairchem,
-    plain,
     save_fairchem,
 )
 from stable_plugin.models.fairchem.potential import FairchemPotential
-from stable_plugin.models.lightning_module import FamilyModule
+from stable_plugin.models.lightning_module import PotentialModule
 from stable_plugin.runtime import checks
 
-# After stable_plugin.models.fairchem.potential, whose error says what to install when fairchem is missing.
+# After stable_plugin.models.fairchem.potential, whose error says what to install if fairchem is missing.
 from fairchem.core.datasets.atomic_data import AtomicData  # isort: skip
 from fairchem.core.units.mlip_unit.mlip_unit import Task, compute_loss, mt_collater_adapter  # isort: skip
 
 TRAINED = ("energy", "forces")
+"""Properties that enter the loss."""
 
 
-class FairchemModule(FamilyModule):
-    """Trains a fairchem model on energies and forces.
+class FairchemModule(PotentialModule):
+    """A LightningModule that trains a fairchem model on energies and forces.
 
-    A pretrained model is fine-tuned with the tasks, scales and element references of its checkpoint. A new one takes
-    them from the training frames.
+    A pretrained model is fine-tuned with the tasks, scales and element references of its checkpoint. For a new model they
+    are fitted to the training frames.
 
     Args:
-        checkpoint: Path of a fairchem inference checkpoint, or the name of a pretrained model; new if not given.
-        backbone: Configuration of a new model's backbone, ``model`` being its name in fairchem.
-        heads: Configurations of a new model's heads, ``module`` being the name in fairchem.
-        task_name: Name of the data set that the frames belong to, such as ``omol``; may be left out for a checkpoint
-            that knows only one.
-        charge: Total charge of structures that do not say.
-        spin: Spin multiplicity of structures that do not say.
-        conservative: Train and simulate with the gradient of the energy a model that predicts forces directly.
-        energy_weight: Of a new model's loss, per atom; a checkpoint brings its own.
-        forces_weight: Of a new model's loss.
+        checkpoint: Path of a fairchem inference checkpoint, or the name of a pretrained model; a new one if not given.
+        backbone: Configuration of the backbone of a new model; ``model`` is its name in fairchem.
+        heads: Configurations of the heads of a new model; ``module`` is the name in fairchem.
+        task_name: Name of the data set that the frames belong to, such as ``omol``; optional for a checkpoint that knows
+            only one.
+        charge: Total charge of structures that state none, in units of e.
+        spin: Spin multiplicity of structures that state none.
+        conservative: Train and simulate with the gradient of the energy even if the model predicts forces directly.
+        energy_weight: Weight of the energy loss per atom of a new model; a checkpoint contains its own.
+        forces_weight: Weight of the force loss of a new model.
         lr: Learning rate of the default optimizer, AdamW.
-        weight_decay: Of that optimizer.
-        optimizer: Takes parameters, gives an optimizer; replaces the default.
-        scheduler: Takes the optimizer, gives a learning-rate scheduler, stepped once an epoch.
-        seed: Seeds the weights of a new model.
+        weight_decay: Weight decay of that optimizer.
+        optimizer: Maps parameters to an optimizer; replaces the default.
+        scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
+        seed: Seed of the weights of a new model.
 
     Raises:
-        ValueError: If neither or both of checkpoint and backbone are given, or the checkpoint lacks the task.
+        ValueError: If the arguments do not define a model, one is out of range, or the checkpoint lacks the task.
     """
 
     potential_suffix = ".pt"
-    given_by = "checkpoint"
+    model_argument = "checkpoint"
 
     def __init__(
         self,
@@ -81,8 +82,8 @@ class FairchemModule(FamilyModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # Plain, as a checkpoint that is read without trust can hold them.
-        backbone, heads = (None if config is None else plain(config) for config in (backbone, heads))
+        # Plain containers, which a checkpoint that is read without running code can store.
+        backbone, heads = (None if config is None else as_container(config) for config in (backbone, heads))
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         checks.number("lr", lr, above=0)
         for name, number in (
@@ -92,8 +93,8 @@ class FairchemModule(FamilyModule):
         checks.seed(seed)
         if checkpoint is None and (backbone is None or heads is None):
             raise ValueError(
-                f"checkpoint={checkpoint!r}, backbone={backbone!r} and heads={heads!r} make no model: give checkpoint=, or "
-                "backbone= and heads= of a new one."
+                f"checkpoint={checkpoint!r}, backbone={backbone!r} and heads={heads!r} do not define a model: pass "
+                "checkpoint=, or backbone= and heads= of a new one."
             )
         self.optimizer, self.scheduler = optimizer, scheduler
         self.check_optimizer()
@@ -101,7 +102,9 @@ class FairchemModule(FamilyModule):
         if checkpoint is not None:
             self.load_potential(checkpoint)
         elif task_name is None:
-            raise ValueError("a new model needs a name for its data set: give task_name=, for instance 'omol'.")
+            raise ValueError(
+                f"task_name={task_name!r}: a new model needs a name for its data set. Pass task_name=, for instance 'omol'."
+            )
         else:
             assert backbone is not None and heads is not None
             check_new(backbone, heads)
@@ -109,13 +112,13 @@ class FairchemModule(FamilyModule):
 
     @property
     def tasks(self) -> list[Task]:
-        """Energy and forces of the data set that is trained on."""
+        """Tasks for energy and forces of the data set that is trained on."""
         assert self.model is not None
         return [task for task in self.model.tasks if task.property in TRAINED and self.model.dataset in task.datasets]
 
     def load_potential(self, path: str | Path) -> None:
-        """Take weights and tasks from a fairchem inference checkpoint."""
-        self.model = load_fairchem(path, task_name=self.options.task_name, **self._electrons())
+        """Load weights and tasks from a fairchem inference checkpoint."""
+        self.model = load_fairchem(path, task_name=self.options.task_name, **self._model_arguments())
 
     def save_potential(self, path: Path) -> None:
         """Write a fairchem inference checkpoint."""
@@ -123,12 +126,12 @@ class FairchemModule(FamilyModule):
         save_fairchem(self.model, path)
 
     def shift_energies(self, per_atom_eV: float) -> None:
-        """Add a constant to the reference energy of every element: no force changes."""
+        """Add a constant in eV to the reference energy of every element, which changes no force."""
         assert self.model is not None
         self.model.shift_energies(per_atom_eV)
 
     def stable_potential(self, system: System) -> FairchemPotential:
-        """The potential that simulates."""
+        """Return the potential that simulates ``system``."""
         assert self.model is not None
         potential: FairchemPotential = self.model.stable_potential(system)
         return potential
@@ -142,26 +145,26 @@ class FairchemModule(FamilyModule):
             energy_weight=self.options.energy_weight,
             forces_weight=self.options.forces_weight,
             seed=self.options.seed,
-            **self._electrons(),
+            **self._model_arguments(),
         )
 
     def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
-        """Batches of fairchem graphs.
+        """Return a dataloader over fairchem graphs.
 
         Args:
-            frames: Labelled structures.
+            frames: Labeled structures.
             batch_size: Structures per batch.
-            shuffle: In random order.
+            shuffle: Whether to draw them in random order.
         """
         return torch.utils.data.DataLoader(
-            [self._graph(frame) for frame in frames],  # type: ignore[arg-type]  # a list is dataset enough
+            [self._graph(frame) for frame in frames],  # type: ignore[arg-type]  # a list serves as a dataset
             batch_size=batch_size,
             shuffle=shuffle,
             collate_fn=mt_collater_adapter(self.tasks),
         )
 
     def forward(self, batch: Any) -> Any:
-        """The network's predictions for one of fairchem's batches."""
+        """Return the predictions of the network for one of fairchem's batches."""
         return self.model(batch)
 
     def training_loss(self, batch: Any) -> Tensor:
@@ -173,7 +176,7 @@ class FairchemModule(FamilyModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        # Forces are a gradient, which Lightning's inference mode forbids; its tensors must be copied out of it.
+        # Forces are a gradient, which Lightning's inference mode forbids; tensors made in it must be copied first.
         with torch.inference_mode(False), torch.enable_grad():
             batch = batch.clone()
             output = self(batch)
@@ -184,8 +187,8 @@ class FairchemModule(FamilyModule):
             predicted = task.normalizer.denorm(output[task.name][task.property].detach())
             if task.element_references is not None:
                 predicted = task.element_references.undo_refs(batch, predicted)
-            shares = batch.natoms if task.property == "energy" else 1
-            metric.update((predicted / shares).reshape(-1), (batch[task.name] / shares).reshape(-1))
+            per = batch.natoms if task.property == "energy" else 1
+            metric.update((predicted / per).reshape(-1), (batch[task.name] / per).reshape(-1))
             self.log(f"valid/{task.property}_mae", metric, batch_size=batch.num_graphs)
         self.log("valid/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
 
@@ -199,24 +202,24 @@ class FairchemModule(FamilyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         assert self.model is not None
         checkpoint["fairchem"] = {
-            "model_config": plain(self.model.model_config),
-            "tasks_config": [plain(config) for config in self.model.tasks_config],
+            "model_config": as_container(self.model.model_config),
+            "tasks_config": [as_container(config) for config in self.model.tasks_config],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.model is None:
             self.model = FairchemModel.from_configs(
-                **checkpoint["fairchem"], task_name=self.options.task_name, **self._electrons()
+                **checkpoint["fairchem"], task_name=self.options.task_name, **self._model_arguments()
             )
         else:
-            self.model.take_tasks(checkpoint["fairchem"]["tasks_config"])
+            self.model.set_tasks(checkpoint["fairchem"]["tasks_config"])
 
-    def _electrons(self) -> dict[str, Any]:
+    def _model_arguments(self) -> dict[str, Any]:
         return {name: self.options[name] for name in ("conservative", "charge", "spin")}
 
     def _graph(self, frame: Atoms) -> AtomicData:
         assert self.model is not None
-        frame = self.model.with_electrons(frame)
+        frame = self.model.with_charge_and_spin(frame)
         frame.calc = SinglePointCalculator(
             frame, energy=frame.info.pop(ENERGY_KEY), forces=frame.arrays.pop(FORCES_KEY)
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stable_plugin.md.neighbors import Edges
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential, default_dtype
+from stable_plugin.models.family import not_installed
 
 try:
     from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
@@ -23,49 +24,50 @@ try:
     from fairchem.core.units.mlip_unit import InferenceSettings
     from fairchem.core.units.mlip_unit.mlip_unit import Task
 except ImportError as error:
-    raise ImportError(
-        "fairchem models need the package fairchem-core, which is not installed: pip install 'stable-plugin[fairchem]', "
-        "or see the README for MACE and fairchem in one environment."
-    ) from error
+    raise not_installed("fairchem", "fairchem", "fairchem-core") from error
 
 READOUTS = ("energy_block", "energy_ffn")
-"""What fairchem's heads call the layers that give energies per atom."""
+"""Names of the layers of fairchem's heads that output energies per atom."""
 
 NEEDS_CHARGE_AND_SPIN = ("omol",)
-"""Data sets whose structures are of different charges and spins, so that zero is no safe guess."""
+"""Data sets of structures with various charges and spins, for which zero is not a safe default."""
 
 
 @dataclass(frozen=True)
-class _Readout:
-    """Which layer gives the energies per atom (None if none does), and what each counts for in the energy."""
+class _AtomicReadout:
+    """The layer that outputs energies per atom, and the factor that turns their sum into the energy.
 
-    name: str | None
-    share: float = 1.0
+    Attributes:
+        layer: Name of the layer; None if no layer does.
+        weight: One for a head that sums over atoms, 1 / n_atoms for a head that averages.
+    """
+
+    layer: str | None
+    weight: float = 1.0
 
 
 class FairchemPotential(Potential):
     """A fairchem model applied to replicas of one system.
 
-    Forces are the negative gradient of the energy. While simulating, the experts of a UMA model are merged for the one
-    composition there is, by fairchem's own means and on a copy.
+    Forces are the negative gradient of the energy. While simulating, fairchem merges the experts of a UMA model for the
+    composition of the system, on a copy of the model.
 
     Source of the models: Fu et al., arXiv:2502.12147 (eSEN); Wood et al., arXiv:2506.23971 (UMA).
 
     Args:
         module: A ``HydraModel`` with an energy head.
         system: What is simulated.
-        tasks: What the heads predict, with normalizers and element references; those that the model was set up with if
-            not given.
-        task_name: Name of the data set whose energies are meant, such as ``omol``; needed if the model knows several.
-        conservative: Use the gradient of the energy also for a model that predicts forces directly.
+        tasks: Outputs of the heads, with normalizers and element references; those of the model itself if not given.
+        task_name: Name of the data set whose energies are used, such as ``omol``; required if the model knows several.
+        conservative: Use the gradient of the energy even if the model predicts forces directly.
 
     Raises:
-        TypeError: If it is not a fairchem model.
+        TypeError: If the module is not a fairchem model.
         ValueError: If the model lacks the task, predicts forces directly, or needs a charge and spin that the system
             does not state.
     """
 
-    # Any: the attributes of a fairchem model are not those that nn.Module declares.
+    # Any: nn.Module does not declare the attributes of a fairchem model.
     module: Any
 
     def __init__(
@@ -78,28 +80,28 @@ class FairchemPotential(Potential):
     ) -> None:
         if not isinstance(module, HydraModel):
             raise TypeError(
-                f"{type(module).__name__} is not a fairchem HydraModel: give the model that holds the heads."
+                f"{type(module).__name__} is not a fairchem HydraModel: pass the model that contains the heads."
             )
         super().__init__(module, system)
         if not conservative and _predicts_forces(module):
             raise ValueError(
-                "the model predicts forces directly, so they are not the gradient of an energy, which the Boltzmann "
-                "estimator needs: use an energy-conserving model, or conservative=True to simulate with the gradient of "
-                "its energy head and to train that."
+                "the model predicts forces directly: they are not the gradient of an energy, which the Boltzmann estimator "
+                "needs. Use an energy-conserving model, or conservative=True to simulate with the gradient of its energy "
+                "head and to train that."
             )
         known = tasks if tasks is not None else list((module.tasks or {}).values())
         self.task = energy_task(known, task_name)
         self.dataset = task_name or self.task.datasets[0]
-        self._charge, self._spin = charge_and_spin(system.charge, system.spin, self.dataset)
+        self._charge, self._spin = resolve_charge_and_spin(system.charge, system.spin, self.dataset)
         self._templates: dict[tuple[int, bool], AtomicData] = {}
-        self._readout: _Readout | None = None
+        self._readout: _AtomicReadout | None = None
         self._merged: nn.Module | None = None
 
     @property
     def cutoff(self) -> float:
         backbone = self.module.backbone
         takes_graph = isinstance(backbone, eSCNMDBackbone) and self.system.n_atoms <= backbone.max_neighbors
-        # A periodic system, and a model that limits or weighs neighbours, leaves the graph to the model.
+        # The model builds the graph of a periodic system, and any graph in which it limits or weighs neighbors.
         return float(backbone.cutoff) if takes_graph and not self.system.periodic else inf
 
     @property
@@ -112,18 +114,21 @@ class FairchemPotential(Potential):
 
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
         model = self.simulated_module
-        with _energies_only(model, own_graph=self.cutoff == inf), _captured(model) as captured:
+        with _energies_only(model, own_graph=self.cutoff == inf), _record_readouts(model) as recorded:
             output = model(self._data(positions, edges))
         energies = output[self.task.name]
         energies = energies["energy"] if isinstance(energies, dict) else energies
-        per_atom = self._per_atom(captured, energies.reshape(-1).double(), positions.shape[1])
+        per_atom = self._per_atom(recorded, energies.reshape(-1).double(), positions.shape[1])
         return per_atom * float(self.task.normalizer.rmsd)
 
     def compilable(self) -> Potential:
         raise ValueError(
             f"compile=True is not available for fairchem models (here {type(self.module).__name__}), whose energies "
-            "torch.compile cannot follow in one piece. Set compile=False."
+            "torch.compile cannot trace as one graph. Set compile=False."
         )
+
+    def settings(self) -> dict[str, Any]:
+        return {"task_name": self.dataset, "charge": self._charge, "spin": self._spin}
 
     @contextmanager
     def simulating(self) -> Iterator[None]:
@@ -144,12 +149,12 @@ class FairchemPotential(Potential):
         if key not in self._templates:
             self._templates[key] = self._template(len(positions), own_graph)
         data = copy.copy(self._templates[key])
-        data.__keys__ = set(data.__keys__)  # the model adds entries of its own
+        data.__keys__ = set(data.__keys__)  # the model adds entries
         if own_graph:
             data.pos = self._wrapped(positions).reshape(-1, 3)
             return data
         data.pos = positions.reshape(-1, 3)
-        # fairchem's vectors point from receiver to sender. The cell of the template is one, so that offsets are in Å.
+        # fairchem's edge vectors point from receiver to sender. The template has a unit cell, so offsets are in Å.
         data.edge_index, data.cell_offsets = edges.index, -edges.shifts
         data.nedges = torch.zeros(len(positions), dtype=torch.long, device=self.device)
         data.nedges[0] = edges.index.shape[1]
@@ -176,27 +181,27 @@ class FairchemPotential(Potential):
         return atomicdata_list_to_batch([graph] * n_replicas).to(self.device)
 
     def _wrapped(self, positions: Tensor) -> Tensor:
-        """Positions in the cell, where fairchem's graphs look for them."""
+        """Return positions wrapped into the cell, where fairchem's graph construction expects them."""
         if not self.system.periodic:
             return positions
         cell = self.system.cell
         images = torch.floor(positions.detach() @ self.system.to_cell.to(positions))
         return positions - images @ cell
 
-    def _per_atom(self, captured: dict[str, Tensor], energies: Tensor, n_atoms: int) -> Tensor:
-        """Energies per atom, if a head shows them; else the whole energy on the first atom."""
+    def _per_atom(self, recorded: dict[str, Tensor], energies: Tensor, n_atoms: int) -> Tensor:
+        """Return energies per atom if a layer outputs them; the whole energy on the first atom otherwise."""
         per_atom = {
             name: values.reshape(-1)[: len(energies) * n_atoms].double().reshape(len(energies), n_atoms)
-            for name, values in captured.items()
+            for name, values in recorded.items()
         }
         if self._readout is None:
             self._readout = _matching_readout(per_atom, energies)
-        if self._readout.name is None:
+        if self._readout.layer is None:
             return torch.cat([energies[:, None], energies.new_zeros(len(energies), n_atoms - 1)], dim=1)
-        return per_atom[self._readout.name] * self._readout.share
+        return per_atom[self._readout.layer] * self._readout.weight
 
     def _merge_experts(self) -> Any:
-        """A copy with its experts merged for this system, or None for a model that has none to merge."""
+        """Return a copy with its experts merged for this system, or None for a model without mergeable experts."""
         if getattr(self.module.backbone, "num_experts", 0) == 0 or self.module.backbone.mole_type != "so2":
             return None
         with default_dtype(self.dtype):
@@ -206,19 +211,19 @@ class FairchemPotential(Potential):
 
 
 def energy_task(tasks: Sequence[Task], task_name: str | None = None) -> Task:
-    """The task that predicts the energy of a data set.
+    """Return the task that predicts the energy of a data set.
 
     Args:
         tasks: All tasks of a model.
-        task_name: Name of the data set; may be left out if the model knows only one.
+        task_name: Name of the data set; optional if the model knows only one.
 
     Raises:
-        ValueError: If there is none, or more than one to choose from.
+        ValueError: If there is no such task, or several and no name.
     """
     energies = [task for task in tasks if task.property == "energy"]
     datasets = sorted({dataset for task in energies for dataset in task.datasets})
     if not datasets:
-        raise ValueError("the model has no energy task: load it with load_fairchem, or give tasks=.")
+        raise ValueError("the model has no energy task: load it with load_fairchem, or pass tasks=.")
     if task_name is None and len(datasets) > 1:
         raise ValueError(f"the model predicts energies for {datasets}: choose one with task_name=.")
     chosen = datasets[0] if task_name is None else task_name
@@ -228,24 +233,25 @@ def energy_task(tasks: Sequence[Task], task_name: str | None = None) -> Task:
     raise ValueError(f"task_name={task_name!r} is not a task of the model: choose one of {datasets}.")
 
 
-def _matching_readout(per_atom: dict[str, Tensor], energies: Tensor) -> _Readout:
-    for name, values in per_atom.items():
-        for share in (1.0, 1.0 / values.shape[1]):
-            if torch.allclose(share * values.sum(dim=1), energies, rtol=1e-4, atol=1e-4):
-                return _Readout(name, share)
-    return _Readout(None)
+def _matching_readout(per_atom: dict[str, Tensor], energies: Tensor) -> _AtomicReadout:
+    """Return the layer whose energies per atom add up to the energies that the head returned."""
+    for layer, values in per_atom.items():
+        for weight in (1.0, 1.0 / values.shape[1]):
+            if torch.allclose(weight * values.sum(dim=1), energies, rtol=1e-4, atol=1e-4):
+                return _AtomicReadout(layer, weight)
+    return _AtomicReadout(None)
 
 
-def charge_and_spin(charge: int | None, spin: int | None, dataset: str) -> tuple[int, int]:
-    """Total charge and spin multiplicity as fairchem wants them: zero where a data set does not care.
+def resolve_charge_and_spin(charge: int | None, spin: int | None, dataset: str) -> tuple[int, int]:
+    """Return the total charge and spin multiplicity that fairchem expects: zero if the data set does not use them.
 
     Args:
-        charge: In units of e, if known.
-        spin: If known.
+        charge: Total charge in units of e, if known.
+        spin: Spin multiplicity, if known.
         dataset: Name of the data set.
 
     Raises:
-        ValueError: If one is not known, and the data set has structures of several.
+        ValueError: If one is unknown, and the data set uses them.
     """
     missing = [name for name, value in (("charge", charge), ("spin", spin)) if value is None]
     if missing and dataset in NEEDS_CHARGE_AND_SPIN:
@@ -264,19 +270,19 @@ def _predicts_forces(module: Any) -> bool:
 
 @contextmanager
 def _energies_only(module: Any, own_graph: bool) -> Iterator[None]:
-    """Keep the heads from differentiating, which frees the graph that our own derivative needs; put back after."""
-    wanted: list[tuple[Any, str, Any]] = []
+    """Turn off the forces of the heads, whose derivative frees the graph that ours needs; restore them afterwards."""
+    changes: list[tuple[Any, str, Any]] = []
     configs = set()
     for part in module.modules():
         config = getattr(part, "regress_config", None)
         if config is not None and id(config) not in configs:
             configs.add(id(config))
-            wanted += [(config, name, False) for name in ("forces", "stress", "hessian")]
-        wanted += [(part, name, False) for name in ("regress_forces", "regress_stress") if hasattr(part, name)]
+            changes += [(config, name, False) for name in ("forces", "stress", "hessian")]
+        changes += [(part, name, False) for name in ("regress_forces", "regress_stress") if hasattr(part, name)]
     if isinstance(module.backbone, eSCNMDBackbone):
-        wanted += [(module.backbone, "otf_graph", own_graph), (module.backbone, "always_use_pbc", False)]
-    before = [(part, name, getattr(part, name)) for part, name, _ in wanted]
-    for part, name, value in wanted:
+        changes += [(module.backbone, "otf_graph", own_graph), (module.backbone, "always_use_pbc", False)]
+    before = [(part, name, getattr(part, name)) for part, name, _ in changes]
+    for part, name, value in changes:
         setattr(part, name, value)
     try:
         yield
@@ -286,25 +292,26 @@ def _energies_only(module: Any, own_graph: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _captured(module: Any) -> Iterator[dict[str, Tensor]]:
-    """The energies per atom that pass through the heads, by the name of the layer."""
-    found: dict[str, Tensor] = {}
+def _record_readouts(module: Any) -> Iterator[dict[str, Tensor]]:
+    """Record the energies per atom that the heads compute, by the name of the layer."""
+    recorded: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for name, part in module.output_heads.named_modules():
             if name.split(".")[-1] in READOUTS:
-                handle = part.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
+                handle = part.register_forward_hook(lambda _, __, output, name=name: recorded.__setitem__(name, output))
                 stack.callback(handle.remove)
-        yield found
+        yield recorded
 
 
 def _copy(module: nn.Module) -> Any:
-    """A deep copy without what a training forward leaves behind: figures, and tensors that cannot be copied."""
-    left: dict[int, Any] = {}
+    """Return a deep copy without what a training step leaves behind: figures, and tensors that cannot be copied."""
+    # deepcopy takes an entry of its memo as the copy of the object with that id.
+    memo: dict[int, Any] = {}
     for part in module.modules():
         for name in ("fig", "axs"):
             if hasattr(part, name):
-                left[id(getattr(part, name))] = None
+                memo[id(getattr(part, name))] = None
         routing = getattr(part, "global_mole_tensors", None)
         if routing is not None and routing.expert_mixing_coefficients is not None:
-            left[id(routing.expert_mixing_coefficients)] = None
-    return copy.deepcopy(module, left)
+            memo[id(routing.expert_mixing_coefficients)] = None
+    return copy.deepcopy(module, memo)

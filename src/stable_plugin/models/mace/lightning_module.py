@@ -17,52 +17,59 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import default_dtype
-from stable_plugin.models.lightning_module import FamilyModule
+from stable_plugin.models.lightning_module import PotentialModule
 from stable_plugin.models.mace.files import load_mace, quiet_e3nn, save_mace
 from stable_plugin.models.mace.potential import MACEPotential
 from stable_plugin.runtime import checks
 
-# After stable_plugin.models.mace.potential, whose error says what to install when mace is missing.
+# After stable_plugin.models.mace.files, whose error says what to install if mace is missing.
 from e3nn import o3  # isort: skip
 from mace import data as mace_data  # isort: skip
 from mace import modules as mace_modules  # isort: skip
 from mace.tools import AtomicNumberTable, torch_geometric  # isort: skip
 from mace.tools.scripts_utils import get_params_options  # isort: skip
 
-MOST_CHANNELS = 10_000
+MAX_CHANNELS = 10_000
+"""More is a typing error that would take all memory before it failed."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-class MACEModule(FamilyModule):
-    """Trains a MACE model on energies and forces.
+class MACEModule(PotentialModule):
+    """A LightningModule that trains a MACE model on energies and forces.
 
-    A new model takes its elements, isolated-atom energies, scale and average neighbour count from the training frames,
-    as ``mace_run_train`` does. An existing one is fine-tuned as it is.
+    A new model takes its elements, isolated-atom energies, scale and average number of neighbors from the training frames,
+    as ``mace_run_train`` does. An existing one is fine-tuned unchanged.
 
     Args:
-        model: A MACE model, the path of a ``.model`` file, or the name of a foundation model; new if not given.
+        model: A MACE model, the path of a ``.model`` file, or the name of a foundation model; a new one if not given.
         r_max: Cutoff in Å.
         hidden_irreps: Channels of the messages.
-        max_ell: Highest spherical harmonic of an edge.
-        correlation: Correlation order per layer.
-        num_interactions: Layers.
-        num_bessel: Radial basis functions.
+        max_ell: Highest degree of the spherical harmonics of an edge.
+        correlation: Correlation order of each layer.
+        num_interactions: Number of layers.
+        num_bessel: Number of radial basis functions.
         num_polynomial_cutoff: Order of the cutoff polynomial.
         radial_MLP: Widths of the radial network.
         MLP_irreps: Width of the last readout.
         E0s: Energies of isolated atoms in eV by atomic number; ``average`` fits them to the training frames.
         scaling: Name of one of MACE's scalings.
         dtype: ``float32`` or ``float64``.
-        loss: One of MACE's losses; weighted energies and forces if not given.
-        energy_weight: Of that default loss.
-        forces_weight: Of that default loss.
+        loss: One of MACE's losses; ``WeightedEnergyForcesLoss`` if not given.
+        energy_weight: Weight of the energies in that default loss.
+        forces_weight: Weight of the forces in that default loss.
         lr: Learning rate of the default optimizer, Adam (amsgrad) over MACE's parameter groups.
-        weight_decay: Of that optimizer.
-        optimizer: Takes parameters or groups of them, gives an optimizer; replaces the default.
-        scheduler: Takes the optimizer, gives a learning-rate scheduler, stepped once an epoch.
-        seed: Seeds the weights of a new model.
+        weight_decay: Weight decay of that optimizer.
+        optimizer: Maps parameters or groups of them to an optimizer; replaces the default.
+        scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
+        seed: Seed of the weights of a new model.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
+
+    potential_suffix = ".model"
+    model_argument = "model"
 
     def __init__(
         self,
@@ -103,7 +110,7 @@ class MACEModule(FamilyModule):
         for name, irreps in (("hidden_irreps", hidden_irreps), ("MLP_irreps", MLP_irreps)):
             _check_irreps(name, irreps)
         if isinstance(E0s, str) and E0s != "average":
-            raise ValueError(f"E0s={E0s!r}: give 'average' or energies in eV by atomic number.")
+            raise ValueError(f"E0s={E0s!r} is not valid: pass 'average', or energies in eV by atomic number.")
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
@@ -111,22 +118,19 @@ class MACEModule(FamilyModule):
             checks.number(name, number, at_least=0)
         checks.seed(seed)
         if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r} is not known: give one of {sorted(DTYPES)}.")
+            raise ValueError(f"dtype={dtype!r} is not known: use one of {sorted(DTYPES)}.")
         if scaling not in mace_modules.scaling_classes:
-            raise ValueError(f"scaling={scaling!r} is not known: give one of {sorted(mace_modules.scaling_classes)}.")
+            raise ValueError(f"scaling={scaling!r} is not known: use one of {sorted(mace_modules.scaling_classes)}.")
         self.loss = loss or mace_modules.WeightedEnergyForcesLoss(energy_weight, forces_weight)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.check_optimizer()
-        # Any: the attributes of a MACE model are not those that nn.Module declares.
+        # Any: nn.Module does not declare the attributes of a MACE model.
         self.model: Any = load_mace(model) if isinstance(model, str | Path) else model
         self._statistics: dict[str, Any] | None = None
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
 
-    potential_suffix = ".model"
-    given_by = "model"
-
     def load_potential(self, path: str | Path) -> None:
-        """Take the model of a ``.model`` file."""
+        """Replace the model by that of a ``.model`` file."""
         self.model = load_mace(path)
 
     def save_potential(self, path: Path) -> None:
@@ -134,7 +138,7 @@ class MACEModule(FamilyModule):
         save_mace(self.model, path)
 
     def shift_energies(self, per_atom_eV: float) -> None:
-        """Add a constant to the energy of every isolated atom: no force changes."""
+        """Add a constant in eV to the energy of every isolated atom, which changes no force."""
         self.model.atomic_energies_fn.atomic_energies += per_atom_eV
 
     @property
@@ -150,24 +154,24 @@ class MACEModule(FamilyModule):
         self.model = self._build(self._statistics)
 
     def dataloader(self, frames: Sequence[Atoms], batch_size: int, shuffle: bool) -> Any:
-        """Batches of MACE graphs.
+        """Return a dataloader over MACE graphs.
 
         Args:
-            frames: Labelled structures.
+            frames: Labeled structures.
             batch_size: Structures per batch.
-            shuffle: In random order.
+            shuffle: Whether to draw them in random order.
         """
         assert self.model is not None
         numbers, cutoff = self.model.atomic_numbers.tolist(), float(self.model.r_max)
         return self._loader(frames, numbers, cutoff, batch_size, shuffle)
 
     def stable_potential(self, system: System) -> MACEPotential:
-        """The potential that StABlE training simulates with."""
+        """Return the potential that StABlE training simulates with."""
         assert self.model is not None
         return MACEPotential(self.model, system)
 
     def forward(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
-        """MACE's output for one of its batches."""
+        """Return the output of MACE for one of its batches."""
         output: dict[str, Tensor] = self.model(batch.to_dict(), training=training)
         return output
 
@@ -196,8 +200,8 @@ class MACEModule(FamilyModule):
         precision = str(self.trainer.precision)
         if precision.endswith("-mixed"):
             raise MisconfigurationException(
-                f"Trainer(precision={precision!r}) has MACE's tensor products multiply numbers of two precisions, which they "
-                f"refuse: use precision='32-true' with dtype='float32', or '64-true' with dtype='float64'."
+                f"Trainer(precision={precision!r}) is not possible with MACE, whose tensor products do not mix precisions: "
+                f"use precision='32-true' with dtype='float32', or '64-true' with dtype='float64'."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -208,13 +212,13 @@ class MACEModule(FamilyModule):
             self._statistics = checkpoint["mace_statistics"]
             if self._statistics is None:
                 raise ValueError(
-                    "the checkpoint is of a fine-tuned model, whose architecture it does not hold: give model=, the "
-                    "model that fine-tuning began with."
+                    "the checkpoint is of a fine-tuned model and does not contain its architecture: pass model=, the model "
+                    "that fine-tuning started from."
                 )
             self.model = self._build(self._statistics)
 
     def _evaluate(self, batch: Any, stage: str) -> None:
-        # Forces are a gradient, which Lightning's inference mode forbids; its tensors must be copied out of it.
+        # Forces are a gradient, which Lightning's inference mode forbids; tensors made in it must be copied first.
         with torch.inference_mode(False), torch.enable_grad():
             batch = batch.clone()
             output = self(batch)
@@ -249,7 +253,7 @@ class MACEModule(FamilyModule):
             unknown = sorted(set(frame.numbers.tolist()) - set(numbers))
             if unknown:
                 raise ValueError(
-                    f"a frame {frame.get_chemical_formula()} holds the atomic number(s) {unknown}, which the model does "
+                    f"a frame {frame.get_chemical_formula()} contains the atomic number(s) {unknown}, which the model does "
                     f"not know (it knows {list(numbers)}): train a new model on frames that contain them."
                 )
         with default_dtype(self.model_dtype):
@@ -260,7 +264,7 @@ class MACEModule(FamilyModule):
         return torch_geometric.dataloader.DataLoader(graphs, batch_size=batch_size, shuffle=shuffle)
 
     def _measure(self, frames: Sequence[Atoms]) -> dict[str, Any]:
-        """What MACE takes from the data, as plain numbers that a checkpoint can hold."""
+        """Return what MACE measures on the data, as plain numbers that a checkpoint can store."""
         numbers = sorted({int(z) for frame in frames for z in frame.numbers})
         if self.options.E0s == "average":
             keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
@@ -270,7 +274,9 @@ class MACEModule(FamilyModule):
             by_number = {int(z): float(energy) for z, energy in dict(self.options.E0s).items()}
             missing = sorted(set(numbers) - set(by_number))
             if missing:
-                raise ValueError(f"E0s lacks the atomic number(s) {missing}: give their energies in eV, or 'average'.")
+                raise ValueError(
+                    f"E0s lacks the atomic number(s) {missing}: add their energies in eV, or use 'average'."
+                )
         energies = np.array([by_number[z] for z in numbers])
         loader = self._loader(frames, numbers, self.options.r_max, batch_size=len(frames), shuffle=False)
         with default_dtype(self.model_dtype):
@@ -306,7 +312,7 @@ class MACEModule(FamilyModule):
                 gate=nn.functional.silu,
                 radial_MLP=list(options.radial_MLP),
                 atomic_inter_scale=statistics["scale"],
-                # As mace_run_train does for its default model.
+                # The default of mace_run_train.
                 atomic_inter_shift=0.0,
             )
 
@@ -315,12 +321,12 @@ def _check_irreps(name: str, irreps: str) -> None:
     try:
         parsed = o3.Irreps(irreps)
         channels = max((each.mul for each in parsed), default=0)
-        if not 0 < channels <= MOST_CHANNELS:
+        if not 0 < channels <= MAX_CHANNELS:
             raise ValueError(f"{channels} channels")
-    except Exception as error:  # e3nn parses with what raises many kinds
+    except Exception as error:  # the parser of e3nn raises errors of many types
         raise ValueError(
-            f"{name}={irreps!r} is no list of irreducible representations ({error}): give for instance '16x0e + 16x1o', with "
-            f"up to {MOST_CHANNELS} channels."
+            f"{name}={irreps!r} is not a valid list of irreducible representations ({error}): use for instance "
+            f"'16x0e + 16x1o', with up to {MAX_CHANNELS} channels."
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from stable_plugin.md.neighbors import Edges
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential, default_dtype
 from stable_plugin.models.mace.files import quiet_e3nn
+from stable_plugin.runtime.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 
 class MACEPotential(Potential):
@@ -20,15 +24,15 @@ class MACEPotential(Potential):
     Source of the model: Batatia, Kovács, Simm, Ortner and Csányi, NeurIPS 2022, arXiv:2206.07697.
 
     Args:
-        module: A ``mace.modules.MACE`` or a subclass that gives energies per atom.
+        module: A ``mace.modules.MACE`` or a subclass that returns energies per atom.
         system: What is simulated.
-        head: Name of the head of a multi-head model; its last one, MACE's default, if not given.
+        head: Name of the head of a multi-head model; the last one, which is MACE's default, if not given.
 
     Raises:
-        ValueError: If the model does not know an element of the system, or has no such head.
+        ValueError: If the model does not know an element of the system, or does not have the head.
     """
 
-    # Any: the attributes of a MACE model are not those that nn.Module declares.
+    # Any: nn.Module does not declare the attributes of a MACE model.
     module: Any
 
     def __init__(self, module: Any, system: System, head: str | None = None) -> None:
@@ -42,9 +46,14 @@ class MACEPotential(Potential):
                 f"the model does not know the element(s) {', '.join(unknown)} (it knows the atomic numbers {known}): "
                 "train it on frames that contain them, or choose a foundation model that does."
             )
-        heads = list(getattr(module, "heads", ["Default"]))
+        self._heads = heads = list(getattr(module, "heads", ["Default"]))
         if head is not None and head not in heads:
-            raise ValueError(f"head={head!r} is not one of the model's heads {heads}.")
+            raise ValueError(f"head={head!r} is not one of the model's heads {heads}: use one of these.")
+        if any(type(part).__name__ == "ChebychevBasis" for part in module.modules()):
+            log.warning(
+                "the model has radial_type='chebyshev', and torch has no derivative of these polynomials: its forces are not "
+                "the gradient of its energy, in MACE's own calculator either. Use a model with another radial_type."
+            )
         self._head = heads.index(head) if head is not None else len(heads) - 1
         species = torch.tensor([known.index(z) for z in system.numbers.tolist()], device=self.device)
         self._one_hot = nn.functional.one_hot(species, len(known)).to(self.dtype)
@@ -67,12 +76,20 @@ class MACEPotential(Potential):
         return self._interaction_energy(self.module(self.graph(positions, edges), compute_force=False))
 
     def compilable(self) -> MACEPotential:
-        twin = copy.copy(self)
-        twin.module = _without_torchscript(self.module)
-        return twin
+        traceable = copy.copy(self)
+        traceable.module = _without_torchscript(self.module)
+        return traceable
+
+    def settings(self) -> dict[str, Any]:
+        return {"head": self._heads[self._head]}
 
     def graph(self, positions: Tensor, edges: Edges) -> dict[str, Tensor]:
-        """The dictionary that MACE's ``forward`` takes."""
+        """Return the dictionary that ``forward`` of a MACE model takes.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            edges: Neighbor graph of these replicas.
+        """
         n_replicas = len(positions)
         if n_replicas not in self._constants:
             self._constants[n_replicas] = self._constant_entries(n_replicas)
@@ -81,6 +98,7 @@ class MACEPotential(Potential):
             "positions": positions.reshape(-1, 3),
             "edge_index": edges.index,
             "shifts": edges.shifts,
+            # Only stresses read these.
             "unit_shifts": edges.shifts,
         }
 
@@ -102,33 +120,48 @@ class MACEPotential(Potential):
     def _interaction_energy(self, output: dict[str, Tensor]) -> Tensor:
         if "interaction_energy" in output:
             return output["interaction_energy"]
-        # Models without scale and shift list the isolated-atom energies as the first contribution.
+        # Models without scale and shift return the isolated-atom energies as the first contribution.
         return output["contributions"][:, 1:].sum(dim=1)
 
 
 def _without_torchscript(module: Any) -> nn.Module:
-    """The model built anew from plain torch code, with the very parameters and buffers of the given one.
+    """Return the model rebuilt from plain torch code, with the same parameters and buffers, not copies of them.
 
     Raises:
-        ValueError: If mace cannot say how the model was built.
+        ValueError: If mace cannot rebuild the model.
     """
+    try:
+        rebuilt = _rebuilt(module)
+        for name, parameter in module.named_parameters():
+            _share(rebuilt, name, parameter, "_parameters")
+        for name, buffer in module.named_buffers():
+            _share(rebuilt, name, buffer, "_buffers")
+        return rebuilt.eval()
+    # mace reads the settings back from the parts of a model, and fails with any error on a part it does not expect:
+    # with AttributeError on a radial basis of Chebyshev polynomials, for instance.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"compile=True: mace cannot rebuild this {type(module).__name__} ({type(error).__name__}: {error}). "
+            "Set compile=False."
+        ) from error
+
+
+def _rebuilt(module: Any) -> nn.Module:
     from mace.tools.compile import disable_e3nn_codegen, simplify
     from mace.tools.scripts_utils import extract_config_mace_model
 
     settings = extract_config_mace_model(module)
     if "error" in settings:
-        raise ValueError(f"compile=True: mace does not rebuild a {type(module).__name__}. Set compile=False.")
+        raise ValueError(settings["error"])
     with quiet_e3nn(), disable_e3nn_codegen(), default_dtype(next(module.parameters()).dtype):
-        twin = simplify(type(module)(**settings))
-    for name, parameter in module.named_parameters():
-        _put(twin, name, parameter, "_parameters")
-    for name, buffer in module.named_buffers():
-        _put(twin, name, buffer, "_buffers")
-    return twin.eval()
+        rebuilt: nn.Module = simplify(type(module)(**settings))
+    return rebuilt
 
 
-def _put(module: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
-    """Replace a parameter or buffer of the twin; buffers of TorchScript's own have no counterpart."""
+def _share(module: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
+    """Put a parameter or buffer in the place of the rebuilt one; buffers of TorchScript itself have no counterpart."""
     path, _, leaf = name.rpartition(".")
     try:
         held = getattr(module.get_submodule(path), kind)
@@ -137,7 +170,4 @@ def _put(module: nn.Module, name: str, tensor: Tensor, kind: str) -> None:
     if leaf in held and held[leaf].shape == tensor.shape:
         held[leaf] = tensor
     elif kind == "_parameters":
-        raise ValueError(
-            f"compile=True: the {type(module).__name__} that mace rebuilds has no parameter {name} of shape "
-            f"{tuple(tensor.shape)}. Set compile=False."
-        )
+        raise ValueError(f"the rebuilt model has no parameter {name} of shape {tuple(tensor.shape)}")

@@ -1,0 +1,513 @@
+"""Conformance tests that the potential of any family of models can inherit.
+
+A test module of the family defines a subclass of :class:`PotentialConformance`, and pytest does the rest::
+
+    class TestMyModel(PotentialConformance):
+        family = "mymodel"
+
+        def make_module(self):
+            return my_package.Model(...).double()
+
+        def make_calculator(self, module, atoms):
+            return my_package.Calculator(module)
+
+This module needs pytest only where a test is skipped, and a calculator that computes in another way than the adapter, which
+is usually the family's own, is what makes the comparison meaningful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from math import isinf
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.calculator import Calculator
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stable_plugin.md.neighbors import Edges
+from stable_plugin.md.system import System
+from stable_plugin.models import Potential, find_potential, get_family, load_potential
+
+N_REPLICAS = 3
+RATTLE_A = 0.08
+
+
+class HostReads(TorchDispatchMode):
+    """Counter of the operations for which host and device wait for each other on a GPU.
+
+    These read a value on the host, return shapes that depend on values, or create tensors of Python numbers. None of them
+    can be part of a CUDA graph.
+
+    Attributes:
+        count: Number of such operations so far.
+        names: Their names, in order.
+    """
+
+    NAMES = frozenset(
+        {
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "_unique2",
+            "unique_dim",
+            "equal",
+            "lift_fresh",
+            "linalg_inv_ex",
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in {"index", "index_put"} and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or name in self.NAMES:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def rattled_ethanol() -> Atoms:
+    """Return an ethanol molecule off its equilibrium, neutral and closed-shell."""
+    atoms: Atoms = molecule("CH3CH2OH")
+    atoms.rattle(RATTLE_A, seed=0)
+    atoms.info.update(charge=0, spin=1)
+    return atoms
+
+
+def small_water_box() -> Atoms:
+    """Return four water molecules in a triclinic cell that is smaller than twice the usual cutoffs."""
+    random = np.random.default_rng(0)
+    cell = 5.5 * np.array([[1.0, 0.0, 0.0], [0.2, 1.0, 0.0], [-0.1, 0.3, 1.0]])
+    atoms = Atoms(cell=cell, pbc=True)
+    for place in ([0.1, 0.1, 0.1], [0.6, 0.6, 0.1], [0.6, 0.1, 0.6], [0.1, 0.6, 0.6]):
+        water = molecule("H2O")
+        water.rotate(random.uniform(0, 360), random.normal(size=3))
+        water.translate(np.array(place) @ cell - water.positions[0])
+        atoms += water
+    atoms.rattle(0.5 * RATTLE_A, seed=0)
+    atoms.info.update(charge=0, spin=1)
+    return atoms
+
+
+class PotentialConformance:
+    """Tests of a potential against its family's own calculator, and of the properties that simulations rely on.
+
+    A subclass defines :meth:`make_module` and :meth:`make_calculator`, and changes the attributes where the defaults,
+    which suit double precision, do not apply.
+
+    Attributes:
+        family: Name of the family in the registry; None for a module that defines ``stable_potential`` itself.
+        energy_tolerance: Largest difference of two energies in eV that should be equal.
+        force_tolerance: Largest difference of two forces in eV/Å that should be equal.
+        calculator_tolerance: Largest difference from the calculator in eV and eV/Å if that computes in a lower precision;
+            None for the two above.
+        gradient_tolerance: Largest difference of a derivative and its finite difference, relative to the largest
+            derivative; None in single precision, in which finite differences are too noisy.
+        rotation_tolerance: Largest change in eV and eV/Å when the system is rotated; infinite for a model that is not
+            equivariant by construction.
+        capturable: Whether a force call must be free of host synchronizations, so that it can be part of a CUDA graph.
+        suffix: Suffix of the family's files; None if it has none.
+    """
+
+    family: str | None = None
+    energy_tolerance = 1e-9
+    force_tolerance = 1e-9
+    calculator_tolerance: float | None = None
+    gradient_tolerance: float | None = 1e-5
+    rotation_tolerance = 1e-9
+    capturable = True
+    suffix: str | None = None
+    _kept: _KeptModule
+
+    def make_module(self) -> nn.Module:
+        """Return the module under test; called once for each class, as the tests restore its weights."""
+        raise NotImplementedError(f"{type(self).__name__} must define make_module().")
+
+    def make_calculator(self, module: nn.Module, atoms: Atoms) -> Calculator:
+        """Return an independent ASE calculator of the same model, usually the family's own.
+
+        Args:
+            module: What :meth:`make_module` returned.
+            atoms: The structure it will be used for.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define make_calculator().")
+
+    def make_structures(self) -> dict[str, Atoms]:
+        """Return the structures under test by name; change it for models that do not know H, C and O."""
+        return {"molecule": rattled_ethanol(), "periodic": small_water_box()}
+
+    def save(self, module: nn.Module, path: Path) -> None:
+        """Save the module to a file of the family.
+
+        Args:
+            module: What :meth:`make_module` returned.
+            path: A path that does not exist yet, with :attr:`suffix`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define save(), or leave suffix=None.")
+
+    def make_load_arguments(self) -> dict[str, Any]:
+        """Return the arguments that :func:`~stable_plugin.models.load_potential` needs for such a file."""
+        return {}
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Run tests with an argument ``structure`` on every structure, and those with ``periodic`` on periodic ones."""
+        structures = self.make_structures()
+        if "structure" in metafunc.fixturenames:
+            metafunc.parametrize("structure", sorted(structures))
+        if "periodic" in metafunc.fixturenames:
+            metafunc.parametrize("periodic", sorted(name for name, each in structures.items() if each.pbc.any()))
+
+    def test_energies_and_forces_equal_calculator(self, structure: str) -> None:
+        """Energies, up to the constant, and forces are those of the family's own calculator."""
+        case = self._case(structure)
+        energies, forces = case.energies_and_forces()
+        calculator = self.make_calculator(case.module, case.atoms)
+        assert forces.abs().max() > 10 * self.force_tolerance, "the forces are too small to compare"
+        for index, positions in enumerate(case.positions):
+            atoms = case.atoms.copy()
+            atoms.positions = positions.double().numpy()
+            atoms.calc = calculator
+            total = energies[index].item() + case.potential.constant_energy
+            assert abs(total - atoms.get_potential_energy()) <= (self.calculator_tolerance or self.energy_tolerance)
+            tolerance = self.calculator_tolerance or self.force_tolerance
+            _assert_close(forces[index], torch.tensor(atoms.get_forces()), tolerance)
+
+    def test_forces_are_minus_the_gradient(self, structure: str) -> None:
+        """Forces are minus the finite differences of the energy, along random directions."""
+        tolerance = self._needs_double_precision()
+        case = self._case(structure)
+        _, forces = case.energies_and_forces()
+        direction = torch.randn(forces.shape, generator=torch.Generator().manual_seed(1)).to(case.positions)
+
+        def energies(step: float) -> Tensor:
+            return case.energies_and_forces(case.positions + step * direction)[0].double()
+
+        slopes = -(forces * direction).sum(dim=(1, 2)).double()
+        _assert_close(_finite_difference(energies), slopes, tolerance * slopes.abs().max().item())
+
+    def test_atomic_energies_sum_to_energies(self, structure: str) -> None:
+        """Energies per atom have one entry an atom and add up to the energies of the replicas."""
+        case = self._case(structure)
+        with case.potential.frozen():
+            atomic = case.potential.atomic_energies(case.positions, case.edges())
+            energies = case.potential.energies(case.positions, case.edges())
+        assert atomic.shape == case.positions.shape[:2]
+        assert energies.shape == case.positions.shape[:1]
+        _assert_close(atomic.sum(dim=1), energies, self.energy_tolerance)
+        _assert_close(case.energies_and_forces()[0], energies, self.energy_tolerance)
+
+    def test_energies_are_differentiable_in_weights(self, structure: str) -> None:
+        """Gradients for the weights of single atomic energies are those of finite differences."""
+        tolerance = self._needs_double_precision()
+        case = self._case(structure)
+        parameters, edges = case.potential.trainable_parameters(), case.edges()
+        generator = torch.Generator().manual_seed(2)
+        directions = [torch.randn(each.shape, generator=generator).to(each) * _scale(each) for each in parameters]
+
+        def energies(step: float) -> Tensor:
+            with torch.no_grad():
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.add_(step * direction)
+                try:
+                    return case.potential.atomic_energies(case.positions, edges)[:, :2].double()
+                finally:
+                    for parameter, direction in zip(parameters, directions, strict=True):
+                        parameter.sub_(step * direction)
+
+        with case.potential.evaluating():
+            numeric = _finite_difference(energies)
+            atomic = case.potential.atomic_energies(case.positions, edges)[:, :2]
+            for place in np.ndindex(*atomic.shape):
+                gradients = torch.autograd.grad(atomic[place], parameters, retain_graph=True, allow_unused=True)
+                slope = sum(
+                    (gradient * direction).sum().item()
+                    for gradient, direction in zip(gradients, directions, strict=True)
+                    if gradient is not None
+                )
+                assert abs(slope - numeric[place].item()) <= tolerance * numeric.abs().max().item()
+        assert numeric.abs().max() > 0, "the energies do not depend on the weights"
+
+    def test_periodic_images_are_equivalent(self, periodic: str) -> None:
+        """Moving atoms by cell vectors changes neither energies nor forces."""
+        case = self._case(periodic)
+        images = torch.randint(-2, 3, case.positions.shape, generator=torch.Generator().manual_seed(3))
+        images = images * torch.tensor(case.atoms.pbc)
+        moved = case.positions + images.to(case.positions) @ case.potential.system.cell
+        self._assert_same(case.energies_and_forces(moved), case.energies_and_forces())
+
+    def test_replicas_are_independent(self, structure: str) -> None:
+        """The result of a replica does not depend on the others in the batch, nor on its place among them."""
+        case = self._case(structure)
+        energies, forces = case.energies_and_forces()
+        for index in range(len(case.positions)):
+            alone = case.energies_and_forces(case.positions[index : index + 1])
+            self._assert_same(alone, (energies[index : index + 1], forces[index : index + 1]))
+        self._assert_same(case.energies_and_forces(case.positions.flip(0)), (energies.flip(0), forces.flip(0)))
+
+    def test_permuted_atoms_have_permuted_forces(self, structure: str) -> None:
+        """Energies do not depend on the order of the atoms, and forces follow it."""
+        case = self._case(structure)
+        order = np.random.default_rng(4).permutation(len(case.atoms))
+        permuted = _Case(case.module, case.atoms[order])
+        energies, forces = case.energies_and_forces()
+        self._assert_same(permuted.energies_and_forces(case.positions[:, order]), (energies, forces[:, order]))
+
+    def test_rotated_replicas_have_rotated_forces(self, structure: str) -> None:
+        """Energies do not depend on the orientation and the place of the system, and forces rotate with it."""
+        if isinf(self.rotation_tolerance):
+            _skip("the model is not equivariant")
+        case = self._case(structure)
+        rotation, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))
+        rotation *= np.linalg.det(rotation)  # proper: chiral models tell mirror images apart
+        turned = case.atoms.copy()
+        turned.set_cell(turned.cell.array @ rotation.T, scale_atoms=False)
+        turned.positions = turned.positions @ rotation.T
+        matrix = torch.tensor(rotation.T).to(case.positions)
+        energies, forces = case.energies_and_forces()
+        positions = case.positions @ matrix + torch.tensor([0.3, -0.2, 0.1]).to(case.positions)
+        rotated_energies, rotated_forces = _Case(case.module, turned).energies_and_forces(positions)
+        _assert_close(rotated_energies, energies, self.rotation_tolerance)
+        _assert_close(rotated_forces, forces @ matrix, self.rotation_tolerance)
+
+    def test_edges_beyond_the_cutoff_contribute_nothing(self, structure: str) -> None:
+        """Padding edges, which neighbor lists of fixed size contain, change no energy and no force."""
+        case = self._case(structure)
+        edges, cutoff = case.edges(), case.potential.cutoff
+        if isinf(cutoff):
+            _skip("the potential takes no edges")
+        shifts = edges.shifts.new_zeros(100, 3)
+        shifts[:, 0] = cutoff * torch.linspace(1.001, 2.0, 100).to(shifts)
+        index = torch.arange(100).remainder(case.positions.shape[0] * case.positions.shape[1]).expand(2, 100)
+        padded = Edges(torch.cat([edges.index, index], dim=1), torch.cat([edges.shifts, shifts]))
+        with case.potential.frozen():
+            result = case.potential.energies_and_forces(case.positions, padded)
+        self._assert_same(result, case.energies_and_forces())
+
+    def test_weights_changed_in_place_take_effect(self, structure: str) -> None:
+        """Weights that an optimizer changes are used by the next call, in a simulation too."""
+        case = self._case(structure)
+        before, _ = case.energies_and_forces(within=case.potential.simulating)
+        with torch.no_grad():
+            for parameter in case.module.parameters():
+                parameter.mul_(1.05)
+        frozen, _ = case.energies_and_forces()
+        simulated, _ = case.energies_and_forces(within=case.potential.simulating)
+        assert (frozen - before).abs().max() > 10 * self.energy_tolerance
+        # Merged experts and the like round differently.
+        _assert_close(simulated, frozen, 10 * self.energy_tolerance)
+
+    def test_contexts_restore_modes_and_gradients(self) -> None:
+        """Modes and gradient flags are restored as they were, after an error too, and by every context."""
+        case = self._case(next(iter(self.make_structures())))
+        case.module.train()
+        *_, last = case.module.modules()
+        last.eval()
+        parameters = list(case.module.parameters())
+        parameters[0].requires_grad_(False)
+        before = _states(case.module)
+        for context in (case.potential.evaluating, case.potential.frozen, case.potential.simulating):
+            try:
+                with context():
+                    modes, flags = _states(case.potential.module)
+                    assert not any(modes)
+                    assert context == case.potential.evaluating or not any(flags)
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                assert _states(case.module) == before, context
+        assert all(parameter is not parameters[0] for parameter in case.potential.trainable_parameters())
+
+    def test_force_calls_leave_no_trace(self, structure: str) -> None:
+        """A simulation neither moves the positions nor leaves gradients or other weights in the model."""
+        case = self._case(structure)
+        positions = case.positions.clone()
+        weights = [parameter.detach().clone() for parameter in case.module.parameters()]
+        energies, forces = case.energies_and_forces(within=case.potential.simulating)
+        assert not energies.requires_grad and not forces.requires_grad
+        assert torch.equal(case.positions, positions)
+        for parameter, weight in zip(case.module.parameters(), weights, strict=True):
+            assert parameter.grad is None
+            assert torch.equal(parameter, weight)
+
+    def test_compilable_potential_gives_the_same_energies(self, structure: str) -> None:
+        """The potential for torch.compile shares the weights, or a ValueError says what to set instead."""
+        case = self._case(structure)
+        try:
+            compilable = case.potential.compilable()
+        except ValueError as error:
+            assert "compile=False" in str(error), error
+            return
+        with torch.no_grad():
+            for parameter in case.module.parameters():
+                parameter.mul_(1.05)
+        with case.potential.frozen(), compilable.frozen():
+            energies = compilable.energies(case.positions, case.edges())
+            expected = case.potential.energies(case.positions, case.edges())
+        _assert_close(energies, expected, self.energy_tolerance)
+
+    def test_force_call_does_not_wait_for_the_device(self, structure: str) -> None:
+        """A force call reads no value on the host and has no shape that depends on values."""
+        if not self.capturable:
+            _skip("capturable = False")
+        case = self._case(structure)
+        edges = case.edges()
+        with case.potential.simulating():
+            for _ in range(3):  # TorchScript optimizes in the first calls
+                case.potential.energies_and_forces(case.positions, edges)
+            with HostReads() as reads:
+                case.potential.energies_and_forces(case.positions, edges)
+        assert reads.count == 0, reads.names
+
+    def test_file_round_trip_keeps_energies(self, structure: str, tmp_path: Path) -> None:
+        """The registry recognizes a saved model, and loads it with the same energies and forces."""
+        case, path = self._case(structure), self._saved(tmp_path)
+        with torch.no_grad():
+            for parameter in case.module.parameters():
+                parameter.copy_((1.05 * parameter).float())  # files of some families are in single precision
+        self.save(case.module, path)
+        loaded = load_potential(path, **self.make_load_arguments())
+        assert get_family(str(self.family)).owns(_model_of(find_potential(loaded, case.potential.system)))
+        self._assert_same(_Case(loaded, case.atoms).energies_and_forces(), case.energies_and_forces())
+        assert [each.name for each in tmp_path.iterdir()] == [path.name], "nothing else is left in the folder"
+
+    def test_save_does_not_overwrite(self, tmp_path: Path) -> None:
+        """An existing file is kept, and the error names it."""
+        path = self._saved(tmp_path)
+        path.write_text("mine")
+        _raises(FileExistsError, path.name, lambda: self.save(self._module(), path))
+        assert path.read_text() == "mine"
+
+    def test_loader_names_unknown_arguments(self, tmp_path: Path) -> None:
+        """An argument that the loader does not have is named, with its value."""
+        path = self._saved(tmp_path)
+        _raises(TypeError, "colour='red'", lambda: load_potential(path, family=self.family, colour="red"))
+
+    def test_registry_finds_the_module(self, structure: str) -> None:
+        """The potential is found wherever the model is inside another module."""
+        case = self._case(structure)
+        found = find_potential(nn.Sequential(nn.Identity(), nn.ModuleList([case.module])), case.potential.system)
+        assert type(found) is type(case.potential)
+        assert found.module is case.potential.module
+        assert self.family is None or get_family(self.family).owns(_model_of(found))
+        assert repr(found).startswith(f"{type(found).__name__}(")
+        assert case.atoms.get_chemical_formula() in repr(found)
+
+    def _case(self, structure: str) -> _Case:
+        return _Case(self._module(), self.make_structures()[structure])
+
+    def _module(self) -> nn.Module:
+        """Return the module of this class, in the state in which it was made."""
+        kept: _KeptModule | None = type(self).__dict__.get("_kept")
+        if kept is None:
+            kept = _KeptModule(self.make_module())
+            type(self)._kept = kept
+        return kept.restored()
+
+    def _saved(self, folder: Path) -> Path:
+        if self.suffix is None:
+            _skip("suffix = None: the family has no files")
+        return folder / f"saved{self.suffix}"
+
+    def _needs_double_precision(self) -> float:
+        if self.gradient_tolerance is None:
+            _skip("gradient_tolerance = None")
+        return self.gradient_tolerance
+
+    def _assert_same(self, result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+        _assert_close(result[0], expected[0], self.energy_tolerance)
+        _assert_close(result[1], expected[1], self.force_tolerance)
+
+
+class _KeptModule:
+    """A module with what is needed to undo changes of its weights, modes and gradient flags."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._tensors = [tensor.detach().clone() for tensor in self._weights()]
+        self._states = _states(module)
+
+    def restored(self) -> nn.Module:
+        with torch.no_grad():
+            for tensor, original in zip(self._weights(), self._tensors, strict=True):
+                tensor.copy_(original)
+        for part, mode in zip(self._module.modules(), self._states[0], strict=True):
+            part.training = mode
+        for parameter, flag in zip(self._module.parameters(), self._states[1], strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        return self._module
+
+    def _weights(self) -> list[Tensor]:
+        return [*self._module.parameters(), *self._module.buffers()]
+
+
+class _Case:
+    """A module with a structure: its potential and a few rattled replicas."""
+
+    def __init__(self, module: nn.Module, atoms: Atoms) -> None:
+        self.module, self.atoms = module, atoms
+        self.potential: Potential = find_potential(module, System.from_atoms(atoms))
+        noise = np.random.default_rng(6).normal(scale=0.5 * RATTLE_A, size=(N_REPLICAS, len(atoms), 3))
+        self.positions = torch.tensor(atoms.positions + noise).to(self.potential.device, self.potential.dtype)
+
+    def edges(self, positions: Tensor | None = None) -> Edges:
+        return self.potential.edges(self.positions if positions is None else positions)
+
+    def energies_and_forces(
+        self, positions: Tensor | None = None, within: Callable[[], AbstractContextManager[None]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        positions = self.positions if positions is None else positions
+        with (within or self.potential.frozen)():
+            return self.potential.energies_and_forces(positions, self.edges(positions))
+
+
+def _model_of(potential: Potential) -> nn.Module:
+    return potential.module
+
+
+def _states(module: nn.Module) -> tuple[list[bool], list[bool]]:
+    return [part.training for part in module.modules()], [each.requires_grad for each in module.parameters()]
+
+
+def _scale(parameter: Tensor) -> float:
+    """Return the size of a parameter, so that a step is small for weights of every size."""
+    return float(parameter.detach().abs().max()) or 1.0
+
+
+def _finite_difference(function: Callable[[float], Tensor], step: float = 1e-4) -> Tensor:
+    """Return the derivative at zero by central differences of fourth order."""
+    near, far = (function(scale * step) - function(-scale * step) for scale in (1.0, 2.0))
+    return (8.0 * near - far).detach() / (12.0 * step)
+
+
+def _assert_close(result: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(result.double(), expected.double(), rtol=0.0, atol=tolerance)
+
+
+def _raises(error: type[Exception], text: str, call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except error as raised:
+        assert text in str(raised), raised
+    else:
+        raise AssertionError(f"{error.__name__} was not raised")
+
+
+def _skip(reason: str) -> NoReturn:
+    import pytest
+
+    pytest.skip(reason)
