@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stable_plugin.runtime.console import set_up_logging
+from stable_plugin.runtime.console import quiet_stdout, set_up_logging
 
 DESCRIPTION = "StABlE training: repair neural network potentials that fail in molecular dynamics."
 
@@ -148,9 +148,11 @@ def _add_recipes(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from stable_plugin.integrations.recipes.launch import train
+    from stable_plugin.integrations.recipes.launch import prepare, start
 
-    train(options.recipe, options.overrides)
+    with quiet_stdout(options.debug):
+        pipeline = prepare(options.recipe, options.overrides)
+    start(pipeline)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -159,7 +161,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from stable_plugin import BondDeviation, Langevin
     from stable_plugin.evaluation import Evaluator
     from stable_plugin.integrations.recipes.evaluate import EvaluatePipeline
-    from stable_plugin.integrations.recipes.launch import new_run_id, stop_on_signals
+    from stable_plugin.integrations.recipes.launch import new_run_id, start
     from stable_plugin.integrations.recipes.run_folder import Job
 
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
@@ -174,16 +176,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     loader = {"task_name": options.task_name} if options.task_name else {}
-    pipeline = EvaluatePipeline(options.model, evaluator, **loader)
+    with quiet_stdout(options.debug):
+        pipeline = EvaluatePipeline(options.model, evaluator, **loader)
     pipeline.job = Job(
         folder=Path(options.out or Path("runs", "evaluate", new_run_id())).absolute(),
         device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         resume=f"stable-plugin {shlex.join(sys.argv[1:])}",
         settings=settings,
     )
-    with stop_on_signals(pipeline):
-        pipeline.validate()
-        pipeline.run()
+    start(pipeline)
 
 
 def _recipes(options: argparse.Namespace) -> None:

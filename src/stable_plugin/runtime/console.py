@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from typing import Any
 
 PACKAGE = "stable_plugin"
 
@@ -36,3 +39,12 @@ def set_up_logging(*, debug: bool = False) -> None:
     warnings.simplefilter("ignore")
     # Other packages change the filters when they are imported, but not the function that shows what has passed them.
     warnings.showwarning = lambda *_, **__: None
+
+
+def quiet_stdout(debug: bool = False) -> AbstractContextManager[Any]:
+    """Discard what is printed in a block that imports other packages: some print when they are imported.
+
+    Args:
+        debug: Whether to print it all the same.
+    """
+    return nullcontext() if debug else redirect_stdout(io.StringIO())

@@ -107,9 +107,6 @@ class JobSection:
 def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Run a recipe in its run folder, ``<job.run_dir>/<job.timestamp_id>``.
 
-    Everything in the recipe is validated before the run folder is made. SIGINT and SIGTERM end the run; the command that
-    resumes it is logged.
-
     Args:
         source: Path of a recipe, or of the run folder of an interrupted run.
         overrides: Hydra overrides.
@@ -121,15 +118,43 @@ def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
         FileNotFoundError: If a file is missing.
         ValueError: If the recipe is invalid. The error names the key path, the value and the remedy.
     """
+    return start(prepare(source, overrides))
+
+
+def prepare(source: str | Path, overrides: Sequence[str] = ()) -> RunFolder:
+    """Return the pipeline of a recipe, with its job. Everything is validated before anything is made.
+
+    Args:
+        source: As for :func:`train`.
+        overrides: Likewise.
+
+    Raises:
+        FileNotFoundError: As for :func:`train`.
+        ValueError: Likewise.
+    """
     recipe = load_recipe(source, overrides)
     section = job_section(recipe)
     seed_everything(section)
     pipeline = make_pipeline(recipe)
-    pipeline.job = job = make_job(section, recipe)
-    log.info("run folder: %s", job.folder)
+    pipeline.job = make_job(section, recipe)
+    return pipeline
+
+
+def start(pipeline: RunFolder) -> Path:
+    """Validate a pipeline with its job, write its recipe into the run folder, and run it.
+
+    SIGINT and SIGTERM end the run; the command that resumes it is logged.
+
+    Args:
+        pipeline: The pipeline.
+
+    Returns:
+        Path of the report.
+    """
     with stop_on_signals(pipeline):
         pipeline.validate()
-        write_config(job.folder, section, recipe)
+        log.info("run folder: %s", pipeline.folder)
+        write_config(pipeline.job)
         return pipeline.run()
 
 
@@ -142,7 +167,14 @@ def job_section(recipe: Mapping[str, Any]) -> JobSection:
 def make_job(section: JobSection, recipe: Mapping[str, Any]) -> Job:
     """Return the description of a job, in a new run folder unless the section names one."""
     folder = Path(section.run_dir).absolute() / (section.timestamp_id or new_run_id())
-    return Job(folder, section.device, f"stable-plugin train {shlex.quote(str(folder))}", recipe["runner"])
+    place = {"run_dir": str(folder.parent), "timestamp_id": folder.name, "device_type": section.device.upper()}
+    return Job(
+        folder=folder,
+        device=section.device,
+        resume=f"stable-plugin train {shlex.quote(str(folder))}",
+        settings=recipe["runner"],
+        config={"job": {**recipe["job"], **place}, "runner": recipe["runner"]},
+    )
 
 
 def make_pipeline(recipe: Mapping[str, Any]) -> RunFolder:
@@ -165,18 +197,14 @@ def make_pipeline(recipe: Mapping[str, Any]) -> RunFolder:
     return kind(**instantiate_arguments(kind, runner, name=name))
 
 
-def write_config(folder: Path, section: JobSection, recipe: Mapping[str, Any]) -> None:
-    """Write the resolved recipe into its run folder, which a later start resumes from."""
-    job = {
-        **recipe["job"],
-        "run_dir": str(folder.parent),
-        "timestamp_id": folder.name,
-        "device_type": section.device.upper(),
-    }
-    with explain_write_errors(folder, "run folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / CONFIG_FILE) as partial:
-        OmegaConf.save(OmegaConf.create({"job": job, "runner": recipe["runner"]}), partial)
+def write_config(job: Job) -> None:
+    """Write the resolved recipe into the run folder, where a later start finds it."""
+    if job.config is None:
+        return
+    with explain_write_errors(job.folder, "run folder"):
+        job.folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(job.folder / CONFIG_FILE) as partial:
+        OmegaConf.save(OmegaConf.create(dict(job.config)), partial)
 
 
 def new_run_id() -> str:

@@ -50,14 +50,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         )
     try:
         config = _compose(path.resolve(), list(overrides))
-        _refuse_unused(config)
-        recipe: Any = {"job": {}, **OmegaConf.to_container(config, resolve=True, throw_on_missing=True)}  # type: ignore[dict-item]
+        _validate_keys(config)
+        recipe: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"recipe {str(path)!r} cannot be loaded: {_explained(error)}") from error
-    for section in SECTIONS:
-        if not isinstance(recipe.get(section), dict):
-            raise ValueError(f"{section}={shown(recipe.get(section))} is not a section of a recipe: pass a mapping.")
-    return {section: recipe[section] for section in SECTIONS}
+    return {"job": recipe.get("job", {}), "runner": recipe["runner"]}
 
 
 def _compose(path: Path, overrides: list[str]) -> Any:
@@ -70,9 +67,13 @@ def _compose(path: Path, overrides: list[str]) -> Any:
         return hydra.compose(config_name=path.name, overrides=overrides)
 
 
-def _refuse_unused(config: Any) -> None:
-    """Refuse top-level keys that nothing refers to: they are slips."""
+def _validate_keys(config: Any) -> None:
+    """Refuse sections that are not mappings, and variables that nothing refers to, which are typing errors."""
     written: Any = OmegaConf.to_container(config)
+    for section in SECTIONS:
+        content = {"job": {}, **written}.get(section)
+        if not isinstance(content, dict):
+            raise ValueError(f"{section}={shown(content)} is not a section of a recipe: pass a mapping.")
     for key, value in written.items():
         if key not in SECTIONS and not _is_used(config, key):
             raise ValueError(

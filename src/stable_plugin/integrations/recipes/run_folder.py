@@ -30,12 +30,14 @@ class Job:
         device: ``cpu`` or ``cuda``.
         resume: Command that resumes the run, for messages.
         settings: The recipe's ``runner`` section, for the report.
+        config: The resolved recipe to write into the run folder, unless something else writes it.
     """
 
     folder: Path
     device: str = "cpu"
     resume: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
 
 
 class RunFolder(ABC):
