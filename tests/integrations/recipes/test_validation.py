@@ -147,7 +147,10 @@ def test_load_recipe_agrees_with_fairchem():
     from recipe_tools import ROOT
 
     for name in ("aspirin_mace", "peptide_esen", "water_mace"):
-        path, overrides = ROOT / "recipes" / f"{name}.yaml", ["runner.control=true", "seed=7", "+runner.stable.chunk=8"]
+        path, overrides = (
+            ROOT / "recipes" / f"{name}.yaml",
+            ["runner.control=true", "seed=7", "+runner.stable.start_epoch=1"],
+        )
         config = cli.get_hydra_config_from_yaml(str(path), overrides)
         recipe = load_recipe(path, overrides)
         assert recipe["runner"] == OmegaConf.to_container(config.runner)
