@@ -12,6 +12,7 @@ folder = Path(sys.argv[1]).resolve()
 here = Path(stable_plugin.__file__)
 assert here.is_relative_to(folder), f"stable_plugin was imported from {here}, not {folder}"
 assert (here.parent / "py.typed").is_file(), "py.typed is missing"
+assert {each.name for each in here.parent.glob("recipes/*")} >= {"aspirin_mace.yaml", "data"}, "recipes are missing"
 installed = distribution("stable-plugin")
 assert Path(str(installed.locate_file(""))).resolve().is_relative_to(folder), (
     "the metadata are those of another install"

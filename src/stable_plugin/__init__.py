@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,9 @@ from stable_plugin.observables import (
 )
 
 if TYPE_CHECKING:
-    from stable_plugin.integrations.lightning import StABlECallback, StABlEMixin
+    from stable_plugin.evaluation import Evaluator, evaluate
+    from stable_plugin.integrations.fairchem.runner import EvaluateRunner, StABlERunner
+    from stable_plugin.integrations.lightning import ExtxyzDataModule, StABlECallback, StABlEMixin
 
 __all__ = [
     "AngleDistribution",
@@ -52,7 +55,10 @@ __all__ = [
     "Detector",
     "DiffusionCoefficient",
     "DistanceDistribution",
+    "EvaluateRunner",
+    "Evaluator",
     "Execution",
+    "ExtxyzDataModule",
     "IntermolecularContact",
     "Langevin",
     "LindemannCriterion",
@@ -74,18 +80,38 @@ __all__ = [
     "StABlECallback",
     "StABlEConfig",
     "StABlEMixin",
+    "StABlERunner",
     "System",
     "VelocityAutocorrelation",
     "__version__",
+    "evaluate",
 ]
 
 __version__ = version("stable-plugin")
 
 
-def __getattr__(name: str) -> Any:
-    # Who only simulates or measures does not wait for Lightning.
-    if name in ("StABlECallback", "StABlEMixin"):
-        from stable_plugin.integrations import lightning
+_LAZY = {
+    "Evaluator": "stable_plugin.evaluation",
+    "evaluate": "stable_plugin.evaluation",
+    "ExtxyzDataModule": "stable_plugin.integrations.lightning",
+    "StABlECallback": "stable_plugin.integrations.lightning",
+    "StABlEMixin": "stable_plugin.integrations.lightning",
+}
 
-        return getattr(lightning, name)
+_PIPELINES = {
+    "EvaluateRunner": ("stable_plugin.integrations.recipes.evaluate", "EvaluatePipeline"),
+    "StABlERunner": ("stable_plugin.integrations.recipes.pipeline", "StABlEPipeline"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning and matplotlib are slow to import, and simulations do not need them.
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _PIPELINES:
+        try:
+            return getattr(import_module("stable_plugin.integrations.fairchem.runner"), name)
+        except ImportError:  # without fairchem, whose command line needs its own kind of runner
+            module, pipeline = _PIPELINES[name]
+            return getattr(import_module(module), pipeline)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

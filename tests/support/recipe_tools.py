@@ -1,4 +1,4 @@
-"""Recipes run in this process, the way ``fairchem -c`` takes them, and made small enough to be run a thousand times."""
+"""Recipes run in this process as ``stable-plugin train`` and ``fairchem -c`` run them, made small enough to run often."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from pathlib import Path
 import ase.io
 import hydra
 import yaml
-from fairchem.core._cli import get_hydra_config_from_yaml
-from fairchem.core.launchers.slurm_launch import _set_seeds
 from omegaconf import OmegaConf
+
+from stable_plugin.integrations.recipes import launch
+from stable_plugin.integrations.recipes.load import load_recipe
+
+try:
+    from fairchem.core._cli import get_hydra_config_from_yaml
+    from fairchem.core.launchers.slurm_launch import _set_seeds
+except ImportError:
+    FRONTS = ["stable-plugin"]
+else:
+    FRONTS = ["stable-plugin", "fairchem"]
 
 ROOT = Path(__file__).parents[2]
 
 FRAMES = {"train": 2, "valid": 1, "target": 3, "reference": 4, "heldout": 2}
-"""Of each of a recipe's files, so many are enough."""
+"""Frames to keep of each file of a recipe."""
 
 SIZE = {"epochs": 1, "replicas": 2, "window_ps": 0.005, "windows": 1, "judged": 2, "horizons_ps": [0.01]}
 
@@ -54,7 +63,7 @@ TINY = {
         **{f"runner.evaluation.dynamics.{index}.interval_fs": 5.0 for index in range(4)},
         **{f"runner.evaluation.dynamics.{index}.max_lag_ps": 0.01 for index in range(4)},
         "runner.evaluation.dynamics.3.fit_from_ps": 0.0,
-        # Replicas that are stopped early would leave trajectories that are too short.
+        # Replicas that stop early leave trajectories that are too short.
         "runner.evaluation.detector.detectors.0.threshold": 50.0,
         "runner.evaluation.detector.detectors.0.discard": 50.0,
         "runner.evaluation.detector.detectors.1.distance": 0.01,
@@ -66,11 +75,11 @@ TINY = {
         "runner.evaluation.record_every_fs": 5.0,
     },
 }
-"""What makes each recipe small, by path."""
+"""Changes that make each recipe small, by key path."""
 
 
 def small_data(folder: Path) -> Path:
-    """The recipes' files, cut to a few frames."""
+    """Write the recipes' data with a few frames each, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (ROOT / "recipes" / "data").glob("*.extxyz"):
         n_frames = FRAMES[path.stem.rsplit("_", 1)[1]]
@@ -79,7 +88,7 @@ def small_data(folder: Path) -> Path:
 
 
 def tiny(name: str, data: Path) -> dict:
-    """A shipped recipe as plain data, made small."""
+    """Return a small form of a shipped recipe as plain data."""
     recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
     for path, value in TINY[name].items():
         put(recipe, path, value)
@@ -90,10 +99,10 @@ def tiny(name: str, data: Path) -> dict:
 
 
 def put(recipe: dict, path: str, value: object) -> None:
-    """Set an entry of plain data by its path."""
-    *way, last = (int(part) if part.isdigit() else part for part in path.split("."))
+    """Set an entry of plain data by its key path."""
+    *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
     node = recipe
-    for part in way:
+    for part in parents:
         node = node[part]
     node[last] = value
 
@@ -103,11 +112,11 @@ class Outcome:
     """How a recipe ended.
 
     Attributes:
-        error: What it raised; None if it ran to its end, or was still running when its time was over.
-        stage: How far it came: config, seeds, runner, run, done.
+        error: The exception; None if the recipe finished, or was still running when its time was over.
+        stage: The stage it reached: config, seeds, runner, run, done.
         seconds: Time until the end.
         folder: The run folder, if there is one.
-        left: What is in it, but for what fairchem itself writes before the runner is made.
+        left: Names in it, except those that are written before the run starts.
     """
 
     error: BaseException | None
@@ -126,63 +135,79 @@ class Outcome:
 
 
 class EndedError(Exception):
-    """An error of another process, which cannot always be sent as it is."""
+    """An error of another process, which cannot always be pickled."""
 
     kind = ""
 
 
 class TimeIsOverError(BaseException):
-    """No Exception, so that nothing that is being tested takes it for one of its own."""
+    """Not an Exception, so that the tested code does not handle it."""
 
 
-def run(recipe: dict, folder: Path, seconds: float = 60.0) -> Outcome:
-    """Run a recipe from a file in ``folder``, with what ``fairchem -c`` does before and after the runner is made."""
+def run(recipe: dict, folder: Path, seconds: float = 60.0, front: str = "stable-plugin") -> Outcome:
+    """Run a recipe from a file in ``folder``, step by step as one of the commands does."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
     if isinstance(recipe.get("job"), dict) and isinstance(recipe["job"].get("run_dir"), str):
         recipe["job"]["run_dir"] = str(folder / "runs")
-        path.write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
-    began, stage, error, run_folder = time.perf_counter(), "config", None, None
-    before = Path.cwd()
+    path.write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
+    outcome = Outcome(None, "config", 0.0, None, [])
+    began, before = time.perf_counter(), Path.cwd()
     os.chdir(folder)
     try:
         with _limited(seconds), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            config = get_hydra_config_from_yaml(str(path), [])
-            run_folder = Path(config.job.metadata.config_path).parent
-            os.makedirs(config.job.metadata.log_dir, exist_ok=True)
-            OmegaConf.save(config, config.job.metadata.config_path)
-            stage = "seeds"
-            _set_seeds(config.job.seed)
-            stage = "runner"
-            runner = hydra.utils.instantiate(config.runner)
-            runner.job_config = config.job
-            runner.load_state(config.job.runner_state_path)
-            stage = "run"
-            runner.run()
-            stage = "done"
+            (_run_fairchem if front == "fairchem" else _run_plain)(path, outcome)
+            outcome.stage = "done"
     except TimeIsOverError:
         pass
-    except BaseException as caught:  # SystemExit too: whatever ends a run
-        error = caught
+    except BaseException as caught:  # SystemExit too
+        outcome.error = caught
     finally:
         os.chdir(before)
-    own = {"canonical_config.yaml", "logs"}
-    left = [] if run_folder is None or not run_folder.is_dir() else [e.name for e in run_folder.iterdir()]
-    return Outcome(error, stage, time.perf_counter() - began, run_folder, sorted(set(left) - own))
+    if outcome.folder is not None and outcome.folder.is_dir():
+        outcome.left = sorted({entry.name for entry in outcome.folder.iterdir()} - {"canonical_config.yaml", "logs"})
+    outcome.seconds = time.perf_counter() - began
+    return outcome
 
 
-def run_apart(recipe: dict, folder: Path, seconds: float) -> Outcome:
-    """As :func:`run`, in a process of its own that has imported everything already.
+def _run_plain(path: Path, outcome: Outcome) -> None:
+    recipe = load_recipe(path)
+    section = launch.job_section(recipe)
+    job = launch.make_job(section, recipe)
+    outcome.folder, outcome.stage = job.folder, "seeds"
+    launch.seed_everything(section)
+    outcome.stage = "runner"
+    pipeline = launch.make_pipeline(recipe)
+    pipeline.job, outcome.stage = job, "run"
+    launch.start(pipeline)
 
-    What is stopped by the clock may hold locks, or have imported half a module: nobody goes on from there.
+
+def _run_fairchem(path: Path, outcome: Outcome) -> None:
+    config = get_hydra_config_from_yaml(str(path), [])
+    outcome.folder = Path(config.job.metadata.config_path).parent
+    os.makedirs(config.job.metadata.log_dir, exist_ok=True)
+    OmegaConf.save(config, config.job.metadata.config_path)
+    outcome.stage = "seeds"
+    _set_seeds(config.job.seed)
+    outcome.stage = "runner"
+    runner = hydra.utils.instantiate(config.runner)
+    runner.job_config = config.job
+    runner.load_state(config.job.runner_state_path)
+    outcome.stage = "run"
+    runner.run()
+
+
+def run_apart(recipe: dict, folder: Path, seconds: float, front: str = "stable-plugin") -> Outcome:
+    """Run as :func:`run` does, in a forked process that has imported everything already.
+
+    A run that the clock ends may hold locks, or have imported half a module, so its process must end too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     result, began = folder / "outcome.pickle", time.perf_counter()
     child = os.fork()
     if child == 0:
         try:
-            outcome = run(recipe, folder, seconds)
+            outcome = run(recipe, folder, seconds, front)
             sent = (None if outcome.error is None else (outcome.kind, str(outcome.error)), outcome.stage, outcome.left)
             result.with_suffix(".partial").write_bytes(pickle.dumps((*sent, outcome.seconds, outcome.folder)))
             result.with_suffix(".partial").rename(result)

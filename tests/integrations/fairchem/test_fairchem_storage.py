@@ -1,4 +1,4 @@
-"""The same for fairchem: the checkpoints of its own training, and the run folder of a recipe."""
+"""Checkpoints of native fairchem training, and the run folder of a recipe, when writing fails."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from pytorch_lightning import Trainer
 
 from stable_plugin import Execution, StABlECallback
 from stable_plugin.integrations.fairchem.checkpoints import STATE_FILE, Interruption, StopSignaled, save_with
-from stable_plugin.integrations.fairchem.runner import EvaluateRunner, StABlERunner
+from stable_plugin.integrations.fairchem.runner import EvaluateRunner, StABlERunner, job_of
 from stable_plugin.integrations.lightning import ExtxyzDataModule
 from stable_plugin.models.base import save_new
 
@@ -109,20 +109,20 @@ def runner_in(folder, kind=StABlERunner):
 
 
 @pytest.mark.parametrize("write", [lambda path: save_new(MEGABYTE, path), lambda path: path.write_bytes(bytes(10**6))])
-def test_a_recipe_for_which_there_is_no_room_says_where_and_how_to_go_on(tmp_path, write, monkeypatch):
+def test_runner_explains_a_full_disk(tmp_path, write, monkeypatch):
     runner = runner_in(tmp_path / "run")
-    monkeypatch.setattr(StABlERunner, "_validate", lambda runner: None)
+    monkeypatch.setattr(StABlERunner, "validate", lambda runner: None)
     monkeypatch.setattr(StABlERunner, "_trained", lambda runner, name, *_: write(runner.folder / f"{name}.model"))
     runner.model = runner.supervised = None
     with files_up_to(100_000), pytest.raises(OSError, match=r"/run.* cannot be written.*Make room") as error:
         runner.run()
     (note,) = error.value.__notes__
-    assert note == f"What is finished stays. Go on with: fairchem -c {tmp_path / 'run' / 'canonical_config.yaml'}"
+    assert note == f"Finished stages are kept. Resume with: fairchem -c {tmp_path / 'run' / 'canonical_config.yaml'}"
 
 
 @pytest.mark.parametrize("kind", [StABlERunner, EvaluateRunner])
-def test_a_run_folder_that_is_a_file_is_named(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(StABlERunner, "_validate", lambda runner: None)
+def test_runner_names_a_run_folder_that_is_a_file(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(StABlERunner, "validate", lambda runner: None)
     (tmp_path / "run").touch()
     runner = runner_in(tmp_path / "run", kind)
     runner.model = torch.nn.Module()
@@ -130,11 +130,11 @@ def test_a_run_folder_that_is_a_file_is_named(tmp_path, kind, monkeypatch):
         runner.run()
 
 
-def test_a_run_stops_although_the_exception_that_should_have_ended_it_was_lost(tmp_path):
+def test_runner_stops_when_the_signal_is_lost(tmp_path):
     pytest.importorskip("mace")
     from stable_plugin.models.mace import MACEModule
 
-    class Told(StABlECallback):
+    class Signaled(StABlECallback):
         looks = 0
 
         def on_train_start(self, run, module):
@@ -144,19 +144,20 @@ def test_a_run_stops_although_the_exception_that_should_have_ended_it_was_lost(t
             def measured(positions, velocities):
                 self.looks += 1
                 if self.looks == 3:
-                    runner.save_state(str(tmp_path))  # as fairchem's handler does; its sys.exit() goes under
+                    runner.save_state(str(tmp_path))  # as fairchem's handler does, whose SystemExit is lost
                 return measure(positions, velocities)
 
             self.loop.simulator.detector.measure = measured
 
     runner = runner_in(tmp_path / "run")
-    runner.raise_if_signaled()
+    runner.job = job_of(runner.job_config)
+    runner.raise_if_stopped()
     runner.data = ExtxyzDataModule(ASPIRIN)
     module = MACEModule(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
-    callback = Told(n_replicas=2, window_ps=0.1, check_every_fs=5.0, execution=Execution(compile=False, threads=1))
+    callback = Signaled(n_replicas=2, window_ps=0.1, check_every_fs=5.0, execution=Execution(compile=False, threads=1))
     with pytest.raises(SystemExit):
         runner._fit(partial(Trainer, max_epochs=1, enable_progress_bar=False), "stable", module, [callback])
     assert callback.looks == 3
     assert (runner.folder / "stable" / "interrupted-step=0.ckpt").is_file()
     with pytest.raises(SystemExit):
-        runner.raise_if_signaled()
+        runner.raise_if_stopped()

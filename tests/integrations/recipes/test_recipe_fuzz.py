@@ -1,7 +1,7 @@
-"""Recipes with mistakes in them, made by machine: each ends in one named error at once, or runs.
+"""Recipes with random mistakes: each ends in one error that names the mistake at once, or runs.
 
-Everything happens as ``fairchem -c`` does it, each time in a copy of one process that has imported everything. Figures are
-not drawn, which takes most of the time of so small a run and has tests of its own; and nothing is compiled.
+Every run is started as ``stable-plugin train`` and ``fairchem -c`` start it, in turn, in a fork of one process that has
+imported everything. Figures are not drawn, which would take most of the time and has tests of its own; nothing is compiled.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.models.mace import save_mace
 
 SECONDS = 5.0
-"""An error comes within this time; what still runs then is stopped, and counts as running."""
+"""Errors have to appear within this time; runs that are still running then are stopped, and count as running."""
 
 PATIENCE = 4.0
-"""Machines that do something else meanwhile take that much longer."""
+"""Factor of that time on a busy machine."""
 
 VALUES = [
     None, True, False, "", "abc", "größe 🔥", "1.0", -1, 0, 1, 2, -0.5, 0.0, 0.5, 1e-30, 1e30, 10**9, 10**30, -(10**9),
@@ -45,13 +45,13 @@ TARGETS = [
 NAMES = ["extra", "größe", "n_replica", "_target", "seeds", "Threshold", "a b", "discard"]
 
 JUDGED = (UnusablePotentialError.__name__, FloatingPointError.__name__)
-"""How a run that was started properly may end by its own judgement."""
+"""Errors that may end a run of a valid recipe."""
 
 RECIPES = {"aspirin_mace": 0.4, "peptide_esen": 0.25, "water_mace": 0.1, "evaluate": 0.25}
 
 
 def paths(node, at=()):
-    """Of all entries of plain data."""
+    """Yield the paths of all entries of plain data."""
     entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in entries:
         yield (*at, key)
@@ -65,9 +65,9 @@ def at(node, path):
 
 
 def mutated(recipe, chance):
-    """A recipe with one mistake, and what it is: kind, path, and value."""
+    """Return a recipe with one mistake, and the mistake: kind, path, and value."""
     recipe = copy.deepcopy(recipe)
-    # What belongs to fairchem itself is in small part looked at.
+    # Mistakes in the job section and in the table of sizes are tried less often.
     known = [path for path in paths(recipe) if path[0] not in ("job", "sizes") or chance.random() < 0.1]
     path = chance.choice(known)
     holder, key = at(recipe, path[:-1]), path[-1]
@@ -95,13 +95,13 @@ def mutated(recipe, chance):
 
 
 def leaves(value):
-    """The plain values in a value."""
+    """Return the plain values in a value."""
     entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [leaf for entry in entries for leaf in ([entry] if not isinstance(entry, dict | list) else leaves(entry))]
 
 
 def verdict(outcome, mistake):
-    """What became of it: runs, judged, refused, or a complaint about how it ended."""
+    """Return how a run ended: runs, judged, refused, or a complaint about the way it ended."""
     kind, path, value = mistake
     if outcome.folder is not None and (outcome.folder / "../../hacked").exists():
         return "hacked"
@@ -114,17 +114,17 @@ def verdict(outcome, mistake):
     if outcome.seconds > SECONDS * PATIENCE:
         return "slow"
     if outcome.stage in ("config", "seeds"):
-        return "refused by fairchem"
+        return "refused by the loader"
     message = outcome.message.replace("\\", "")
     names = [str(key) for key in path if isinstance(key, str)]
     named = re.search(r"(runner|job)[.:\[]|full_key: runner", message) or f"{names[-1]}=" in message
-    told = [value, *leaves(value)]
-    if names[-1] == "_recursive_":  # hydra's own, which says what kind it is
-        told.append(type(value).__name__)
-    if kind == "extra" and path[:-1] == ("runner",):  # Python's own, which says the name
-        told.append(names[-1])
-    texts = {text[:40] for each in told for text in (repr(each), str(each), str(each).rpartition(".")[2]) if text}
-    # What refers to something else is told as that, and what is to be filled in as missing.
+    values = [value, *leaves(value)]
+    if names[-1] == "_recursive_":  # hydra's own error names the type
+        values.append(type(value).__name__)
+    if kind == "extra" and path[:-1] == ("runner",):  # Python's own error names the argument
+        values.append(names[-1])
+    texts = {text[:40] for each in values for text in (repr(each), str(each), str(each).rpartition(".")[2]) if text}
+    # Errors of references and of missing values name those instead.
     shown = (
         kind in ("delete", "rename")
         or "${" in str(value)
@@ -136,7 +136,7 @@ def verdict(outcome, mistake):
     return "refused" if shown else "without its value"
 
 
-FINE = {"runs", "still running", "judged", "refused", "refused by fairchem"}
+FINE = {"runs", "still running", "judged", "refused", "refused by the loader"}
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +146,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A potential to judge."""
+    """A potential to evaluate."""
     path = tmp_path_factory.mktemp("model") / "some.model"
     save_mace(tiny_mace([1, 6, 8]).float(), path)
     return path
 
 
 @pytest.fixture(autouse=True)
-def neither_figures_nor_compiler(monkeypatch):
+def no_figures_and_no_compiler(monkeypatch):
     monkeypatch.setattr("stable_plugin.evaluation.report.draw", lambda report, curves: [])
     logging.disable(logging.WARNING)
     with torch._dynamo.config.patch(disable=True):
@@ -162,7 +162,7 @@ def neither_figures_nor_compiler(monkeypatch):
 
 
 def fuzz(name, number, data, model, folder, seed=0, patience=PATIENCE):
-    """Run so many mistakes in one recipe; verdicts counted, and a line for each that is not fine."""
+    """Run a recipe with a number of mistakes, and return counts of verdicts and a line for each failure."""
     recipe = recipe_tools.tiny(name, data)
     if name == "evaluate":
         recipe["model"] = str(model)
@@ -170,20 +170,22 @@ def fuzz(name, number, data, model, folder, seed=0, patience=PATIENCE):
     counts, bad = Counter(), []
     for index in range(number):
         mistaken, mistake = mutated(recipe, chance)
-        outcome = recipe_tools.run_apart(mistaken, folder / f"{name}_{index}", SECONDS * patience)
+        front = recipe_tools.FRONTS[index % len(recipe_tools.FRONTS)]
+        outcome = recipe_tools.run_apart(mistaken, folder / f"{name}_{index}", SECONDS * patience, front)
         found = verdict(outcome, mistake)
         counts[found] += 1
         if found not in FINE:
             kind, path, value = mistake
             where = ".".join(map(str, path))
             bad.append(
-                f"{found}: {kind} {where} {value!r} -> [{outcome.stage}, {outcome.seconds:.1f} s] {outcome.message}"
+                f"{found}: {front}: {kind} {where} {value!r} -> [{outcome.stage}, {outcome.seconds:.1f} s] "
+                f"{outcome.message}"
             )
     return counts, bad
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_mistake_is_named_or_runs(name, data, model, tmp_path):
+def test_recipe_names_mistakes(name, data, model, tmp_path):
     _, bad = fuzz(name, round(40 * RECIPES[name]), data, model, tmp_path, seed=1, patience=2.0)
     assert not bad, "\n".join(bad)
 
@@ -191,7 +193,7 @@ def test_a_mistake_is_named_or_runs(name, data, model, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_thousand_mistakes_are_named_or_run(name, data, model, tmp_path):
+def test_recipe_names_a_thousand_mistakes(name, data, model, tmp_path):
     counts, bad = fuzz(name, round(1000 * RECIPES[name]), data, model, tmp_path)
     print(name, dict(counts))
     assert not bad, "\n".join(bad)

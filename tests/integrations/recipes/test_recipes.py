@@ -1,7 +1,6 @@
-"""Every recipe there is, in its small form, through the real command line to its end."""
+"""Every shipped recipe in its small form, through the real command line."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ ROOT = Path(__file__).parents[3]
 RECIPES = {
     path.relative_to(ROOT / "recipes").with_suffix("").as_posix(): path for path in ROOT.glob("recipes/**/*.y*ml")
 }
-FAIRCHEM = shutil.which("fairchem", path=str(Path(sys.executable).parent)) or "fairchem"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def data(tmp_path_factory):
 
 
 def untrained_model(folder):
-    """A file for recipes that are about a model which exists already."""
+    """Write a model file for recipes that need one, and return its path."""
     from stable_plugin.models.mace.files import save_mace
 
     torch.manual_seed(0)
@@ -37,19 +35,21 @@ def untrained_model(folder):
     return str(folder / "untrained.model")
 
 
-def test_every_recipe_has_a_small_form_and_every_small_form_a_recipe():
+def test_every_recipe_has_a_small_form():
     assert RECIPES
-    assert set(recipe_tools.TINY) == set(RECIPES), "recipe_tools.TINY says how each recipe is made small"
+    assert set(recipe_tools.TINY) == set(RECIPES), "add the recipe to recipe_tools.TINY"
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_to_its_end(name, data, tmp_path):
+def test_train_finishes_every_recipe(name, data, tmp_path):
+    if name == "peptide_esen":
+        pytest.importorskip("fairchem")
     recipe = recipe_tools.tiny(name, data)
     if recipe.get("model") == "???":
         recipe["model"] = untrained_model(tmp_path)
     recipe["job"]["run_dir"] = str(tmp_path / "runs")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
-    command = [FAIRCHEM, "-c", "recipe.yaml"]
+    command = [sys.executable, "-m", "stable_plugin.cli", "train", "recipe.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (tmp_path / "runs").iterdir()

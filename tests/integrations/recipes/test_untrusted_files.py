@@ -1,4 +1,4 @@
-"""What is read as data cannot run code, and what can run code is read only where somebody asks for it."""
+"""Files that are read as data cannot run code; files that can are read only where the user names them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import recipe_tools
 import torch
 
-from stable_plugin.integrations.recipes.instantiate import made
-from stable_plugin.integrations.recipes.targets import allowed
+from stable_plugin.integrations.recipes.instantiate import instantiate_arguments
+from stable_plugin.integrations.recipes.targets import resolve_target
 from stable_plugin.md.frames import read_frames
 from stable_plugin.runtime.serialization import load_tensors
 
@@ -24,13 +24,13 @@ RUNS_CODE = re.compile(
     r"weights_only=False|pickle\.loads?\(|allow_pickle=True|yaml\.(unsafe_|full_)?load\(|\beval\(|\bexec\(|os\.system\(|subprocess"
 )
 
-EXPLICIT = {"potentials/mace.py": 1, "potentials/fairchem_files.py": 1, "frames.py": 2}
-"""Files that load or start what runs code, and how often: the loaders of a potential that the user names, and the process
-that reads a database first, whose program is fixed and whose argument is a path."""
+EXPLICIT = {"models/mace/files.py": 1, "models/fairchem/files.py": 1, "md/frames.py": 2}
+"""Files that load or start code, and how often: the loaders of a potential that the user names, and the process that reads
+a database first, whose program is fixed and whose argument is a path."""
 
 
 class Malicious:
-    """Pickled, it leaves a mark when it is loaded."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -39,15 +39,15 @@ class Malicious:
         return os.mkdir, (str(self.mark),)
 
 
-def test_the_mark_is_left_where_code_is_run(tmp_path):
+def test_unpickling_runs_code(tmp_path):
     pickle.loads(pickle.dumps(Malicious(tmp_path / "mark")))
     assert (tmp_path / "mark").exists()
 
 
-def test_only_the_loaders_of_potentials_load_what_can_run_code():
+def test_only_model_loaders_can_run_code():
     found = {}
     for path in SOURCE.rglob("*.py"):
-        # Methods of modules are called eval, and error messages say what to do.
+        # Not methods of modules, and not error messages.
         text = re.sub(r'(?<=[\w\])])\.eval\(|f?"[^"\n]*"', "", path.read_text())
         if hits := RUNS_CODE.findall(text):
             found[path.relative_to(SOURCE).as_posix()] = len(hits)
@@ -55,7 +55,7 @@ def test_only_the_loaders_of_potentials_load_what_can_run_code():
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_data_with_a_malicious_object_in_it_is_refused(tmp_path, protocol):
+def test_load_tensors_refuses_objects(tmp_path, protocol):
     path, mark = tmp_path / "some.ckpt", tmp_path / "mark"
     torch.save({"weights": torch.ones(2), "extra": Malicious(mark)}, path, pickle_protocol=protocol)
     with pytest.raises(
@@ -65,7 +65,7 @@ def test_data_with_a_malicious_object_in_it_is_refused(tmp_path, protocol):
     assert not mark.exists()
 
 
-def test_plain_data_is_read(tmp_path):
+def test_load_tensors_reads_plain_data(tmp_path):
     path = tmp_path / "some.ckpt"
     torch.save({"weights": torch.arange(3), "names": ["a"], "rate": 0.5}, path)
     assert load_tensors(path)["weights"].tolist() == [0, 1, 2]
@@ -79,12 +79,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def halfway(data, tmp_path_factory):
-    """A run that was stopped after its supervised training."""
+    """Return a recipe and the folder of its run, stopped after the supervised training."""
     recipe = recipe_tools.tiny("aspirin_mace", data)
     recipe["job"]["timestamp_id"] = "run"
     folder = tmp_path_factory.mktemp("halfway")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("stable_plugin.integrations.fairchem.runner.StABlERunner._judged", stop)
+        patched.setattr("stable_plugin.integrations.recipes.pipeline.StABlEPipeline._evaluated", stop)
         outcome = recipe_tools.run(recipe, folder / "run")
     assert isinstance(outcome.error, KeyboardInterrupt), outcome.message
     return recipe, outcome.folder
@@ -94,12 +94,12 @@ def stop(*_):
     raise KeyboardInterrupt
 
 
-def resumed(halfway, tmp_path, name, spoil, monkeypatch):
-    """Go on with a copy of the run in which one file was spoiled."""
+def resumed(halfway, tmp_path, name, damage, monkeypatch):
+    """Resume a copy of the run with one damaged file; return the outcome, and whether all files are unchanged."""
     recipe, folder = halfway
     copied = tmp_path / "runs" / "run"
     shutil.copytree(folder, copied)
-    spoil(copied / name)
+    damage(copied / name)
     before = contents(copied)
     monkeypatch.setattr("stable_plugin.evaluation.report.draw", lambda report, curves: [])
     outcome = recipe_tools.run(recipe, tmp_path, seconds=120.0)
@@ -111,41 +111,41 @@ def contents(folder):
 
 
 def malicious(mark):
-    def spoil(path):
+    def damage(path):
         held = torch.load(path, weights_only=True) if path.suffix == ".ckpt" else {}
         torch.save({**held, "extra": Malicious(mark)}, path)
 
-    return spoil
+    return damage
 
 
 @pytest.mark.parametrize("name", ["supervised/last.ckpt", "before.ckpt"])
-def test_a_malicious_checkpoint_is_refused_when_a_run_goes_on(halfway, tmp_path, name, monkeypatch):
+def test_resume_refuses_a_malicious_checkpoint(halfway, tmp_path, name, monkeypatch):
     mark = tmp_path / "mark"
     outcome, untouched = resumed(halfway, tmp_path, name, malicious(mark), monkeypatch)
     assert re.search(rf"{name}' is not made of tensors and plain values alone", outcome.message)
     assert not mark.exists() and untouched
 
 
-def test_a_run_that_goes_on_does_not_read_the_pickles_it_has_written(halfway, tmp_path, monkeypatch):
+def test_resume_does_not_read_pickles(halfway, tmp_path, monkeypatch):
     mark = tmp_path / "mark"
     outcome, _ = resumed(halfway, tmp_path, "before.model", malicious(mark), monkeypatch)
     assert outcome.stage == "done", outcome.message
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["supervised/last.ckpt", "before.ckpt"])
-def test_a_checkpoint_that_was_cut_off_is_named_when_a_run_goes_on(halfway, tmp_path, name, share, monkeypatch):
+def test_resume_names_a_truncated_checkpoint(halfway, tmp_path, name, fraction, monkeypatch):
     def cut(path):
         content = path.read_bytes()
-        path.write_bytes(content[: int(share * len(content))])
+        path.write_bytes(content[: int(fraction * len(content))])
 
     outcome, untouched = resumed(halfway, tmp_path, name, cut, monkeypatch)
     assert re.search(rf"{name}' is (cut off or damaged|not made of)", outcome.message), outcome.message
     assert untouched
 
 
-def test_weights_of_another_model_are_refused(halfway, tmp_path, monkeypatch):
+def test_resume_refuses_weights_of_another_model(halfway, tmp_path, monkeypatch):
     def other(path):
         torch.save({"state_dict": {"weight": torch.ones(1)}, "mace_statistics": None}, path)
 
@@ -156,7 +156,8 @@ def test_weights_of_another_model_are_refused(halfway, tmp_path, monkeypatch):
     assert untouched
 
 
-def test_configurations_in_a_fairchem_checkpoint_call_nothing_but_fairchem(tmp_path):
+def test_fairchem_checkpoint_names_only_fairchem(tmp_path):
+    pytest.importorskip("fairchem")
     from fairchem_tools import network, tasks
 
     from stable_plugin.models.fairchem.files import FairchemModel, plain
@@ -180,24 +181,28 @@ def test_configurations_in_a_fairchem_checkpoint_call_nothing_but_fairchem(tmp_p
 REFUSED = [
     "os.system", "posix.system", "os.mkdir", "builtins.eval", "builtins.exec", "builtins.open", "subprocess.run", "sys.exit",
     "shutil.rmtree", "importlib.import_module", "pickle.loads", "runpy.run_path", "webbrowser.open", "pathlib.Path.write_text",
-    "stable_plugin.models.mace.potential.os.replace", "stable_plugin.integrations.fairchem.runner.shutil.rmtree", "torch.os.system",
+    "stable_plugin.models.mace.potential.os.replace", "stable_plugin.integrations.recipes.pipeline.shutil.rmtree", "torch.os.system",
     "torch.load", "torch.serialization.load", "torch.hub.load", "torch.jit.load", "torch.utils.cpp_extension.load",
     "numpy.load", "hydra.utils.get_method", "hydra.utils.instantiate",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_recipe_may_not_name_shell_files_or_loaders(name):
-    with pytest.raises(ValueError, match=rf"runner\.model\._target_='{re.escape(name)}' .*may not call"):
-        allowed(name, "runner.model._target_")
+def test_resolve_target_refuses_unsafe_names(name):
+    with pytest.raises(
+        ValueError, match=rf"runner\.model\._target_='{re.escape(name)}' .*may not call.*: pass a class"
+    ):
+        resolve_target(name, "runner.model._target_")
 
 
 @pytest.mark.parametrize(
     "name", ["stable_plugin.Nothing", "nowhere.Thing", "stable_plugin", "torch.float32", "", None, 3, ".", "a..b"]
 )
-def test_a_recipe_names_classes_and_functions_that_are_there(name):
-    with pytest.raises(ValueError, match=r"^at=.*(cannot be imported|is no name|is a (module|dtype))"):
-        allowed(name, "at")
+def test_resolve_target_refuses_invalid_names(name):
+    with pytest.raises(
+        ValueError, match=r"^at=.*(cannot be imported|is not a name|is a (module|dtype)).*: pass the full name"
+    ):
+        resolve_target(name, "at")
 
 
 @pytest.mark.parametrize(
@@ -206,11 +211,11 @@ def test_a_recipe_names_classes_and_functions_that_are_there(name):
      "torch.nn.functional.mse_loss", "torchmetrics.MeanMetric", "mace.modules.WeightedEnergyForcesLoss",
      "fairchem.core.modules.loss.L2NormLoss", "lightning.pytorch.Trainer", "toys.tiny_mace"],
 )  # fmt: skip
-def test_packages_for_training_and_the_users_own_modules_are_allowed(name):
-    assert callable(allowed(name, "at"))
+def test_resolve_target_imports_training_packages(name):
+    assert callable(resolve_target(name, "at"))
 
 
-def test_nothing_is_made_before_everything_is_checked(tmp_path):
+def test_instantiate_validates_everything_first(tmp_path):
     from omegaconf import OmegaConf
 
     def takes(first=None, second=None):
@@ -221,18 +226,17 @@ def test_nothing_is_made_before_everything_is_checked(tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("toys.tiny_mace", lambda: (tmp_path / "made").mkdir())
         with pytest.raises(ValueError, match=r"runner\.second\._target_='os\.mkdir'"):
-            made(takes, {"first": OmegaConf.create(made_first), "second": OmegaConf.create(last)})
+            instantiate_arguments(takes, {"first": OmegaConf.create(made_first), "second": OmegaConf.create(last)})
     assert not list(tmp_path.iterdir())
 
 
-def test_the_shipped_recipes_have_their_runner_check_its_parts():
+def test_recipes_let_the_runner_validate_parts():
     for path in (SOURCE.parents[1] / "recipes").glob("*.yaml"):
         runner = path.read_text().partition("\nrunner:\n")[2]
         assert "  _recursive_: false" in runner.splitlines()[1], path.name
 
 
-def test_arrays_are_read_without_pickles(tmp_path):
-    """Of the formats that are read, NumPy's could hold objects; it is not read with them."""
+def test_read_curve_refuses_objects(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([Malicious(tmp_path / "mark")], dtype=object))
     from stable_plugin.observables.radial import read_curve
 
@@ -244,16 +248,16 @@ def test_arrays_are_read_without_pickles(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a.traj", "a.extxyz", "a.pckl", "a.pkl", "a.json", "a.db", "a.aselmdb", "a.py", "a.cif", "a.nc", "a"]
 )
-def test_structures_are_read_without_pickles_whatever_the_file_is_called(tmp_path, name):
+def test_read_frames_refuses_pickles(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(Malicious(tmp_path / "mark"), protocol=2) + b"\n")
     with pytest.raises(ValueError, match=rf"structures='.*{re.escape(name)}' cannot be read"):
         read_frames(tmp_path / name)
     assert not (tmp_path / "mark").exists()
 
 
-def test_an_error_of_somebody_elses_is_told_with_the_arguments_it_came_of():
+def test_instantiate_shows_arguments_of_an_error():
     from omegaconf import OmegaConf
 
     part = [{"_target_": "stable_plugin.BondLengths"}, {"_target_": "stable_plugin.BondLengths", "extra": -0.5}]
     with pytest.raises(ValueError, match=r"runner\.first.*1.*Unexpected keyword.*extra=-0\.5"):
-        made(lambda first: first, {"first": OmegaConf.create(part)})
+        instantiate_arguments(lambda first: first, {"first": OmegaConf.create(part)})

@@ -1,4 +1,4 @@
-"""The aspirin recipe, made tiny, through the real command line."""
+"""The aspirin recipe, made tiny, through both commands."""
 
 import json
 import shutil
@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from ase.io import read
 
+from stable_plugin.cli import main
+
 ROOT = Path(__file__).parents[3]
-FAIRCHEM = shutil.which("fairchem", path=str(Path(sys.executable).parent)) or "fairchem"
+PLAIN = [sys.executable, "-m", "stable_plugin.cli", "train"]
+FAIRCHEM = [shutil.which("fairchem", path=str(Path(sys.executable).parent)) or "fairchem", "-c"]
+NEEDS_FAIRCHEM = pytest.mark.skipif(find_spec("fairchem") is None, reason="needs fairchem")
 TINY = [
     "runner.supervised.max_epochs=4",
     "runner.model.scheduler.T_max=4",
@@ -33,20 +38,21 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def fairchem(workplace, recipe, *overrides):
-    command = [FAIRCHEM, "-c", str(recipe), *overrides]
-    return subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=400, check=False)
+def run_recipe(workplace, recipe, *overrides, command=PLAIN):
+    return subprocess.run(
+        [*command, str(recipe), *overrides], cwd=workplace, capture_output=True, text=True, timeout=400, check=False
+    )
 
 
 @pytest.fixture(scope="module")
 def run(workplace):
-    done = fairchem(workplace, "recipes/aspirin_mace.yaml", *TINY, "runner.control=true", "job.run_dir=runs/whole")
+    done = run_recipe(workplace, "recipes/aspirin_mace.yaml", *TINY, "runner.control=true", "job.run_dir=runs/whole")
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (workplace / "runs" / "whole").iterdir()
     return folder, done.stdout
 
 
-def test_the_run_folder_holds_report_potentials_logs_and_trajectories(run):
+def test_pipeline_writes_all_results(run):
     folder, stdout = run
     report = json.loads((folder / "report.json").read_text())
     for stage in ("before", "after", "control"):
@@ -68,7 +74,7 @@ def test_the_run_folder_holds_report_potentials_logs_and_trajectories(run):
         assert len(read(path, 0)) == 21
 
 
-def test_both_potentials_open_in_the_plain_mace_calculator_and_differ(run):
+def test_pipeline_writes_mace_models(run):
     from mace.calculators import MACECalculator
 
     atoms = read(ROOT / "recipes/data/aspirin_valid.extxyz")
@@ -79,7 +85,7 @@ def test_both_potentials_open_in_the_plain_mace_calculator_and_differ(run):
     assert abs(energies[0] - energies[1]) > 1e-6
 
 
-def test_the_lightning_checkpoint_opens_without_the_data(run):
+def test_module_loads_from_run_checkpoint(run):
     import torch
 
     from stable_plugin.models.mace import MACEModule
@@ -91,77 +97,102 @@ def test_the_lightning_checkpoint_opens_without_the_data(run):
         assert torch.equal(ours, saved)
 
 
-def test_evaluating_the_result_alone_gives_the_numbers_of_the_run(run, workplace):
-    done = fairchem(
+@pytest.mark.parametrize("command", [PLAIN, pytest.param(FAIRCHEM, marks=NEEDS_FAIRCHEM)], ids=["plain", "fairchem"])
+def test_evaluate_recipe_agrees_with_training(run, workplace, command):
+    runs = workplace / "runs" / f"alone_{len(command)}"
+    done = run_recipe(
         workplace,
         "recipes/evaluate.yaml",
         f"model={run[0] / 'after.model'}",
         "runner.evaluation.n_replicas=4",
         "runner.evaluation.horizons_ps=[0.1,0.2]",
         "+runner.evaluation.seed=2",
-        "job.run_dir=runs/alone",
+        f"job.run_dir={runs}",
+        command=command,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (folder,) = (workplace / "runs" / "alone").iterdir()
+    (folder,) = runs.iterdir()
     alone = json.loads((folder / "report.json").read_text())["evaluation"]
     after = json.loads((run[0] / "report.json").read_text())["after"]
     assert alone["unstable"] == after["unstable"]
     assert alone["force_mae_mev_per_A"] == pytest.approx(after["force_mae_mev_per_A"], rel=1e-5)
 
 
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_run_goes_on_without_training_again(workplace, told):
-    runs = workplace / "runs" / told.name
-    command = [FAIRCHEM, "-c", "recipes/aspirin_mace.yaml", *TINY, f"job.run_dir={runs}"]
+@pytest.mark.parametrize(
+    ("number", "command"),
+    [
+        (signal.SIGINT, PLAIN),
+        (signal.SIGTERM, PLAIN),
+        pytest.param(signal.SIGTERM, FAIRCHEM, marks=NEEDS_FAIRCHEM),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "fairchem"],
+)
+def test_pipeline_resumes_after_interruption(workplace, number, command):
+    runs = workplace / "runs" / f"{number.name}_{len(command)}"
     # Windows long enough to be interrupted in.
-    command += ["runner.stable.window_ps=2.0", "runner.evaluation.horizons_ps=[0.01]"]
-    command += ["+runner.evaluation.record_every_fs=5"]
+    slow = ["runner.stable.window_ps=2.0", "runner.evaluation.horizons_ps=[0.01]"]
+    slow += ["+runner.evaluation.record_every_fs=5", f"job.run_dir={runs}"]
     with subprocess.Popen(
-        command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+        [*command, "recipes/aspirin_mace.yaml", *TINY, *slow],
+        cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
         deadline = time.monotonic() + 240
         while not list(runs.glob("*/before.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         time.sleep(5.0)
-        process.send_signal(told)
+        process.send_signal(number)
         output = process.communicate(timeout=120)[0]
-    assert "resume_config.yaml" in output
     (folder,) = runs.iterdir()
+    if command is PLAIN:
+        assert process.returncode == 128 + number
+        assert f"Interrupted. Resume with: stable-plugin train {folder}" in output
+        source = folder
+    else:
+        (source,) = folder.rglob("resume_config.yaml")
+        assert f"Interrupted. Resume with: fairchem -c {source}" in output
     assert not (folder / "report.json").exists()
     trained = (folder / "before.model").stat().st_mtime_ns
-    (configuration,) = folder.rglob("resume_config.yaml")
-    done = fairchem(workplace, configuration, "runner.stable.window_ps=0.05")
+    done = run_recipe(workplace, source, "runner.stable.window_ps=0.05", command=command)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "report.html").is_file()
     assert (folder / "before.model").stat().st_mtime_ns == trained
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("+runner.stable.n_replica=4", "runner.stable.n_replica=4 is no argument of"),
-        ("runner.stable.n_replicas=-4", "runner.stable: n_replicas=-4 is out of range"),
-        ("runner.data.train=missing.extxyz", "runner.data: train='missing.extxyz' is not a file"),
-        ("runner.stable.record_every_fs=7.0", "runner.stable: record_every=14 steps is not a multiple"),
-        ("+runner.stable_trainer.log_every_n_step=1", "did you mean log_every_n_steps?"),
-        (
-            "runner.stable.detector._target_=os.system",
-            "runner.stable.detector._target_='os.system' is of Python's own library",
-        ),
-    ],
-)
-def test_a_mistake_in_the_recipe_is_named_and_nothing_is_trained(workplace, override, message):
-    done = fairchem(workplace, "recipes/aspirin_mace.yaml", *TINY, override, "job.run_dir=runs/mistake")
+MISTAKES = [
+    ("+runner.stable.n_replica=4", "runner.stable.n_replica=4 is not an argument of"),
+    ("runner.stable.n_replicas=-4", "runner.stable: n_replicas=-4 is out of range"),
+    ("runner.data.train=missing.extxyz", "runner.data: train='missing.extxyz' is not a file"),
+    ("runner.stable.record_every_fs=7.0", "runner.stable: record_every=14 steps is not a multiple"),
+    ("+runner.stable_trainer.log_every_n_step=1", "did you mean log_every_n_steps?"),
+    ("runner.stable.detector._target_=os.system", "runner.stable.detector._target_='os.system' is part of Python's"),
+    ("job.seed=-1", "seed=-1"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES)
+def test_train_names_a_mistake(workplace, monkeypatch, capsys, override, message):
+    monkeypatch.chdir(workplace)
+    assert main(["train", "recipes/aspirin_mace.yaml", *TINY, override, "job.run_dir=runs/mistake"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (workplace / "runs" / "mistake").exists()
+
+
+@NEEDS_FAIRCHEM
+@pytest.mark.parametrize(("override", "message"), MISTAKES[2:4])
+def test_fairchem_names_a_mistake(workplace, override, message):
+    overrides = [*TINY, override, "job.run_dir=runs/fairchem_mistake"]
+    done = run_recipe(workplace, "recipes/aspirin_mace.yaml", *overrides, command=FAIRCHEM)
     assert done.returncode != 0
     assert message in done.stderr[-2500:]
-    assert {path.name for path in workplace.glob("runs/mistake/*/*")} <= {"canonical_config.yaml", "logs"}
+    assert {path.name for path in workplace.glob("runs/fairchem_mistake/*/*")} <= {"canonical_config.yaml", "logs"}
 
 
-def test_the_peptide_recipe_in_miniature_hands_back_what_fairchem_opens(workplace):
+@NEEDS_FAIRCHEM
+def test_peptide_recipe_writes_fairchem_checkpoints(workplace):
     from fairchem.core import FAIRChemCalculator
     from fairchem.core.units.mlip_unit import load_predict_unit
 
-    done = fairchem(workplace, "recipes/peptide_esen.yaml", "size=quick", "job.run_dir=runs/peptide")
+    done = run_recipe(workplace, "recipes/peptide_esen.yaml", "size=quick", "job.run_dir=runs/peptide")
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (workplace / "runs" / "peptide").iterdir()
     report = json.loads((folder / "report.json").read_text())
@@ -175,8 +206,8 @@ def test_the_peptide_recipe_in_miniature_hands_back_what_fairchem_opens(workplac
         energies.append(atoms.get_potential_energy())
     assert abs(energies[0] - energies[1]) > 1e-6
 
-    # What came out goes in again, as any other checkpoint.
-    done = fairchem(
+    # The result is a checkpoint like any other.
+    done = run_recipe(
         workplace,
         "recipes/evaluate.yaml",
         f"model={folder / 'after.pt'}",
@@ -192,10 +223,10 @@ def test_the_peptide_recipe_in_miniature_hands_back_what_fairchem_opens(workplac
     assert error == pytest.approx(report["after"]["force_mae_mev_per_A"], rel=1e-5)
 
 
-def test_the_water_recipe_in_miniature_compares_structure_and_motion(workplace):
+def test_water_recipe_compares_structure_and_motion(workplace):
     dynamics = "runner.evaluation.dynamics"
     short = [f"{dynamics}.{index}.max_lag_ps=0.02" for index in range(4)]
-    done = fairchem(
+    done = run_recipe(
         workplace, "recipes/water_mace.yaml", "size=quick", *short, f"{dynamics}.3.fit_from_ps=0.0",
         "runner.evaluation.detector.detectors.0.threshold=50", "+runner.evaluation.detector.detectors.0.discard=50",
         "runner.evaluation.detector.detectors.1.distance=0.01",

@@ -1,0 +1,212 @@
+"""The ``stable-plugin`` command: train a recipe, evaluate a potential, copy the shipped recipes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stable_plugin.runtime.console import quiet_stdout, set_up_logging
+
+DESCRIPTION = "StABlE training: repair neural network potentials that fail in molecular dynamics."
+
+TRAIN = """\
+Run a recipe: train a potential, measure how often it fails in molecular dynamics, repair it with
+StABlE training, measure again, and write a report. The run folder is <job.run_dir>/<date and time>.
+
+An interrupted run prints the command that resumes it."""
+
+TRAIN_EXAMPLES = """\
+examples:
+  stable-plugin recipes aspirin_mace
+  stable-plugin train recipes/aspirin_mace.yaml
+  stable-plugin train recipes/aspirin_mace.yaml runner.control=true job.device_type=CUDA
+  stable-plugin train runs/aspirin_mace/<run folder>      resume an interrupted run"""
+
+EVALUATE = """\
+Simulate replicas with a potential, count how many fail, compare observables with a reference, and
+write a report. A model file is a pickle, which can run code: load files you trust."""
+
+EVALUATE_EXAMPLES = """\
+examples:
+  stable-plugin evaluate after.model heldout.extxyz --reference reference.extxyz --temperature-K 500
+  stable-plugin evaluate off-small start.xyz --ps 1 10
+  stable-plugin evaluate uma-s-1p1 start.xyz --task-name omol --device cuda"""
+
+RECIPES = """\
+List the recipes that come with the package, or copy one and its data into ./recipes. Existing files
+are not overwritten."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the ``stable-plugin`` command.
+
+    Args:
+        arguments: Command-line arguments; those of the process if not given.
+
+    Returns:
+        Exit code.
+    """
+    options = _parser().parse_args(arguments)
+    set_up_logging(debug=options.debug)
+    from stable_plugin.algorithm.replica_pool import UnusablePotentialError
+    from stable_plugin.integrations.session import NonFiniteGradientError
+
+    expected = (ValueError, TypeError, OSError, ImportError, UnusablePotentialError, NonFiniteGradientError)
+    try:
+        options.run(options)
+    except expected as error:
+        if options.debug:
+            raise
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+        print(f"stable-plugin: {error}{notes}\n(--debug shows where the error was raised.)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("stable-plugin", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"stable-plugin {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_recipes(commands)
+    return parser
+
+
+def _add_command(commands: Any, name: str, summary: str, description: str, examples: str = "") -> Any:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--debug", action="store_true", help="show tracebacks, and the warnings of other packages")
+    return command
+
+
+def _add_train(commands: Any) -> None:
+    command = _add_command(commands, "train", "run a recipe", TRAIN, TRAIN_EXAMPLES)
+    command.add_argument("recipe", metavar="RECIPE", help="YAML file, or the folder of an interrupted run")
+    command.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe; +KEY=VALUE adds"
+    )
+    command.set_defaults(run=_train)
+
+
+def _add_evaluate(commands: Any) -> None:
+    command = _add_command(commands, "evaluate", "evaluate a potential as it is", EVALUATE, EVALUATE_EXAMPLES)
+    command.add_argument(
+        "model", metavar="MODEL", help="MACE .model file, fairchem checkpoint, or foundation model's name"
+    )
+    command.add_argument("starts", metavar="STARTS", help="start frames, in a file that ASE reads")
+    command.add_argument(
+        "--reference", metavar="FILE", help="frames to compare observables with (default: the start frames)"
+    )
+    command.add_argument(
+        "--labeled", metavar="FILE", help="frames with energies and forces, to report the model's errors"
+    )
+    command.add_argument("--temperature-K", metavar="K", type=float, default=300.0, help="temperature (default: 300)")
+    command.add_argument("--timestep-fs", metavar="FS", type=float, default=0.5, help="timestep (default: 0.5)")
+    command.add_argument(
+        "--friction-per-ps", metavar="F", type=float, default=1.0, help="Langevin friction (default: 1)"
+    )
+    command.add_argument(
+        "--threshold",
+        metavar="A",
+        type=float,
+        default=0.5,
+        help="a replica has failed when a bond is this far from its mean length, in Å (default: 0.5)",
+    )
+    command.add_argument("--replicas", metavar="N", type=int, default=32, help="replicas (default: 32)")
+    command.add_argument(
+        "--ps",
+        metavar="PS",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="simulated times to count failures up to (default: 1)",
+    )
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="seed of velocities and noise (default: 0)")
+    command.add_argument("--task-name", metavar="NAME", help="data set of a fairchem model that has several")
+    command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if torch finds a device")
+    command.add_argument("--out", metavar="FOLDER", help="run folder (default: a new one in runs/evaluate)")
+    command.set_defaults(run=_evaluate)
+
+
+def _add_recipes(commands: Any) -> None:
+    command = _add_command(commands, "recipes", "list or copy the shipped recipes", RECIPES)
+    command.add_argument("name", metavar="NAME", nargs="?", help="recipe to copy")
+    command.set_defaults(run=_recipes)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from stable_plugin.integrations.recipes.launch import prepare, start
+
+    with quiet_stdout(options.debug):
+        pipeline = prepare(options.recipe, options.overrides)
+    start(pipeline)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    import torch
+
+    from stable_plugin import BondDeviation, Langevin
+    from stable_plugin.evaluation import Evaluator
+    from stable_plugin.integrations.recipes.evaluate import EvaluatePipeline
+    from stable_plugin.integrations.recipes.launch import new_run_id, start
+    from stable_plugin.integrations.recipes.run_folder import Job
+
+    settings = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+    evaluator = Evaluator(
+        options.starts,
+        options.reference,
+        options.labeled,
+        integrator=Langevin(options.temperature_K, options.timestep_fs, options.friction_per_ps),
+        detector=BondDeviation(threshold=options.threshold),
+        n_replicas=options.replicas,
+        horizons_ps=options.ps,
+        seed=options.seed,
+    )
+    loader = {"task_name": options.task_name} if options.task_name else {}
+    with quiet_stdout(options.debug):
+        pipeline = EvaluatePipeline(options.model, evaluator, **loader)
+    pipeline.job = Job(
+        folder=Path(options.out or Path("runs", "evaluate", new_run_id())).absolute(),
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        resume=f"stable-plugin {shlex.join(sys.argv[1:])}",
+        settings=settings,
+    )
+    start(pipeline)
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from stable_plugin.integrations.recipes.shipped import copy_recipe, shipped_recipes
+
+    if options.name is None:
+        names = shipped_recipes()
+        width = max(map(len, names))
+        print("\n".join(f"{name:<{width}}  {summary}" for name, summary in names.items()))
+        print("\nCopy one with: stable-plugin recipes NAME")
+        return
+    recipe, *data = copy_recipe(options.name)
+    print("\n".join(str(path) for path in [recipe, *data]))
+    print(f"\nRun it with: stable-plugin train {shlex.quote(str(recipe))}")
+
+
+def _version() -> str:
+    try:
+        return version("stable-plugin")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The pipeline that trains, evaluates, repairs and evaluates a potential."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from stable_plugin.evaluation import Evaluation, Evaluator, mean_energy_error, summary, write_report
+from stable_plugin.integrations.lightning.callback import StABlECallback
+from stable_plugin.integrations.lightning.checkpoint_io import use_atomic_checkpoints
+from stable_plugin.integrations.lightning.data import ExtxyzDataModule
+from stable_plugin.integrations.recipes.control import ReplayLearningRates
+from stable_plugin.integrations.recipes.run_folder import RunFolder, package_versions, write_json
+from stable_plugin.runtime import checks
+
+log = logging.getLogger(__name__)
+
+MODULE_INTERFACE = ("load_weights", "save_weights", "save_potential", "potential_suffix", "shift_energies")
+
+TRAINER_MINIMA = {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 0, "max_epochs": -1}
+"""Smallest valid values of arguments of a Trainer; ``max_epochs=-1`` means no limit."""
+
+
+class StABlEPipeline(RunFolder):
+    """Supervised training, evaluation, StABlE training, evaluation, and a report of both.
+
+    Args:
+        model: LightningModule to train, with ``save_weights``, ``load_weights``, ``save_potential``,
+            ``potential_suffix`` and ``shift_energies``.
+        data: Labeled frames.
+        supervised: Returns the Trainer of the supervised phase, from further keyword arguments.
+        stable: The StABlE phase.
+        stable_trainer: Returns its Trainer.
+        evaluation: How the potential is evaluated, before and after.
+        control: Whether to train also with the energy/force loss alone, for the same number of optimizer steps and at
+            the same learning rate, and to evaluate that too.
+        title: Headline of the report.
+
+    Raises:
+        ValueError: If the model lacks one of these methods.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: ExtxyzDataModule,
+        supervised: Callable[..., Trainer],
+        stable: StABlECallback,
+        stable_trainer: Callable[..., Trainer],
+        evaluation: Evaluator,
+        control: bool = False,
+        title: str = "StABlE training",
+    ) -> None:
+        missing = [name for name in MODULE_INTERFACE if not hasattr(model, name)]
+        if missing:
+            raise ValueError(
+                f"runner.model={model!r} has no {', '.join(missing)}: pass stable_plugin.models.mace.MACEModule, "
+                "stable_plugin.models.fairchem.FairchemModule, or a module of your own with these methods."
+            )
+        self.model, self.data, self.evaluation = model, data, evaluation
+        self.supervised, self.stable, self.stable_trainer = supervised, stable, stable_trainer
+        self.control, self.title = control, title
+
+    def __repr__(self) -> str:
+        arguments = ("model", "data", "supervised", "stable", "stable_trainer", "evaluation", "control", "title")
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
+
+    def validate(self) -> None:
+        """Set up the later stages once, and discard them.
+
+        Raises:
+            ValueError: If settings, data and model do not fit together.
+        """
+        device = self.device
+        for name in ("supervised", "stable_trainer"):
+            _validate_trainer(f"runner.{name}", getattr(self, name), self._accelerator)
+        if hasattr(self.model, "prepare"):
+            try:
+                self.model.prepare(self.data.train_frames)
+            except ValueError as error:
+                raise ValueError(f"runner.model: {error}") from error
+        try:
+            self.stable.validate(device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"runner.stable: {error}") from error
+
+    def run_stages(self) -> Path:
+        """Train, evaluate, repair, evaluate and write the report, leaving out what the run folder holds already.
+
+        Returns:
+            Path of the report.
+        """
+        module = self._trained("before", self.model, lambda: self._fit(self.supervised, "supervised", self.model, []))
+        before = self._evaluated("before", module)
+        module = self._trained("after", module, lambda: self._run_stable_phase(module))
+        after = self._evaluated("after", module)
+        phase = json.loads((self.folder / "stable_phase.json").read_text())
+        control = self._run_control(phase) if self.control else None
+        return self._report(phase, before, after, control)
+
+    @property
+    def _accelerator(self) -> str:
+        return "cpu" if self.job.device == "cpu" else "gpu"
+
+    def _fit(self, make_trainer: Callable[..., Trainer], stage: str, module: Any, callbacks: list[Callback]) -> None:
+        folder = self.folder / stage
+        # An interrupted run resumes from the last epoch that was written as a whole.
+        last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+        trainer = make_trainer(
+            accelerator=self._accelerator,
+            devices=1,
+            default_root_dir=folder,
+            logger=[
+                # A new version per start: Lightning deletes the files in the folder of an existing version.
+                CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
+                TensorBoardLogger(folder, name="tensorboard", version=""),
+            ],
+            callbacks=[*callbacks, last],
+        )
+        use_atomic_checkpoints(trainer)
+        self._trainer = trainer
+        self.raise_if_stopped()
+        # Later stages start from the state of the supervised optimizer, which knows the curvature of the energy/force
+        # loss and so moves the weights that the fit does not depend on.
+        checkpoint = _newest_checkpoint(folder) or _newest_checkpoint(self.folder / "supervised")
+        # weights_only: a checkpoint that somebody else has put here must not run code.
+        trainer.fit(module, self.data, ckpt_path=checkpoint, weights_only=True)
+
+    def _run_stable_phase(self, module: LightningModule) -> None:
+        began = time.perf_counter()
+        self._fit(self.stable_trainer, "stable", module, [self.stable])
+        self._remove_energy_offset(module)
+        loop = self.stable.loop
+        phase = {
+            "windows": [vars(entry) for entry in loop.windows],
+            "wall_s": time.perf_counter() - began,
+            "md_steps": loop.md_steps,
+            "optimizer_steps": sum(entry.steps for entry in loop.windows),
+        }
+        write_json(self.folder / "stable_phase.json", phase)
+
+    def _remove_energy_offset(self, module: Any) -> None:
+        """Shift the energies back: observables do not depend on a constant, and adaptive optimizers let it drift."""
+        potential = self.stable.loop.potential
+        symbols = list(potential.system.symbols)
+        frames = [frame for frame in self.data.train_frames if frame.get_chemical_symbols() == symbols]
+        if frames:
+            module.shift_energies(-mean_energy_error(potential, frames))
+
+    def _run_control(self, phase: dict[str, Any]) -> Evaluation | None:
+        module = self.model  # its repaired weights are in their file
+        module.load_weights(self._weights("before"))
+        rates = [entry["learning_rate"] for entry in phase["windows"] for _ in range(entry["steps"])]
+        if not rates:
+            return None
+        replay = ReplayLearningRates(rates)
+        self._trained("control", module, lambda: self._fit(self.stable_trainer, "control", module, [replay]))
+        return self._evaluated("control", module)
+
+    def _trained(self, name: str, module: Any, train: Callable[[], None]) -> Any:
+        """Return the module as trained now, or with the weights of an earlier start of this run."""
+        weights = self._weights(name)
+        if weights.is_file():
+            module.load_weights(weights)
+        else:
+            train()
+            module.save_weights(weights)
+        # For other programs: a pickle, which is written here and never read.
+        potential = self.folder / f"{name}{self.model.potential_suffix}"
+        if not potential.is_file():
+            module.save_potential(potential)
+        return module
+
+    def _weights(self, name: str) -> Path:
+        return self.folder / f"{name}.ckpt"
+
+    def _evaluated(self, name: str, module: LightningModule) -> Evaluation:
+        path = self.folder / f"{name}.json"
+        self.raise_if_stopped()
+        if not path.is_file():
+            log.info("evaluating the potential %s", name)
+            evaluation = self.evaluation.evaluate(module.to(self.device), self.folder / "trajectories" / name)
+            write_json(path, evaluation.to_json())
+        return Evaluation(**json.loads(path.read_text()))
+
+    def _report(self, phase: dict[str, Any], before: Evaluation, after: Evaluation, control: Evaluation | None) -> Path:
+        stages = {"before": before, "after": after, "control": control}
+        present = {name: stage for name, stage in stages.items() if stage is not None}
+        report = {
+            "title": self.title,
+            "settings": dict(self.job.settings),
+            **phase,
+            **{name: stage and stage.summaries[0] for name, stage in stages.items()},
+            "extended": None
+            if len(before.summaries) == 1
+            else {name: stage and stage.summaries[-1] for name, stage in stages.items()},
+            "versions": package_versions(),
+        }
+        curves = {**{name: stage.curves for name, stage in present.items()}, "axes": before.axes}
+        page = self.folder / "report.html"
+        if not page.is_file():
+            self._remove_partial_report()
+            page = write_report(self.folder, report, curves)
+        print(f"\n{summary(report)}\nReport: {page}", flush=True)
+        return page
+
+    def _remove_partial_report(self) -> None:
+        """Remove the files of a run that ended while it wrote its report; the page is written last."""
+        for name in ("report.json", "curves.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "figures", ignore_errors=True)
+
+
+def _validate_trainer(path: str, make_trainer: Callable[..., Trainer], accelerator: str) -> None:
+    """Make a Trainer once, and refuse the numbers that Lightning accepts and fails with later.
+
+    Raises:
+        ValueError: If the Trainer cannot be made, or would not train.
+    """
+    arguments = dict(getattr(make_trainer, "keywords", {}))
+    try:
+        for name, least in TRAINER_MINIMA.items():
+            if arguments.get(name) is not None:
+                checks.count(name, arguments[name], at_least=least)
+        if arguments.get("gradient_clip_val") is not None:
+            checks.number("gradient_clip_val", arguments["gradient_clip_val"], at_least=0)
+        with _disabled(logging.getLogger("pytorch_lightning.utilities.rank_zero")):
+            make_trainer(accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False)
+    except Exception as error:  # Lightning raises many types
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _disabled(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
