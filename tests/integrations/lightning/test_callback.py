@@ -259,7 +259,7 @@ def test_a_module_without_a_potential_is_refused(tmp_path, frames):
     callback = short_callback(structures=frames)
     with pytest.raises(TypeError, match="no potential found in Plain"):
         trainer(tmp_path, callback).fit(Plain(), torch.utils.data.DataLoader([0.0]))
-    with pytest.raises(TypeError, match="give structures="):
+    with pytest.raises(TypeError, match="pass structures="):
         trainer(tmp_path, short_callback()).fit(Plain(), torch.utils.data.DataLoader([0.0]))
 
 

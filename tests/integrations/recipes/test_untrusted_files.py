@@ -160,18 +160,18 @@ def test_fairchem_checkpoint_names_only_fairchem(tmp_path):
     pytest.importorskip("fairchem")
     from fairchem_tools import network, tasks
 
-    from stable_plugin.models.fairchem.files import FairchemModel, plain
+    from stable_plugin.models.fairchem.files import FairchemModel, as_container
 
     model = FairchemModel.from_configs(network("esen"), tasks("esen"), task_name="omol")
     for config in (
-        {**plain(model.model_config), "_target_": "os.mkdir", "path": str(tmp_path / "mark")},
-        {**plain(model.model_config), "backbone": {"model": "os.mkdir", "path": str(tmp_path / "mark")}},
+        {**as_container(model.model_config), "_target_": "os.mkdir", "path": str(tmp_path / "mark")},
+        {**as_container(model.model_config), "backbone": {"model": "os.mkdir", "path": str(tmp_path / "mark")}},
         {
-            **plain(model.model_config),
+            **as_container(model.model_config),
             "backbone": {"model": "subprocess.Popen", "args": ["touch", str(tmp_path / "mark")]},
         },
     ):
-        with pytest.raises(ValueError, match=r"(_target_|model)='.*' is no (part of fairchem|network)"):
+        with pytest.raises(ValueError, match=r"(_target_|model)='.*' is not a (part of fairchem|network)"):
             FairchemModel.from_configs(config, model.tasks_config)
     with pytest.raises(ValueError, match=r"tasks_config\[0\]\._target_='os\.mkdir' is not a part of fairchem"):
         model.set_tasks([{"_target_": "os.mkdir", "path": str(tmp_path / "mark")}])
@@ -181,7 +181,7 @@ def test_fairchem_checkpoint_names_only_fairchem(tmp_path):
 REFUSED = [
     "os.system", "posix.system", "os.mkdir", "builtins.eval", "builtins.exec", "builtins.open", "subprocess.run", "sys.exit",
     "shutil.rmtree", "importlib.import_module", "pickle.loads", "runpy.run_path", "webbrowser.open", "pathlib.Path.write_text",
-    "stable_plugin.models.mace.potential.os.replace", "stable_plugin.integrations.recipes.pipeline.shutil.rmtree", "torch.os.system",
+    "stable_plugin.models.mace.files.os.replace", "stable_plugin.integrations.recipes.pipeline.shutil.rmtree", "torch.os.system",
     "torch.load", "torch.serialization.load", "torch.hub.load", "torch.jit.load", "torch.utils.cpp_extension.load",
     "numpy.load", "hydra.utils.get_method", "hydra.utils.instantiate",
 ]  # fmt: skip

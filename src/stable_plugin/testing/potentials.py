@@ -1,107 +1,32 @@
-"""Conformance tests that the potential of any family of models can inherit.
-
-A test module of the family defines a subclass of :class:`PotentialConformance`, and pytest does the rest::
-
-    class TestMyModel(PotentialConformance):
-        family = "mymodel"
-
-        def make_module(self):
-            return my_package.Model(...).double()
-
-        def make_calculator(self, module, atoms):
-            return my_package.Calculator(module)
-
-This module needs pytest only where a test is skipped, and a calculator that computes in another way than the adapter, which
-is usually the family's own, is what makes the comparison meaningful.
-"""
+"""Conformance tests of potentials."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from math import isinf
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stable_plugin.md.neighbors import Edges
-from stable_plugin.md.system import System
-from stable_plugin.models import Potential, find_potential, get_family, load_potential
-
-N_REPLICAS = 3
-RATTLE_A = 0.08
-
-
-class HostReads(TorchDispatchMode):
-    """Counter of the operations for which host and device wait for each other on a GPU.
-
-    These read a value on the host, return shapes that depend on values, or create tensors of Python numbers. None of them
-    can be part of a CUDA graph.
-
-    Attributes:
-        count: Number of such operations so far.
-        names: Their names, in order.
-    """
-
-    NAMES = frozenset(
-        {
-            "_local_scalar_dense",
-            "nonzero",
-            "masked_select",
-            "_unique2",
-            "unique_dim",
-            "equal",
-            "lift_fresh",
-            "linalg_inv_ex",
-        }
-    )
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-
-    @property
-    def count(self) -> int:
-        return len(self.names)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        by_mask = name in {"index", "index_put"} and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        if by_mask or name in self.NAMES:
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def rattled_ethanol() -> Atoms:
-    """Return an ethanol molecule off its equilibrium, neutral and closed-shell."""
-    atoms: Atoms = molecule("CH3CH2OH")
-    atoms.rattle(RATTLE_A, seed=0)
-    atoms.info.update(charge=0, spin=1)
-    return atoms
-
-
-def small_water_box() -> Atoms:
-    """Return four water molecules in a triclinic cell that is smaller than twice the usual cutoffs."""
-    random = np.random.default_rng(0)
-    cell = 5.5 * np.array([[1.0, 0.0, 0.0], [0.2, 1.0, 0.0], [-0.1, 0.3, 1.0]])
-    atoms = Atoms(cell=cell, pbc=True)
-    for place in ([0.1, 0.1, 0.1], [0.6, 0.6, 0.1], [0.6, 0.1, 0.6], [0.1, 0.6, 0.6]):
-        water = molecule("H2O")
-        water.rotate(random.uniform(0, 360), random.normal(size=3))
-        water.translate(np.array(place) @ cell - water.positions[0])
-        atoms += water
-    atoms.rattle(0.5 * RATTLE_A, seed=0)
-    atoms.info.update(charge=0, spin=1)
-    return atoms
+from stable_plugin.models import find_potential, get_family, load_potential
+from stable_plugin.testing.host_reads import HostReads
+from stable_plugin.testing.tools import (
+    Case,
+    KeptModule,
+    assert_close,
+    assert_raises,
+    finite_difference,
+    largest_value,
+    module_states,
+    rattled_ethanol,
+    skip,
+    small_water_box,
+)
 
 
 class PotentialConformance:
@@ -132,7 +57,7 @@ class PotentialConformance:
     rotation_tolerance = 1e-9
     capturable = True
     suffix: str | None = None
-    _kept: _KeptModule
+    _kept: KeptModule
 
     def make_module(self) -> nn.Module:
         """Return the module under test; called once for each class, as the tests restore its weights."""
@@ -185,7 +110,7 @@ class PotentialConformance:
             total = energies[index].item() + case.potential.constant_energy
             assert abs(total - atoms.get_potential_energy()) <= (self.calculator_tolerance or self.energy_tolerance)
             tolerance = self.calculator_tolerance or self.force_tolerance
-            _assert_close(forces[index], torch.tensor(atoms.get_forces()), tolerance)
+            assert_close(forces[index], torch.tensor(atoms.get_forces()), tolerance)
 
     def test_forces_are_minus_the_gradient(self, structure: str) -> None:
         """Forces are minus the finite differences of the energy, along random directions."""
@@ -198,7 +123,7 @@ class PotentialConformance:
             return case.energies_and_forces(case.positions + step * direction)[0].double()
 
         slopes = -(forces * direction).sum(dim=(1, 2)).double()
-        _assert_close(_finite_difference(energies), slopes, tolerance * slopes.abs().max().item())
+        assert_close(finite_difference(energies), slopes, tolerance * slopes.abs().max().item())
 
     def test_atomic_energies_sum_to_energies(self, structure: str) -> None:
         """Energies per atom have one entry an atom and add up to the energies of the replicas."""
@@ -208,8 +133,8 @@ class PotentialConformance:
             energies = case.potential.energies(case.positions, case.edges())
         assert atomic.shape == case.positions.shape[:2]
         assert energies.shape == case.positions.shape[:1]
-        _assert_close(atomic.sum(dim=1), energies, self.energy_tolerance)
-        _assert_close(case.energies_and_forces()[0], energies, self.energy_tolerance)
+        assert_close(atomic.sum(dim=1), energies, self.energy_tolerance)
+        assert_close(case.energies_and_forces()[0], energies, self.energy_tolerance)
 
     def test_energies_are_differentiable_in_weights(self, structure: str) -> None:
         """Gradients for the weights of single atomic energies are those of finite differences."""
@@ -217,7 +142,9 @@ class PotentialConformance:
         case = self._case(structure)
         parameters, edges = case.potential.trainable_parameters(), case.edges()
         generator = torch.Generator().manual_seed(2)
-        directions = [torch.randn(each.shape, generator=generator).to(each) * _scale(each) for each in parameters]
+        directions = [
+            torch.randn(each.shape, generator=generator).to(each) * largest_value(each) for each in parameters
+        ]
 
         def energies(step: float) -> Tensor:
             with torch.no_grad():
@@ -230,7 +157,7 @@ class PotentialConformance:
                         parameter.sub_(step * direction)
 
         with case.potential.evaluating():
-            numeric = _finite_difference(energies)
+            numeric = finite_difference(energies)
             atomic = case.potential.atomic_energies(case.positions, edges)[:, :2]
             for place in np.ndindex(*atomic.shape):
                 gradients = torch.autograd.grad(atomic[place], parameters, retain_graph=True, allow_unused=True)
@@ -263,14 +190,14 @@ class PotentialConformance:
         """Energies do not depend on the order of the atoms, and forces follow it."""
         case = self._case(structure)
         order = np.random.default_rng(4).permutation(len(case.atoms))
-        permuted = _Case(case.module, case.atoms[order])
+        permuted = Case(case.module, case.atoms[order])
         energies, forces = case.energies_and_forces()
         self._assert_same(permuted.energies_and_forces(case.positions[:, order]), (energies, forces[:, order]))
 
     def test_rotated_replicas_have_rotated_forces(self, structure: str) -> None:
         """Energies do not depend on the orientation and the place of the system, and forces rotate with it."""
         if isinf(self.rotation_tolerance):
-            _skip("the model is not equivariant")
+            skip("the model is not equivariant")
         case = self._case(structure)
         rotation, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))
         rotation *= np.linalg.det(rotation)  # proper: chiral models tell mirror images apart
@@ -280,16 +207,16 @@ class PotentialConformance:
         matrix = torch.tensor(rotation.T).to(case.positions)
         energies, forces = case.energies_and_forces()
         positions = case.positions @ matrix + torch.tensor([0.3, -0.2, 0.1]).to(case.positions)
-        rotated_energies, rotated_forces = _Case(case.module, turned).energies_and_forces(positions)
-        _assert_close(rotated_energies, energies, self.rotation_tolerance)
-        _assert_close(rotated_forces, forces @ matrix, self.rotation_tolerance)
+        rotated_energies, rotated_forces = Case(case.module, turned).energies_and_forces(positions)
+        assert_close(rotated_energies, energies, self.rotation_tolerance)
+        assert_close(rotated_forces, forces @ matrix, self.rotation_tolerance)
 
     def test_edges_beyond_the_cutoff_contribute_nothing(self, structure: str) -> None:
         """Padding edges, which neighbor lists of fixed size contain, change no energy and no force."""
         case = self._case(structure)
         edges, cutoff = case.edges(), case.potential.cutoff
         if isinf(cutoff):
-            _skip("the potential takes no edges")
+            skip("the potential takes no edges")
         shifts = edges.shifts.new_zeros(100, 3)
         shifts[:, 0] = cutoff * torch.linspace(1.001, 2.0, 100).to(shifts)
         index = torch.arange(100).remainder(case.positions.shape[0] * case.positions.shape[1]).expand(2, 100)
@@ -309,7 +236,7 @@ class PotentialConformance:
         simulated, _ = case.energies_and_forces(within=case.potential.simulating)
         assert (frozen - before).abs().max() > 10 * self.energy_tolerance
         # Merged experts and the like round differently.
-        _assert_close(simulated, frozen, 10 * self.energy_tolerance)
+        assert_close(simulated, frozen, 10 * self.energy_tolerance)
 
     def test_contexts_restore_modes_and_gradients(self) -> None:
         """Modes and gradient flags are restored as they were, after an error too, and by every context."""
@@ -319,16 +246,16 @@ class PotentialConformance:
         last.eval()
         parameters = list(case.module.parameters())
         parameters[0].requires_grad_(False)
-        before = _states(case.module)
+        before = module_states(case.module)
         for context in (case.potential.evaluating, case.potential.frozen, case.potential.simulating):
             try:
                 with context():
-                    modes, flags = _states(case.potential.module)
+                    modes, flags = module_states(case.potential.module)
                     assert not any(modes)
                     assert context == case.potential.evaluating or not any(flags)
                     raise ZeroDivisionError
             except ZeroDivisionError:
-                assert _states(case.module) == before, context
+                assert module_states(case.module) == before, context
         assert all(parameter is not parameters[0] for parameter in case.potential.trainable_parameters())
 
     def test_force_calls_leave_no_trace(self, structure: str) -> None:
@@ -357,12 +284,12 @@ class PotentialConformance:
         with case.potential.frozen(), compilable.frozen():
             energies = compilable.energies(case.positions, case.edges())
             expected = case.potential.energies(case.positions, case.edges())
-        _assert_close(energies, expected, self.energy_tolerance)
+        assert_close(energies, expected, self.energy_tolerance)
 
     def test_force_call_does_not_wait_for_the_device(self, structure: str) -> None:
         """A force call reads no value on the host and has no shape that depends on values."""
         if not self.capturable:
-            _skip("capturable = False")
+            skip("capturable = False")
         case = self._case(structure)
         edges = case.edges()
         with case.potential.simulating():
@@ -380,21 +307,23 @@ class PotentialConformance:
                 parameter.copy_((1.05 * parameter).float())  # files of some families are in single precision
         self.save(case.module, path)
         loaded = load_potential(path, **self.make_load_arguments())
-        assert get_family(str(self.family)).owns(_model_of(find_potential(loaded, case.potential.system)))
-        self._assert_same(_Case(loaded, case.atoms).energies_and_forces(), case.energies_and_forces())
+        assert get_family(str(self.family)).owns(find_potential(loaded, case.potential.system).module)
+        self._assert_same(Case(loaded, case.atoms).energies_and_forces(), case.energies_and_forces())
         assert [each.name for each in tmp_path.iterdir()] == [path.name], "nothing else is left in the folder"
 
     def test_save_does_not_overwrite(self, tmp_path: Path) -> None:
         """An existing file is kept, and the error names it."""
         path = self._saved(tmp_path)
         path.write_text("mine")
-        _raises(FileExistsError, path.name, lambda: self.save(self._module(), path))
+        assert_raises(FileExistsError, path.name, lambda: self.save(self._module(), path))
         assert path.read_text() == "mine"
 
     def test_loader_names_unknown_arguments(self, tmp_path: Path) -> None:
         """An argument that the loader does not have is named, with its value."""
         path = self._saved(tmp_path)
-        _raises(TypeError, "colour='red'", lambda: load_potential(path, family=self.family, colour="red"))
+        assert_raises(
+            TypeError, "no_such_argument=1", lambda: load_potential(path, family=self.family, no_such_argument=1)
+        )
 
     def test_registry_finds_the_module(self, structure: str) -> None:
         """The potential is found wherever the model is inside another module."""
@@ -402,112 +331,31 @@ class PotentialConformance:
         found = find_potential(nn.Sequential(nn.Identity(), nn.ModuleList([case.module])), case.potential.system)
         assert type(found) is type(case.potential)
         assert found.module is case.potential.module
-        assert self.family is None or get_family(self.family).owns(_model_of(found))
+        assert self.family is None or get_family(self.family).owns(found.module)
         assert repr(found).startswith(f"{type(found).__name__}(")
         assert case.atoms.get_chemical_formula() in repr(found)
 
-    def _case(self, structure: str) -> _Case:
-        return _Case(self._module(), self.make_structures()[structure])
+    def _case(self, structure: str) -> Case:
+        return Case(self._module(), self.make_structures()[structure])
 
     def _module(self) -> nn.Module:
         """Return the module of this class, in the state in which it was made."""
-        kept: _KeptModule | None = type(self).__dict__.get("_kept")
+        kept: KeptModule | None = type(self).__dict__.get("_kept")
         if kept is None:
-            kept = _KeptModule(self.make_module())
+            kept = KeptModule(self.make_module())
             type(self)._kept = kept
         return kept.restored()
 
     def _saved(self, folder: Path) -> Path:
         if self.suffix is None:
-            _skip("suffix = None: the family has no files")
+            skip("suffix = None: the family has no files")
         return folder / f"saved{self.suffix}"
 
     def _needs_double_precision(self) -> float:
         if self.gradient_tolerance is None:
-            _skip("gradient_tolerance = None")
+            skip("gradient_tolerance = None")
         return self.gradient_tolerance
 
     def _assert_same(self, result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-        _assert_close(result[0], expected[0], self.energy_tolerance)
-        _assert_close(result[1], expected[1], self.force_tolerance)
-
-
-class _KeptModule:
-    """A module with what is needed to undo changes of its weights, modes and gradient flags."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._tensors = [tensor.detach().clone() for tensor in self._weights()]
-        self._states = _states(module)
-
-    def restored(self) -> nn.Module:
-        with torch.no_grad():
-            for tensor, original in zip(self._weights(), self._tensors, strict=True):
-                tensor.copy_(original)
-        for part, mode in zip(self._module.modules(), self._states[0], strict=True):
-            part.training = mode
-        for parameter, flag in zip(self._module.parameters(), self._states[1], strict=True):
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        return self._module
-
-    def _weights(self) -> list[Tensor]:
-        return [*self._module.parameters(), *self._module.buffers()]
-
-
-class _Case:
-    """A module with a structure: its potential and a few rattled replicas."""
-
-    def __init__(self, module: nn.Module, atoms: Atoms) -> None:
-        self.module, self.atoms = module, atoms
-        self.potential: Potential = find_potential(module, System.from_atoms(atoms))
-        noise = np.random.default_rng(6).normal(scale=0.5 * RATTLE_A, size=(N_REPLICAS, len(atoms), 3))
-        self.positions = torch.tensor(atoms.positions + noise).to(self.potential.device, self.potential.dtype)
-
-    def edges(self, positions: Tensor | None = None) -> Edges:
-        return self.potential.edges(self.positions if positions is None else positions)
-
-    def energies_and_forces(
-        self, positions: Tensor | None = None, within: Callable[[], AbstractContextManager[None]] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        positions = self.positions if positions is None else positions
-        with (within or self.potential.frozen)():
-            return self.potential.energies_and_forces(positions, self.edges(positions))
-
-
-def _model_of(potential: Potential) -> nn.Module:
-    return potential.module
-
-
-def _states(module: nn.Module) -> tuple[list[bool], list[bool]]:
-    return [part.training for part in module.modules()], [each.requires_grad for each in module.parameters()]
-
-
-def _scale(parameter: Tensor) -> float:
-    """Return the size of a parameter, so that a step is small for weights of every size."""
-    return float(parameter.detach().abs().max()) or 1.0
-
-
-def _finite_difference(function: Callable[[float], Tensor], step: float = 1e-4) -> Tensor:
-    """Return the derivative at zero by central differences of fourth order."""
-    near, far = (function(scale * step) - function(-scale * step) for scale in (1.0, 2.0))
-    return (8.0 * near - far).detach() / (12.0 * step)
-
-
-def _assert_close(result: Tensor, expected: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(result.double(), expected.double(), rtol=0.0, atol=tolerance)
-
-
-def _raises(error: type[Exception], text: str, call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except error as raised:
-        assert text in str(raised), raised
-    else:
-        raise AssertionError(f"{error.__name__} was not raised")
-
-
-def _skip(reason: str) -> NoReturn:
-    import pytest
-
-    pytest.skip(reason)
+        assert_close(result[0], expected[0], self.energy_tolerance)
+        assert_close(result[1], expected[1], self.force_tolerance)
