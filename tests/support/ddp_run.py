@@ -1,6 +1,6 @@
-"""A data-parallel training: ``python ddp_run.py FOLDER PROCESSES EPOCHS [CHECKPOINT]``; Lightning starts it once more per rank.
+"""A data-parallel training: ``python ddp_run.py FOLDER PROCESSES EPOCHS [CHECKPOINT]``; Lightning starts it again for each further rank.
 
-Each rank leaves what it ended with in ``FOLDER/rank_RANK.pt``.
+Each rank saves its final state in ``FOLDER/rank_RANK.pt``.
 """
 
 import sys
@@ -20,7 +20,7 @@ TRAIN = Path(__file__).parents[2] / "recipes" / "data" / "aspirin_train.extxyz"
 
 
 class Recorder(StABlECallback):
-    """Keeps the gradient of the energies and forces, and of both together, as the optimizer's first step is given them."""
+    """Records the gradient of the supervised loss, and the sum of both gradients, at the first optimizer step."""
 
     first = None
 
@@ -29,7 +29,7 @@ class Recorder(StABlECallback):
         own = [parameter.grad.clone() for parameter in parameters]
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.first is None:
-            self.first = own, [parameter.grad.clone() for parameter in parameters], self.loop._sample.positions
+            self.first = own, [parameter.grad.clone() for parameter in parameters], self.loop._data.positions
 
 
 def main(folder, n_processes, epochs, checkpoint=None):
@@ -66,8 +66,8 @@ def main(folder, n_processes, epochs, checkpoint=None):
             {name: value for name, value in asdict(entry).items() if name != "wall_s"} for entry in callback.windows
         ],
         "weights": [parameter.detach() for parameter in module.parameters()],
-        "positions": callback.loop._state.positions,
-        "noise": callback.loop._noise.get_state(),
+        "positions": callback.loop.replicas.state.positions,
+        "noise": callback.loop.streams.noise.get_state(),
         "first": callback.first,
         "step": trainer.global_step,
     }

@@ -72,12 +72,12 @@ def estimates(case, processes):
     potential, positions, make_sampler = case()
     sampler = make_sampler(processes)
     own = positions.split(shares(len(positions), processes.size) if processes.size > 1 else len(positions))
-    sample = sampler.sample(own[processes.rank], 1, torch.Generator().manual_seed(processes.rank))
+    sample = sampler.collect(own[processes.rank], 1, torch.Generator().manual_seed(processes.rank))
     found = [sampler.estimate(sample)]
     with torch.no_grad():
         for parameter in potential.trainable_parameters():
             parameter.mul_(1.01)
-    weights, share = sampler.reweighted(sample)
+    weights, share = sampler.reweight(sample)
     found.append(sampler.estimate(sample, weights))
     return {
         "estimates": [asdict(each) for each in found],
@@ -91,16 +91,21 @@ def training(processes, broken_rank=None):
     start = torch.tensor(TRIATOMIC.positions).repeat(20, 1, 1)
     reference = simulated(triatomic(STIFF), start, 400).positions[1:].flatten(0, 1)
     potential = triatomic(SOFT)
-    loop = make_loop(potential, reference, n_replicas=8, processes=processes)
+    loop = make_loop(potential, reference, n_replicas=8, context=processes)
     if processes.rank == broken_rank:
         loop.simulator.run = all_broken(loop.simulator.run)
     optimizer = adam(potential)
-    first = loop._state.positions
+    first = loop.replicas.state.positions
     steps = 0
     while steps < 12 and optimizer_step(loop, optimizer) is not None:
         steps += 1
     rounds = [{name: value for name, value in asdict(entry).items() if name != "wall_s"} for entry in loop.windows]
-    return {"windows": rounds, "log_k": potential.module.log_k.detach(), "first": first, "last": loop._state.positions}
+    return {
+        "windows": rounds,
+        "log_k": potential.module.log_k.detach(),
+        "first": first,
+        "last": loop.replicas.state.positions,
+    }
 
 
 def all_broken(run):
@@ -119,7 +124,7 @@ def work(rank, size, folder):
     torch.set_num_threads(1)
     store = distributed.FileStore(str(folder / "store"), size)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
-    processes = DistributedContext.present()
+    processes = DistributedContext.current()
     found = {
         "whole frames": estimates(whole_frames, processes),
         "single molecules": estimates(single_molecules, processes),

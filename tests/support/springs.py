@@ -3,7 +3,7 @@
 import torch
 from toys import TRIATOMIC, triatomic  # noqa: F401
 
-from stable_plugin import BondDeviation, BondLengths, Langevin, Schedule
+from stable_plugin import BondDeviation, BondLengths, Langevin, Schedule, StABlEConfig
 from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.md import Simulator
 
@@ -20,7 +20,8 @@ def simulated(potential, start, n_steps, seed=7):
     return simulator.run(simulator.prepare(start, generator), n_steps, 100, generator)
 
 
-def make_loop(potential, reference, structures=None, **changes):
+def make_loop(potential, reference, structures=None, context=None, **changes):
+    """A short loop on the springs; further arguments change its settings."""
     settings = {
         "integrator": Langevin(TEMPERATURE, 0.5, 20.0),
         "observables": [BondLengths()],
@@ -34,7 +35,7 @@ def make_loop(potential, reference, structures=None, **changes):
         "seed": 0,
     }
     structures = reference[:10] if structures is None else structures
-    return TrainingLoop(potential, structures, reference, **{**settings, **changes})
+    return TrainingLoop(potential, structures, reference, StABlEConfig(**{**settings, **changes}), context)
 
 
 def optimizer_step(loop, optimizer):
