@@ -149,4 +149,6 @@ def test_worse_forces_of_a_run_are_reported(tmp_path, frames, caplog):
     valid = read(TRAIN, "10:14")
     # Steps that are much too long spoil the fit.
     fit(tmp_path, frames, valid=valid, start_epoch=1, learning_rate=0.5, schedule=schedule)
-    assert any("forces" in record.getMessage() and "more than 1.1 times" in record.getMessage() for record in caplog.records)
+    assert any(
+        "forces" in record.getMessage() and "more than 1.1 times" in record.getMessage() for record in caplog.records
+    )
