@@ -1,54 +1,126 @@
-"""The progress bar of a window."""
+"""The progress line of a simulation: in terminals only, drawn by tqdm or as a task of rich's display."""
 
-from types import SimpleNamespace
+import io
+import subprocess
+import sys
 
-from stable_plugin.algorithm.training_loop import Progress
-from stable_plugin.integrations import progress as progress_line
+import pytest
+
+from stable_plugin.algorithm.records import Progress, WindowRecord
+from stable_plugin.integrations import progress as progress_module
+from stable_plugin.integrations.progress import ProgressLine
 
 
-class Bar:
-    """Record what tqdm would show."""
+class RecordingBar:
+    """Records what is drawn."""
 
-    shown, made = [], []
+    def __init__(self, shown, **settings):
+        self.shown, self.settings, self.closed = shown, settings, False
+        self.n, self.words = 0.0, ""
 
-    def __init__(self, **settings):
-        self.n, self.closed, self.text = 0.0, False, ""
-        Bar.made.append(self)
-        self.settings = settings
-
-    def set_description_str(self, text, refresh):
-        self.text = text
+    def set_description_str(self, words, refresh):
+        self.words = words
 
     def refresh(self):
-        Bar.shown.append((self.text, self.n))
+        self.shown.append((self.words, self.n))
 
     def close(self):
         self.closed = True
 
 
-def test_progress_line_restarts_with_each_phase(monkeypatch):
-    monkeypatch.setattr(progress_line, "tqdm", Bar)
-    monkeypatch.setattr(Bar, "shown", [])
-    monkeypatch.setattr(Bar, "made", [])
-    loop = SimpleNamespace(n_steps=800, simulator=SimpleNamespace(integrator=SimpleNamespace(timestep_fs=0.5)))
-    steps = [
-        Progress("simulate", 0.1, 1.1, None, None, None),
-        Progress("simulate", 0.2, 1.2, 0.25, None, None),
-        Progress("learn", 0.05, 1.25, 0.5, 0.00123, 0.875),
-    ]
-    silent, line = (progress_line.ProgressLine(loop, enabled) for enabled in (False, True))
-    for step in steps:
-        silent.show(step)
-    silent.close()
-    assert Bar.made == []
-    for step in steps:
+def window(unstable, loss, ess):
+    return WindowRecord(1, "learn", 1.0, unstable, loss, ess_fraction=ess)
+
+
+STEPS = [
+    Progress("simulate", 0.1, 1.1, None),
+    Progress("simulate", 0.2, 1.2, window(0.25, 0.5, None)),
+    Progress("learn", 0.05, 1.25, window(0.5, 0.00123, 0.875)),
+]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+
+
+def test_progress_line_starts_again_with_each_window(monkeypatch, terminal):
+    shown, made = [], []
+
+    def make(**settings):
+        made.append(RecordingBar(shown, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(progress_module, "tqdm", make)
+    line = ProgressLine(0.4)
+    for step in STEPS:
         line.show(step)
-    assert Bar.shown == [
+    assert shown == [
         ("StABlE simulate · 1.10 ps", 0.1),
-        ("StABlE simulate · 1.20 ps · unstable 25%", 0.2),
+        ("StABlE simulate · 1.20 ps · unstable 25% · loss 5.00e-01", 0.2),
         ("StABlE learn · 1.25 ps · unstable 50% · loss 1.23e-03 · ESS 0.88", 0.05),
     ]
-    assert [bar.settings["total"] for bar in Bar.made] == [0.4, 0.4]
-    assert [bar.closed for bar in Bar.made] == [True, False]
+    assert [bar.settings["total"] for bar in made] == [0.4, 0.4]
+    assert [bar.closed for bar in made] == [True, False]
     line.close()
-    assert Bar.made[-1].closed
+    assert made[-1].closed
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_progress_line_is_silent_in_files(capsys, enabled):
+    line = ProgressLine(0.4, enabled)
+    for step in STEPS:
+        line.show(step)
+    line.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_line_can_be_disabled(capsys, terminal):
+    ProgressLine(0.4, enabled=False).show(STEPS[0])
+    assert capsys.readouterr().err == ""
+
+
+def rich_progress(**console):
+    rich_console = pytest.importorskip("rich.console")
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(console=rich_console.Console(file=io.StringIO(), width=120, **console))
+
+
+def test_progress_line_is_a_task_of_rich():
+    with rich_progress(force_terminal=True) as display:
+        line = ProgressLine(0.4, rich_progress=lambda: display)
+        line.show(STEPS[1])
+        (task,) = display.tasks
+        assert (task.completed, task.total) == (200, 400)
+        assert task.description == "StABlE simulate · 1.20 ps · unstable 25% · loss 5.00e-01 (fs)"
+        line.show(STEPS[2])
+        assert [task.completed for task in display.tasks] == [50]
+        line.close()
+        assert not display.tasks
+
+
+@pytest.mark.parametrize("console", [{"force_terminal": False}, {"force_terminal": True, "force_jupyter": True}])
+def test_progress_line_leaves_other_displays_of_rich(console, terminal):
+    display = rich_progress(**console)
+    ProgressLine(0.4, rich_progress=lambda: display).show(STEPS[0])
+    assert not display.tasks
+
+
+SHOW_LOG = """
+import logging, sys
+if len(sys.argv) > 1:
+    logging.basicConfig(level=logging.WARNING, format="root: %(message)s")
+from stable_plugin.integrations.session import log, show_log
+show_log()
+show_log()
+log.info("window 1")
+log.warning("careful")
+"""
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [([], ["window 1", "careful"]), (["own"], ["root: careful"])])
+def test_show_log_only_without_logging_configuration(arguments, expected):
+    command = [sys.executable, "-W", "ignore", "-c", SHOW_LOG, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr.splitlines() == expected

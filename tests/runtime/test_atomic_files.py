@@ -1,4 +1,4 @@
-"""Where nothing can be written, the error names the path and the way out, and what was written before stays."""
+"""Write errors name the path and the remedy, and leave the previous version in place."""
 
 import os
 import resource
@@ -27,49 +27,52 @@ BONDS = [(0, 1), (0, 2)]
 
 @contextmanager
 def mounted(folder, options):
-    """A small file system of its own in a folder, where this user may mount one."""
+    """Mount a small file system in a folder, if this user may mount one."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip("there is no mount here")
+        pytest.skip("the mount command is missing")
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     try:
         yield folder
-    finally:  # what an error holds open does not keep it
+    finally:  # lazily, because the error may hold files open
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_file_that_does_not_fit_leaves_the_one_from_before(tmp_path):
+def test_atomic_write_keeps_previous_file(tmp_path):
     path = tmp_path / "model.pt"
     path.write_text("before")
-    cannot = pytest.raises(OSError, match=r"model .*model\.pt.* cannot be written.*Make room.*untouched")
+    cannot = pytest.raises(OSError, match=r"model .*model\.pt.* cannot be written.*free some space.*untouched")
     with files_up_to(1000), cannot, atomic_write(path, "model") as partial:
         partial.write_bytes(bytes(2000))
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["model.pt"]
 
 
-def test_torch_loses_the_reason_and_the_error_names_it_all_the_same(tmp_path):
-    with files_up_to(100_000), pytest.raises(OSError, match=r"model\.pt.*disk is full.*MB are free in .*Make room"):
+def test_write_error_of_torch_names_the_reason(tmp_path):
+    with (
+        files_up_to(100_000),
+        pytest.raises(OSError, match=r"model\.pt.*disk is full.*MB are free in .*free some space"),
+    ):
         save_new(MEGABYTE, tmp_path / "model.pt")
     assert not os.listdir(tmp_path)
 
 
-def test_a_folder_is_whole_or_as_it_was(tmp_path):
+def test_atomic_folder_is_complete_or_unchanged(tmp_path):
     path = tmp_path / "step_4"
     for content in ("old", "new"):
         with atomic_folder(path) as partial:
             (partial / "state").write_text(content)
     assert (path / "state").read_text() == "new"
-    cannot = pytest.raises(OSError, match=r"step_4.*cannot be written.*What was there before is untouched")
+    cannot = pytest.raises(OSError, match=r"step_4.*cannot be written.*The previous version is untouched")
     with files_up_to(10), cannot, atomic_folder(path) as partial:
         (partial / "state").write_bytes(bytes(20))
     assert (path / "state").read_text() == "new" and os.listdir(tmp_path) == ["step_4"]
 
 
-def test_one_of_two_folders_is_whole_whenever_the_process_dies_at_a_rename(tmp_path):
+def test_atomic_folder_survives_kill_at_rename(tmp_path):
     seen = []
     for survived in range(3):
         path = tmp_path / str(survived) / "step_4"
@@ -80,13 +83,13 @@ def test_one_of_two_folders_is_whole_whenever_the_process_dies_at_a_rename(tmp_p
         if child == 0:
             replace_and_die(path, survived)
         os.waitpid(child, 0)
-        # As fairchem looks for a checkpoint: in the folders beside each other, not in those within.
+        # Searched as fairchem searches for checkpoints: one level deep.
         seen.append([(found.parent.name, found.read_text()) for found in path.parent.glob("*/state")])
     assert seen == [[("step_4", "old")], [("step_4.old", "old")], [("step_4", "new")]]
 
 
 def replace_and_die(path, survived):
-    """Replace a folder, and be killed at a rename, or at the end."""
+    """Replace a folder in a process that is killed at a rename, or at the end."""
     renames = []
 
     def die(event, arguments):
@@ -101,17 +104,20 @@ def replace_and_die(path, survived):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("in_the_way", ["runs", "runs/a"])
-def test_a_file_in_the_way_of_a_folder_is_named(tmp_path, in_the_way):
-    blocked = tmp_path / in_the_way
+@pytest.mark.parametrize("blocked_by", ["runs", "runs/a"])
+def test_report_names_file_in_place_of_folder(tmp_path, blocked_by):
+    blocked = tmp_path / blocked_by
     blocked.parent.mkdir(exist_ok=True)
     blocked.touch()
-    with pytest.raises(OSError, match=f"report .*{in_the_way}.* is a file where a folder is needed. Move it away"):
+    with pytest.raises(OSError, match=f"report .*{blocked_by}.* is a file where a folder is needed: move the file"):
         write_report(tmp_path / "runs" / "a", *finished_run())
 
 
-def test_a_report_for_which_there_is_no_room_says_so(tmp_path):
-    with files_up_to(2000), pytest.raises(OSError, match=r"report .*(json|html|png)' cannot be written.*Make room"):
+def test_report_names_full_disk(tmp_path):
+    with (
+        files_up_to(2000),
+        pytest.raises(OSError, match=r"report .*(json|html|png)' cannot be written.*free some space"),
+    ):
         write_report(tmp_path / "run", *finished_run())
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -129,20 +135,20 @@ def finished_run():
     }
 
 
-def test_a_full_disk_and_a_disk_that_is_read_only_are_told_apart(tmp_path):
+def test_full_and_read_only_disks_are_distinguished(tmp_path):
     with mounted(tmp_path / "full", "size=512k") as folder:
-        with pytest.raises(OSError, match=r"disk is full.* MB are free.*Make room"):
+        with pytest.raises(OSError, match=r"disk is full.* MB are free.*free some space"):
             save_new(MEGABYTE, folder / "model.pt")
         assert not list(folder.iterdir())
     with mounted(tmp_path / "read-only", "ro") as folder:
-        with pytest.raises(OSError, match=r"Read-only file system.*mounted read-only. Choose another folder"):
+        with pytest.raises(OSError, match=r"Read-only file system.*mounted read-only: choose another folder"):
             save_new(MEGABYTE, folder / "model.pt")
-        with pytest.raises(OSError, match=r"report .*mounted read-only. Choose another folder"):
+        with pytest.raises(OSError, match=r"report .*mounted read-only: choose another folder"):
             write_report(folder / "run", *finished_run())
 
 
 class Water(LightningModule):
-    """Springs, and a loss that pulls nowhere; ``ballast`` makes its checkpoints long."""
+    """Springs, and a loss without gradient; ``ballast`` makes the checkpoints long."""
 
     def __init__(self):
         super().__init__()
@@ -159,8 +165,8 @@ class Water(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-class FillsUp(StABlECallback):
-    """The disk is full from an epoch on."""
+class FullDisk(StABlECallback):
+    """Limits the length of files from the third epoch on."""
 
     limit = None
 
@@ -175,7 +181,7 @@ def fit(folder, *, logger=False, limit=None, checkpoint=None, max_epochs=4):
     frames = [TRIATOMIC.copy() for _ in range(8)]
     for frame in frames:
         frame.positions += generator.normal(scale=0.03, size=frame.positions.shape)
-    callback = FillsUp(
+    callback = FullDisk(
         structures=frames,
         bonds=BONDS,
         integrator=Langevin(300.0, 0.5, 1.0),
@@ -209,52 +215,52 @@ def fit(folder, *, logger=False, limit=None, checkpoint=None, max_epochs=4):
     return run
 
 
-def told(error):
-    """What a user sees: the messages, and the notes below them."""
+def displayed(error):
+    """Return what a user sees: the messages and notes of an error and its context."""
     lines, each = [], error.value
-    while each is not None:  # Lightning closes the loggers in answer to an error, which may be another one
+    while each is not None:  # Lightning closes the loggers, which may raise again
         lines += [str(each), *getattr(each, "__notes__", [])]
         each = each.__context__
     return "\n".join(lines)
 
 
-def test_a_disk_that_fills_up_ends_a_lightning_run_with_its_last_checkpoint_whole(tmp_path):
+def test_full_disk_keeps_last_checkpoint(tmp_path):
     with pytest.raises(OSError) as error:
         fit(tmp_path, limit=500_000)
-    text = told(error)
+    text = displayed(error)
     assert f"checkpoint '{tmp_path / 'last.ckpt'}' cannot be written" in text
-    assert "Make room" in text and "What was there before is untouched" in text
-    assert f"Go on with ckpt_path='{tmp_path / 'last.ckpt'}'" in text
+    assert "free some space" in text and "The previous version is untouched" in text
+    assert f"resume with ckpt_path='{tmp_path / 'last.ckpt'}'" in text
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert fit(tmp_path, checkpoint=tmp_path / "last.ckpt").current_epoch == 4
 
 
-def test_a_checkpoint_folder_that_is_a_file_or_read_only_is_named(tmp_path):
+def test_unwritable_checkpoint_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError) as error:
         fit(tmp_path / "file" / "run")
-    assert f"'{tmp_path / 'file'}' is a file where a folder is needed" in told(error)
+    assert f"'{tmp_path / 'file'}' is a file where a folder is needed" in displayed(error)
     with mounted(tmp_path / "read-only", "ro") as folder:
         with pytest.raises(OSError) as error:
             fit(folder / "run")
-        assert "mounted read-only. Choose another folder" in told(error)
+        assert "mounted read-only: choose another folder" in displayed(error)
 
 
 @pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
-def test_a_logger_that_cannot_write_is_named(tmp_path, kind):
+def test_unwritable_logger_folder_is_named(tmp_path, kind):
     (tmp_path / "logs").touch()
     with pytest.raises(OSError) as error:
         fit(tmp_path / "run", logger=kind(tmp_path / "logs", name="here"))
-    assert f"'{tmp_path / 'logs'}' is a file where a folder is needed" in told(error)
+    assert f"'{tmp_path / 'logs'}' is a file where a folder is needed" in displayed(error)
 
 
-def test_a_log_for_which_there_is_no_room_leaves_the_last_checkpoint_whole(tmp_path):
+def test_full_log_disk_keeps_last_checkpoint(tmp_path):
     with mounted(tmp_path / "small", "size=64k") as small:
         logger = CSVLogger(small, name="log", flush_logs_every_n_steps=1)
-        fills_up = FillsUp.on_train_epoch_start
+        on_epoch = FullDisk.on_train_epoch_start
 
         def fill(callback, run, module):
-            fills_up(callback, run, module)
+            on_epoch(callback, run, module)
             if run.current_epoch == 2:
                 with (small / "other").open("wb", buffering=0) as other:
                     while True:
@@ -264,9 +270,9 @@ def test_a_log_for_which_there_is_no_room_leaves_the_last_checkpoint_whole(tmp_p
                             break
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError) as error:
-            patch.setattr(FillsUp, "on_train_epoch_start", fill)
+            patch.setattr(FullDisk, "on_train_epoch_start", fill)
             fit(tmp_path / "run", logger=logger, max_epochs=100)
-        text = told(error)
-    assert str(small) in text and "Make room" in text
-    assert f"Go on with ckpt_path='{tmp_path / 'run' / 'last.ckpt'}'" in text
+        text = displayed(error)
+    assert str(small) in text and "free some space" in text
+    assert f"resume with ckpt_path='{tmp_path / 'run' / 'last.ckpt'}'" in text
     assert fit(tmp_path / "run", checkpoint=tmp_path / "run" / "last.ckpt", max_epochs=100).current_epoch == 100

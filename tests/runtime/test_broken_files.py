@@ -1,4 +1,4 @@
-"""Files that are cut off, damaged or wrong: each is refused by name, with the way out, and left as it is."""
+"""Truncated, damaged and wrong files are refused by name with the remedy, and left unchanged."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ CUTS = 25
 
 
 def cuts(content, number=CUTS, seed=0):
-    """Beginnings of a file, of random lengths; the shortest and the longest that are not whole are among them."""
+    """Return truncations of a file at random lengths, the shortest and the longest among them."""
     chance = random.Random(seed)
     lengths = [0, 1, len(content) - 1, *(chance.randrange(len(content)) for _ in range(number - 3))]
     return [content[:length] for length in lengths]
 
 
-def refused(read, path, content, message):
-    """Whether a file of that content is refused, by its name, and is still there as it was."""
+def assert_refused(read, path, content, message):
+    """Assert that a file with the content is refused by its name, and is unchanged afterwards."""
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"(?s){message}") as caught:
         read(path)
@@ -48,17 +48,17 @@ def refused(read, path, content, message):
     assert path.read_bytes() == content
 
 
-def test_an_extxyz_file_is_refused_wherever_it_was_cut(tmp_path):
+def test_truncated_extxyz_is_refused(tmp_path):
     lines = TRAIN.read_bytes().splitlines(keepends=True)
     content = b"".join(lines[: 2 * 23])
     whole = {0, len(b"".join(lines[:23]))}
     for cut in cuts(content, 60):
         if len(cut) not in whole:
             message = r"^train='.*' (cannot be read .*: pass a complete extxyz file|contains no structure)"
-            refused(lambda path: read_frames(path, "train"), tmp_path / "cut.extxyz", cut, message)
+            assert_refused(lambda path: read_frames(path, "train"), tmp_path / "cut.extxyz", cut, message)
 
 
-def test_the_constructors_name_their_argument(tmp_path):
+def test_constructors_name_the_damaged_argument(tmp_path):
     path = tmp_path / "cut.extxyz"
     path.write_bytes(TRAIN.read_bytes()[:-30])
     for name, make in (
@@ -67,7 +67,7 @@ def test_the_constructors_name_their_argument(tmp_path):
         ("train", lambda: ExtxyzDataModule(path)),
         ("valid", lambda: ExtxyzDataModule(TRAIN, path)),
         ("starts", lambda: Evaluator(path)),
-        ("labelled", lambda: Evaluator(TRAIN, labelled=path)),
+        ("labeled", lambda: Evaluator(TRAIN, labeled=path)),
     ):
         with pytest.raises(ValueError, match=rf"^{name}='.*cut\.extxyz' cannot be read"):
             make()
@@ -84,12 +84,12 @@ def test_the_constructors_name_their_argument(tmp_path):
         ("pos:R:3", "pos:Z:3"),
     ],
 )
-def test_an_extxyz_file_with_wrong_words_in_it_is_refused(tmp_path, old, new):
+def test_invalid_extxyz_is_refused(tmp_path, old, new):
     content = TRAIN.read_text().replace(old, new, 1).encode()
-    refused(lambda path: read_frames(path), tmp_path / "odd.extxyz", content, "cannot be read")
+    assert_refused(lambda path: read_frames(path), tmp_path / "odd.extxyz", content, "cannot be read")
 
 
-def test_labels_that_are_no_numbers_or_too_few_are_named():
+def test_invalid_labels_are_named():
     frame = ase.io.read(TRAIN)
     for energy, message in (("abc", "set numbers"), ([1.0, 2.0], "has the shape .*a scalar")):
         odd = frame.copy()
@@ -124,20 +124,20 @@ FLAT = [[3.6, 0, 0], [0, 3.6, 0], [3.6, 3.6, 0]]
         (crystal(np.zeros((3, 3))), "does not span"),
         (crystal([[3.6, 0, 0], [0, np.nan, 0], [0, 0, 3.6]]), "not finite"),
         (crystal([[np.inf, 0, 0], [0, 3.6, 0], [0, 0, 3.6]]), "not finite"),
-        (crystal(positions=np.zeros((4, 3))), r"two atoms at the same place, Cu0 and Cu1 .*6 such pair"),
+        (crystal(positions=np.zeros((4, 3))), r"two atoms in one place, Cu0 and Cu1 .*6 such pair"),
         (crystal(positions=[[0, 0, 0], [0, 0, 3.61], [1, 1, 1], [2, 2, 2]], cell=np.eye(3) * 3.61), "Cu0 and Cu1"),
         (crystal(positions=[[0, 0, 0], [0, 0, np.nan], [1, 1, 1], [2, 2, 2]]), "non-finite positions"),
         (crystal(numbers=[29, 29, 0, 29]), "atomic number 0"),
     ],
 )
-def test_structures_that_are_none_are_refused_by_name(atoms, message):
+def test_invalid_structures_are_refused(atoms, message):
     with pytest.raises(ValueError, match=rf"^train\[3\] .*{message}"):
         check_geometry(atoms, "train[3]")
     with pytest.raises(ValueError, match=message):
         System.from_atoms(atoms)
 
 
-def test_wrong_structures_in_a_file_are_named_by_every_constructor(tmp_path):
+def test_constructors_name_invalid_structures(tmp_path):
     frames = ase.io.read(TRAIN, ":3")
     frames[2].positions[5] = frames[2].positions[4]
     path = tmp_path / "twice.extxyz"
@@ -146,13 +146,13 @@ def test_wrong_structures_in_a_file_are_named_by_every_constructor(tmp_path):
         ("train", lambda: ExtxyzDataModule(path)),
         ("starts", lambda: Evaluator(path, TRAIN)),
         ("reference", lambda: Evaluator(TRAIN, path)),
-        ("structures", lambda: StABlECallback(structures=path, reference=TRAIN).session.settings.validate()),
+        ("structures", lambda: StABlECallback(structures=path, reference=TRAIN).validate()),
     ):
         with pytest.raises(ValueError, match=rf"{name}\[2\] has two atoms at the same place, C4 and C5"):
             make()
 
 
-def test_which_way_round_the_cell_is_does_not_matter():
+def test_left_handed_cell_is_equivalent():
     atoms = crystal()
     mirrored = atoms.copy()
     mirrored.cell = atoms.cell[[1, 0, 2]]
@@ -170,7 +170,7 @@ def database(tmp_path_factory):
     return path.read_bytes()
 
 
-def test_a_database_is_refused_wherever_it_was_cut(database, tmp_path):
+def test_truncated_database_is_refused(database, tmp_path):
     expected = [frame.positions for frame in read_frames(write(tmp_path / "whole.aselmdb", database))]
     assert len(expected) == 4
     n_refused = 0
@@ -179,17 +179,17 @@ def test_a_database_is_refused_wherever_it_was_cut(database, tmp_path):
         try:
             found = [frame.positions for frame in read_frames(path, "train")]
         except ValueError as error:
-            # Its first page alone is an empty database.
+            # The first page alone is an empty database.
             message = r"(?s)train='.*' (cannot be read .*: pass a complete database|contains no structure)"
             assert re.match(message, str(error)) and str(path) in str(error)
             n_refused += 1
-        else:  # it was cut in pages that nothing is in
+        else:  # only unused pages are missing
             np.testing.assert_array_equal(found, expected)
         assert path.read_bytes() == cut
     assert n_refused >= 10
 
 
-def test_a_damaged_database_is_refused_or_read_and_never_kills_the_process(database, tmp_path):
+def test_damaged_database_never_crashes(database, tmp_path):
     chance = random.Random(0)
     for _ in range(12):
         place, length = chance.randrange(len(database)), chance.choice([1, 8, 300])
@@ -199,7 +199,7 @@ def test_a_damaged_database_is_refused_or_read_and_never_kills_the_process(datab
         try:
             read_labeled(path, "train", "energy", "forces")
         except ValueError as error:
-            assert re.match(r"train(='.*' cannot be read|\[\d+\] has|='.*' contains no)", str(error)), error
+            assert re.match(r"train(='.*' cannot be read|\[\d+\] has|='.*' holds no)", str(error)), error
         assert path.read_bytes() == damaged
 
 
@@ -208,11 +208,11 @@ def write(path, content):
     return path
 
 
-def test_a_mace_model_is_refused_wherever_it_was_cut(tmp_path):
+def test_truncated_mace_model_is_refused(tmp_path):
     save_mace(tiny_mace([1, 8]), tmp_path / "whole.model")
     content = (tmp_path / "whole.model").read_bytes()
     for cut in cuts(content):
-        refused(
+        assert_refused(
             load_potential,
             tmp_path / "cut.model",
             cut,
@@ -220,21 +220,21 @@ def test_a_mace_model_is_refused_wherever_it_was_cut(tmp_path):
         )
 
 
-def test_a_fairchem_checkpoint_is_refused_wherever_it_was_cut(tmp_path):
+def test_truncated_fairchem_checkpoint_is_refused(tmp_path):
     model = FairchemModel.from_configs(network("esen"), tasks("esen"), task_name="omol")
     save_fairchem(model, tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
     for cut in cuts(content):
-        refused(
+        assert_refused(
             load_potential,
             tmp_path / "cut.pt",
             cut,
-            "cannot be read as a fairchem checkpoint .*pass the inference_ckpt",
+            "cannot be read as a fairchem checkpoint .*give the inference_ckpt",
         )
 
 
 class Plain:
-    """Reads as Lightning does."""
+    """Reads as Lightning does, and checks what it reads."""
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
         return torch.load(path, map_location=map_location, weights_only=weights_only)
@@ -247,11 +247,11 @@ def saved(path, extra=None):
     return path.read_bytes()
 
 
-def test_a_lightning_checkpoint_is_refused_wherever_it_was_cut(tmp_path):
+def test_truncated_lightning_checkpoint_is_refused(tmp_path):
     content = saved(tmp_path / "whole.ckpt")
     assert set(AtomicCheckpointIO(Plain()).load_checkpoint(tmp_path / "whole.ckpt")) == {"state_dict", "callbacks"}
     for cut in cuts(content):
-        refused(
+        assert_refused(
             AtomicCheckpointIO(Plain()).load_checkpoint,
             tmp_path / "cut.ckpt",
             cut,
@@ -260,31 +260,62 @@ def test_a_lightning_checkpoint_is_refused_wherever_it_was_cut(tmp_path):
 
 
 class Unit:
-    """What is known of fairchem's unit when a run goes on."""
+    """The part of fairchem's unit that is used when a run resumes."""
 
     def __init__(self, folder):
         self.lazy_state_location = str(folder)
 
 
 class Session:
-    """Takes up a state."""
+    """Records the loaded state."""
 
-    taken = None
+    loaded = None
 
     def load_state_dict(self, state):
-        self.taken = state
+        self.loaded = state
 
 
-def test_the_state_in_a_fairchem_checkpoint_is_refused_wherever_it_was_cut(tmp_path):
+def test_truncated_stable_state_is_refused(tmp_path):
     content, session = saved(tmp_path / STATE_FILE), Session()
-    assert load_with(Unit(tmp_path), session) and session.taken is not None
+    assert load_with(Unit(tmp_path), session) and session.loaded is not None
     for cut in cuts(content):
         session = Session()
         message = r"^state of StABlE training '.*' is (cut off or damaged|not made of)"
-        refused(lambda path, taker=session: load_with(Unit(path.parent), taker), tmp_path / STATE_FILE, cut, message)
-        assert session.taken is None
+        assert_refused(
+            lambda path, session=session: load_with(Unit(path.parent), session), tmp_path / STATE_FILE, cut, message
+        )
+        assert session.loaded is None
 
 
 @pytest.mark.parametrize("content", [b"hello", pickle.dumps([1]), b"PK\x03\x04" + bytes(100), bytes(1000)])
-def test_a_file_of_another_kind_is_no_checkpoint(tmp_path, content):
-    refused(load_tensors, tmp_path / "other.ckpt", content, "is (cut off or damaged|not made of)")
+def test_file_of_another_kind_is_refused(tmp_path, content):
+    assert_refused(load_tensors, tmp_path / "other.ckpt", content, "is (cut off or damaged|not made of)")
+
+
+class Strict:
+    """Raises its own error about the keys of an intact checkpoint, as loaders of other packages do."""
+
+    def load_checkpoint(self, path, weights_only=None):
+        keys = set(torch.load(path, weights_only=weights_only))
+        raise RuntimeError(f"Error(s) in loading state_dict: unexpected keys {sorted(keys)}")
+
+
+def test_error_of_an_intact_checkpoint_keeps_its_words(tmp_path):
+    content = saved(tmp_path / "foreign.ckpt")
+    reader = AtomicCheckpointIO(Strict())
+    with pytest.raises(
+        RuntimeError, match=r"^Error\(s\) in loading state_dict: unexpected keys \['callbacks', 'state_dict'\]$"
+    ):
+        reader.load_checkpoint(tmp_path / "foreign.ckpt")
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 255
+    assert_refused(
+        reader.load_checkpoint, tmp_path / "damaged.ckpt", bytes(damaged), "is (cut off or damaged|not made of)"
+    )
+
+
+def test_untrusted_checkpoint_names_class_and_remedy(tmp_path):
+    torch.save({"hyper_parameters": Path("a")}, tmp_path / "foreign.ckpt")
+    message = r"(?s)not made of tensors.*PosixPath.*Trainer\.fit\(\.\.\., weights_only=False\)"
+    with pytest.raises(ValueError, match=message):
+        AtomicCheckpointIO(Plain()).load_checkpoint(tmp_path / "foreign.ckpt", weights_only=True)

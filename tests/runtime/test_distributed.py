@@ -1,4 +1,4 @@
-"""Several processes that train one potential, against one that has all their replicas."""
+"""Several processes that train one potential, compared with one process that has all their replicas."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "several_processes.py"
 
 @pytest.fixture(scope="module", params=[2, 4])
 def found(request, tmp_path_factory):
-    """What each of so many real processes found."""
+    """Run 2 or 4 real processes, and return what each one saved."""
     folder = tmp_path_factory.mktemp("processes")
     done = subprocess.run(
         [sys.executable, SCRIPT, folder, str(request.param)], capture_output=True, text=True, timeout=300, check=False
@@ -25,10 +25,10 @@ def found(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", [whole_frames, single_molecules])
-def test_estimates_are_those_of_one_process_with_all_frames(found, case):
+def test_estimates_equal_those_of_one_process(found, case):
     alone = estimates(case, DistributedContext())
     for each in (process[case.__name__.replace("_", " ")] for process in found):
-        assert each["share"] == pytest.approx(alone["share"], rel=1e-9)
+        assert each["ess_fraction"] == pytest.approx(alone["ess_fraction"], rel=1e-9)
         assert each["loss"] == pytest.approx(alone["loss"], rel=1e-9)
         for mine, expected in zip(each["estimates"], alone["estimates"], strict=True):
             assert mine["loss"] == pytest.approx(expected["loss"], rel=1e-9)
@@ -37,11 +37,11 @@ def test_estimates_are_those_of_one_process_with_all_frames(found, case):
             for one, other in zip(mine["gradients"], expected["gradients"], strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * float(other.abs().max()))
             assert max(float(gradient.abs().max()) for gradient in expected["gradients"]) > 0
-    assert alone["share"] < 1.0, "the weights have moved"
+    assert alone["ess_fraction"] < 1.0, "the parameters have changed"
 
 
-@pytest.mark.parametrize("name", ["training", "training beside a process whose replicas all break"])
-def test_all_processes_decide_alike_on_replicas_of_their_own(found, name):
+@pytest.mark.parametrize("name", ["training", "training with a failing process"])
+def test_processes_decide_equally(found, name):
     first, *others = (process[name] for process in found)
     assert {entry["phase"] for entry in first["windows"]} == {"simulate", "learn"}
     for other in others:
@@ -51,14 +51,14 @@ def test_all_processes_decide_alike_on_replicas_of_their_own(found, name):
         assert not torch.equal(other["last"], first["last"])
 
 
-def test_the_share_of_unstable_replicas_is_over_all_processes(found):
-    broken = found[0]["training beside a process whose replicas all break"]
-    # One process that always fails as a whole keeps the others from ever being done.
-    assert min(entry["unstable_fraction"] for entry in broken["windows"]) >= 1.0 / len(found)
+def test_unstable_fraction_is_over_all_processes(found):
+    failing = found[0]["training with a failing process"]
+    # All replicas of one process always fail, so training cannot be done.
+    assert min(entry["unstable_fraction"] for entry in failing["windows"]) >= 1.0 / len(found)
 
 
-def test_a_process_alone_needs_nobody():
-    alone = DistributedContext.present()
+def test_single_process_reduces_nothing():
+    alone = DistributedContext.current()
     assert (alone.rank, alone.size) == (0, 1)
     tensor = torch.tensor([1.0, 2.0])
     assert alone.sum(tensor) is tensor

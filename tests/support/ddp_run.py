@@ -1,6 +1,6 @@
-"""A data-parallel training: ``python ddp_run.py FOLDER PROCESSES EPOCHS [CHECKPOINT]``; Lightning starts it once more per rank.
+"""A data-parallel training: ``python ddp_run.py FOLDER PROCESSES EPOCHS [CHECKPOINT]``; Lightning starts it again for each further rank.
 
-Each rank leaves what it ended with in ``FOLDER/rank_RANK.pt``.
+Each rank saves its final state in ``FOLDER/rank_RANK.pt``.
 """
 
 import sys
@@ -20,7 +20,7 @@ TRAIN = Path(__file__).parents[2] / "recipes" / "data" / "aspirin_train.extxyz"
 
 
 class Recorder(StABlECallback):
-    """Keeps the gradient of the energies and forces, and of both together, as the optimizer's first step is given them."""
+    """Records the gradient of the supervised loss, and the sum of both gradients, at the first optimizer step."""
 
     first = None
 

@@ -1,6 +1,8 @@
 """Small fairchem models and native fairchem trainings, through fairchem's own command line."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +42,7 @@ def escn(**changes):
 
 
 def network(kind):
-    """Configuration of a network: eSEN; UMA, with experts; AllScAIP; eSEN that predicts forces directly."""
+    """Return the configuration of a network: esen, uma (with experts), allscaip, or direct (eSEN with direct forces)."""
     head = {"module": f"{MODELS}.uma.escn_md.MLP_EFS_Head"}
     if kind == "esen":
         backbone, heads = escn(), {"efs": head}
@@ -75,7 +77,7 @@ def network(kind):
             "energy": {"module": f"{MODELS}.uma.escn_md.MLP_Energy_Head"},
             "forces": {"module": f"{MODELS}.uma.escn_md.Linear_Force_Head"},
         }
-    # What fairchem asks of every model with experts.
+    # fairchem requires it of every model with experts.
     identity = {"model_id": "UMA-S-1.2.1"} if kind == "uma" else {}
     return {
         "_target_": f"{MODELS}.base.HydraModel",
@@ -87,7 +89,7 @@ def network(kind):
 
 
 def tasks(kind):
-    """One energy and one force task for all data sets, or one of each per data set, as UMA has them."""
+    """Return one energy and one force task for all data sets, or one of each per data set, as UMA has them."""
     if kind not in PER_DATASET:
         return [task(name, name, DATASETS) for name in ("energy", "forces")]
     return [task(f"{dataset}_{name}", name, [dataset]) for dataset in DATASETS for name in ("energy", "forces")]
@@ -131,7 +133,7 @@ def write_aselmdb(path, frames, energy_key="REF_energy", forces_key="REF_forces"
 
 
 def native_config(folder, kind, *, epochs=1, callbacks=(), checkpoint_every=1000, **unit):
-    """A native fairchem training on the aselmdb files in a folder."""
+    """Return the configuration of a native fairchem training on the aselmdb files in a folder."""
     config = {
         "job": {
             "device_type": "CPU",
@@ -177,6 +179,20 @@ def native_config(folder, kind, *, epochs=1, callbacks=(), checkpoint_every=1000
         },
     }
     return config
+
+
+class SignalAtStep:
+    """Sends SIGTERM to its process at the step ``$SIGNAL_AT_STEP``; an entry of ``runner.callbacks``."""
+
+    def __new__(cls):
+        from torchtnt.framework.callback import Callback
+
+        class Attached(Callback):
+            def on_train_step_start(self, state, unit):
+                if unit.train_progress.num_steps_completed == int(os.environ["SIGNAL_AT_STEP"]):
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        return Attached()
 
 
 def run_fairchem(folder, config, *overrides):

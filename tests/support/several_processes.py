@@ -1,6 +1,6 @@
-"""What each of several processes does in tests: ``python several_processes.py FOLDER SIZE``, started once for all ranks.
+"""Estimates and a training in several processes: ``python several_processes.py FOLDER SIZE``, started once for all ranks.
 
-It forks one process per rank, which join over gloo and leave what they found in ``FOLDER/RANK.pt``.
+Forks one process per rank, which communicate over gloo and save what they compute in ``FOLDER/RANK.pt``.
 """
 
 import sys
@@ -27,16 +27,16 @@ from stable_plugin.runtime.distributed import DistributedContext
 TRAIN = Path(__file__).parents[2] / "recipes" / "data" / "aspirin_train.extxyz"
 
 
-def shares(n_frames, size):
-    """How many frames each rank holds: uneven numbers, and for the last none where there are more than two."""
-    shared = size if size == 2 else size - 1
-    cuts = [round(n_frames * (rank / shared) ** 1.5) for rank in range(shared)] + [n_frames]
+def frame_counts(n_frames, size):
+    """Return the number of frames of each rank: uneven numbers, and none for the last of more than two ranks."""
+    n_filled = size if size == 2 else size - 1
+    cuts = [round(n_frames * (rank / n_filled) ** 1.5) for rank in range(n_filled)] + [n_frames]
     counts = [after - before for before, after in pairwise(cuts)]
     return counts + [0] * (size - len(counts))
 
 
 def whole_frames():
-    """A MACE model, frames of aspirin, and a sampler of them for given processes."""
+    """Return a MACE model, frames of aspirin, and a function that makes an estimator for a context."""
     frames = read(TRAIN, ":12")
     system = System.from_atoms(frames[0])
     potential = as_potential(tiny_mace(system.numbers), system)
@@ -45,91 +45,89 @@ def whole_frames():
     for observable in observables:
         observable.bind(system, positions)
 
-    def sampler(processes):
-        return WindowEstimator(BoltzmannEstimator(potential, 500.0, 4, processes), observables)
+    def make_estimator(context):
+        return WindowEstimator(BoltzmannEstimator(potential, 500.0, 4, context), observables)
 
-    return potential, positions, sampler
+    return potential, positions, make_estimator
 
 
 def single_molecules():
-    """Pairs of atoms, each molecule a sample of its own."""
+    """Return the same for pairs of atoms, each molecule one sample."""
     system, potential = pairs(5)
     positions = boltzmann_frames(40, 5, torch.Generator().manual_seed(2))
     observable = LocalBondLengths(target=[0.2])
     observable.bind(system, positions)
 
-    def sampler(processes):
+    def make_estimator(context):
         local = Molecules()
-        return WindowEstimator(
-            BoltzmannEstimator(potential, LOCAL_TEMPERATURE, 16, processes), [observable], local=local
-        )
+        return WindowEstimator(BoltzmannEstimator(potential, LOCAL_TEMPERATURE, 16, context), [observable], local=local)
 
-    return potential, positions, sampler
+    return potential, positions, make_estimator
 
 
-def estimates(case, processes):
-    """Of the frames that fall to this process: as simulated, and with the weights moved since; with the loss observed."""
-    potential, positions, make_sampler = case()
-    sampler = make_sampler(processes)
-    own = positions.split(shares(len(positions), processes.size) if processes.size > 1 else len(positions))
-    sample = sampler.collect(own[processes.rank], 1, torch.Generator().manual_seed(processes.rank))
-    found = [sampler.estimate(sample)]
+def estimates(case, context):
+    """Return estimates from the frames of this process, as simulated and with changed parameters, and the observed loss."""
+    potential, positions, make_estimator = case()
+    estimator = make_estimator(context)
+    own = positions.split(frame_counts(len(positions), context.size) if context.size > 1 else len(positions))
+    data = estimator.collect(own[context.rank], 1, torch.Generator().manual_seed(context.rank))
+    found = [estimator.estimate(data)]
     with torch.no_grad():
         for parameter in potential.trainable_parameters():
             parameter.mul_(1.01)
-    weights, share = sampler.reweight(sample)
-    found.append(sampler.estimate(sample, weights))
+    weights, fraction = estimator.reweight(data)
+    found.append(estimator.estimate(data, weights))
     return {
         "estimates": [asdict(each) for each in found],
-        "share": share,
-        "loss": sampler.observed_loss(sample.positions),
+        "ess_fraction": fraction,
+        "loss": estimator.observed_loss(data.positions),
     }
 
 
-def training(processes, broken_rank=None):
-    """The loop on springs that are too soft: what it goes through, and where it ends."""
+def training(context, failing_rank=None):
+    """Train springs that are too soft, and return the windows, the final parameter, and the first and last positions."""
     start = torch.tensor(TRIATOMIC.positions).repeat(20, 1, 1)
     reference = simulated(triatomic(STIFF), start, 400).positions[1:].flatten(0, 1)
     potential = triatomic(SOFT)
-    loop = make_loop(potential, reference, n_replicas=8, context=processes)
-    if processes.rank == broken_rank:
-        loop.simulator.run = all_broken(loop.simulator.run)
+    loop = make_loop(potential, reference, n_replicas=8, context=context)
+    if context.rank == failing_rank:
+        loop.simulator.run = all_failing(loop.simulator.run)
     optimizer = adam(potential)
     first = loop.replicas.state.positions
     steps = 0
     while steps < 12 and optimizer_step(loop, optimizer) is not None:
         steps += 1
-    rounds = [{name: value for name, value in asdict(entry).items() if name != "wall_s"} for entry in loop.windows]
+    windows = [{name: value for name, value in asdict(entry).items() if name != "wall_s"} for entry in loop.windows]
     return {
-        "windows": rounds,
+        "windows": windows,
         "log_k": potential.module.log_k.detach(),
         "first": first,
         "last": loop.replicas.state.positions,
     }
 
 
-def all_broken(run):
-    """Windows of which no frame is left."""
+def all_failing(run):
+    """Return a function that simulates windows without a valid frame."""
 
-    def broken(*arguments, **keywords):
+    def failing(*arguments, **keywords):
         window = run(*arguments, **keywords)
         return replace(
             window, valid=torch.zeros_like(window.valid), unstable_step=torch.zeros_like(window.unstable_step)
         )
 
-    return broken
+    return failing
 
 
 def work(rank, size, folder):
     torch.set_num_threads(1)
     store = distributed.FileStore(str(folder / "store"), size)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=120))
-    processes = DistributedContext.current()
+    context = DistributedContext.current()
     found = {
-        "whole frames": estimates(whole_frames, processes),
-        "single molecules": estimates(single_molecules, processes),
-        "training": training(processes),
-        "training beside a process whose replicas all break": training(processes, broken_rank=size - 1),
+        "whole frames": estimates(whole_frames, context),
+        "single molecules": estimates(single_molecules, context),
+        "training": training(context),
+        "training with a failing process": training(context, failing_rank=size - 1),
     }
     torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()

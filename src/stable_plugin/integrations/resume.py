@@ -1,4 +1,4 @@
-"""Where a run continues after an interruption: the batches of the epoch that are left, and the global random streams."""
+"""Where a run continues after an interruption: the remaining batches of the epoch, and the global random streams."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class ResumePoint:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, and restore the random streams at once.
 
-        Trainers draw the order of the first batches before they say that training starts. A run that continues in the
-        middle of an epoch needs the order of that epoch's batches first.
+        Trainers draw the order of the first batches before their hooks for the start of training. A run that continues in
+        the middle of an epoch needs the order of that epoch's batches first.
         """
         self.batches = state["batches"]
         self._loaded = self.batches.get("start", state["random"])

@@ -1,8 +1,9 @@
-"""StABlE training beside somebody else's training: what the callbacks of all trainers share."""
+"""StABlE training within another training: the part that the callbacks of all trainers share."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -35,7 +36,7 @@ class NonFiniteGradientError(FloatingPointError):
 
 
 class Session:
-    """Runs StABlE training inside a trainer's loop; callbacks only say when, and where the numbers are logged.
+    """Runs StABlE training inside a trainer's loop; the trainer's callback decides when, and where numbers are logged.
 
     The trainer owns the optimizer. :meth:`before_step` adds the observable's gradient to the one that the trainer's own loss
     left in the parameters, :meth:`after_step` restores the learning rate.
@@ -58,8 +59,11 @@ class Session:
         self._n_logged_windows = 0
         self._n_nonfinite = 0
         self._folder = Path()
-        self._show_progress = False
+        self._line = ProgressLine(config.window_ps, enabled=False)
         self._on_progress: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
 
     @property
     def has_begun(self) -> bool:
@@ -78,12 +82,17 @@ class Session:
         """Whether the replicas were stable for ``stable_ps``, or ``max_windows`` is reached."""
         return self._loop is not None and self._loop.phase == "done"
 
+    @property
+    def is_verified(self) -> bool:
+        """Whether the replicas were stable for ``stable_ps`` with the present weights."""
+        return self.done and self.loop.windows[-1].phase == "simulate"
+
     def begin(
         self,
         module: nn.Module,
         dataloader: Any,
         folder: str | Path,
-        show_progress: bool,
+        line: ProgressLine,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Build the loop, and load the state of the checkpoint, if there is one.
@@ -92,7 +101,7 @@ class Session:
             module: Module that holds the potential.
             dataloader: Training data.
             folder: Folder for the worst frame of an unusable potential.
-            show_progress: Whether to show a progress line while simulating.
+            line: Progress line.
             on_progress: Called every few steps of a simulation; may raise to interrupt it.
         """
         self._loop = build_training_loop(self.config, module, dataloader)
@@ -101,7 +110,7 @@ class Session:
             self._loop.load_state_dict(self._pending["loop"])
             self._n_logged_windows = self._pending["n_logged_windows"]
             self._pending = None
-        self._folder, self._show_progress, self._on_progress = Path(folder), show_progress, on_progress
+        self._folder, self._line, self._on_progress = Path(folder), line, on_progress
 
     def simulate(self) -> None:
         """Run the simulation phase, if training is in one."""
@@ -229,10 +238,9 @@ class Session:
     @contextmanager
     def _monitored(self) -> Iterator[TrainingLoop]:
         """Yield the loop with a progress line; save the worst frame if the potential turns out to be unusable."""
-        line = ProgressLine(self.config.window_ps, self._show_progress)
 
         def show(progress: Progress) -> None:
-            line.show(progress)
+            self._line.show(progress)
             self._on_progress()
 
         self.loop.on_progress = show
@@ -247,7 +255,27 @@ class Session:
             error.args = (f"{error} The worst frame is in {path}.",)
             raise
         finally:
-            line.close()
+            self._line.close()
+
+
+def show_log() -> None:
+    """Show the package's log on standard error if the program has configured no logging, as Lightning does with its own."""
+    package = logging.getLogger(__package__.partition(".")[0])
+    if not package.hasHandlers():
+        package.addHandler(_StandardError())
+        package.setLevel(logging.INFO)
+
+
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to the present ``sys.stderr``, which displays replace while they own the terminal."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        pass
 
 
 def _numbers(record: WindowRecord) -> dict[str, float]:

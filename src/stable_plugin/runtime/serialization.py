@@ -1,8 +1,9 @@
-"""Reading what was saved before: as data, which runs nothing."""
+"""Reading saved files as data, without running code from them."""
 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,44 +11,70 @@ from typing import Any
 
 import torch
 
+WRITTEN_HERE = "Use a file that was written by this package."
+
 
 def load_tensors(path: str | Path, kind: str = "checkpoint") -> Any:
-    """What ``torch.save`` wrote, if it is made of tensors and plain values.
+    """Return what ``torch.save`` wrote, if it consists of tensors and plain values.
 
     Args:
         path: The file.
-        kind: What it is, for errors.
+        kind: Kind of file, for errors.
 
     Raises:
-        ValueError: If it is cut off, damaged, or holds anything that loading would have to run.
+        ValueError: If it is truncated or damaged, or holds anything that loading would have to run.
     """
     with read_as_data(path, kind):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager
-def read_as_data(path: str | Path, kind: str = "checkpoint") -> Iterator[None]:
-    """Have errors of reading a file say which one, what is wrong with it, and what to do.
+def read_as_data(path: str | Path, kind: str = "checkpoint", remedy: str = WRITTEN_HERE) -> Iterator[None]:
+    """Replace errors of reading a damaged or untrusted file by errors that name the file and the remedy.
+
+    An intact file can still be the wrong one for its reader, who knows better what is wrong with it: those errors stay.
+
+    Args:
+        path: The file.
+        kind: Kind of file, for errors.
+        remedy: What to do about a file that loading would have to run code from.
 
     Raises:
-        ValueError: In place of whatever the reading raises.
+        ValueError: If the file is damaged, or holds anything that loading would have to run.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{kind} {str(path)!r} is not made of tensors and plain values alone, and what else it holds could run code: it "
-            "is not loaded, and nothing was changed. Remove it, or put back the one that was written here."
-        ) from error
+        raise ValueError(_untrusted(path, kind, error, remedy)) from error
     except Exception as error:  # a file can be damaged in many ways
+        if _is_intact(path):
+            raise
         raise ValueError(_damaged(path, kind, error)) from error
+
+
+def _untrusted(path: str | Path, kind: str, error: Exception, remedy: str) -> str:
+    # torch names the class that it refuses.
+    refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "")
+    return (
+        f"{kind} {str(path)!r} is not made of tensors and plain values alone, and loading the rest could run code: it is not "
+        f"loaded, and nothing was changed. {refused}{' ' if refused else ''}{remedy}"
+    )
 
 
 def _damaged(path: str | Path, kind: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0]
     return (
-        f"{kind} {str(path)!r} is cut off or damaged ({type(error).__name__}: {reason}): nothing was changed. Move it away "
-        "to begin again from what is there besides, or put back a whole copy."
+        f"{kind} {str(path)!r} is cut off or damaged ({type(error).__name__}: {reason}): nothing was changed. Restore a complete "
+        "copy, or move the file to start again without it."
     )
+
+
+def _is_intact(path: str | Path) -> bool:
+    """Return whether a file is a complete archive as torch.save writes it, all of whose checksums are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # whatever is wrong with it, it is not intact
+        return False

@@ -1,10 +1,13 @@
-"""StABlE training inside fairchem's own training, through its command line."""
+"""StABlE training within a native fairchem training, through fairchem's command line."""
 
 import os
 import shutil
+from pathlib import Path
 
+import fairchem_tools
 import pytest
 import torch
+import yaml
 from fairchem_tools import native_config, run_fairchem, write_aselmdb
 
 STABLE = {
@@ -36,7 +39,7 @@ def trained(run, name="final"):
     return checkpoint.model_state_dict, checkpoint.ema_state_dict
 
 
-def test_before_its_start_the_callback_changes_no_bit(folder):
+def test_native_callback_changes_nothing_before_start(folder):
     plain, _ = trained(run_fairchem(folder, native_config(folder, "esen", epochs=2)))
     with_callback = {**STABLE, "start_epoch": 99}
     attached, _ = trained(run_fairchem(folder, native_config(folder, "esen", epochs=2, callbacks=[with_callback])))
@@ -44,43 +47,43 @@ def test_before_its_start_the_callback_changes_no_bit(folder):
     assert all(torch.equal(tensor, attached[name]) for name, tensor in plain.items())
 
 
-def test_a_native_run_becomes_stable_training_and_resumes_its_phase(folder):
+def test_native_run_simulates_and_resumes(folder):
     config = native_config(folder, "uma", epochs=20, callbacks=[STABLE], checkpoint_every=1)
     run = run_fairchem(folder, config)
     weights, averaged = trained(run)
-    # The averaged weights are those that passed.
+    # The averaged weights are set to those that passed the simulation.
     assert all(torch.equal(tensor, averaged[f"module.{name}"]) for name, tensor in weights.items())
     state = torch.load(run / "checkpoints" / "final" / "stable.pt", weights_only=True)
-    assert state["processes"][0]["loop"]["phases"]["name"] == "done"
-    rounds = state["processes"][0]["loop"]["windows"]
-    assert sum(entry["steps"] for entry in rounds) > 0
+    assert state["processes"][0]["loop"]["tracker"]["phase"] == "done"
+    windows = state["processes"][0]["loop"]["windows"]
+    assert sum(record["steps"] for record in windows) > 0
 
-    # From the middle, the same windows and the same weights again.
+    # Resumed from the middle, the run has the same windows and weights.
     first = min((run / "checkpoints").glob("step_*"), key=lambda path: int(path.name.split("_")[1]))
     middle = first.with_name("step_2")
     again = run_fairchem(folder, config, f"+job.runner_state_path={middle}")
     resumed, _ = trained(again)
     final = torch.load(again / "checkpoints" / "final" / "stable.pt", weights_only=True)
     repeated = final["processes"][0]["loop"]["windows"]
-    for one, other in zip(rounds, repeated, strict=True):
+    for one, other in zip(windows, repeated, strict=True):
         assert one["unstable_fraction"] == other["unstable_fraction"]
         assert one["observable_loss"] == pytest.approx(other["observable_loss"], rel=1e-6)
     assert all(torch.allclose(tensor, resumed[name], rtol=1e-5, atol=1e-7) for name, tensor in weights.items())
 
 
-def test_two_callbacks_on_one_run_are_refused(folder):
+def test_native_run_refuses_second_callback(folder):
     config = native_config(folder, "esen", callbacks=[STABLE, STABLE])
     with pytest.raises(AssertionError, match=r"more than one StABlECallback"):
         run_fairchem(folder, config)
     shutil.rmtree(folder / "runs")
 
 
-def test_three_gradients_in_a_row_that_are_not_finite_leave_the_weights_before_them(folder, monkeypatch):
-    (folder / "spoiled.py").write_text("def loss(mean, target):\n    return (mean - target).sum() * float('nan')\n")
+def test_native_run_ends_at_third_nonfinite_gradient(folder, monkeypatch):
+    (folder / "nonfinite.py").write_text("def loss(mean, target):\n    return (mean - target).sum() * float('nan')\n")
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-    spoiled = {**STABLE, "loss": {"_target_": "spoiled.loss", "_partial_": True}}
-    config = native_config(folder, "esen", epochs=20, callbacks=[spoiled])
-    with pytest.raises(AssertionError, match="not finite, 3 optimizer steps in a row"):
+    nonfinite = {**STABLE, "loss": {"_target_": "nonfinite.loss", "_partial_": True}}
+    config = native_config(folder, "esen", epochs=20, callbacks=[nonfinite])
+    with pytest.raises(AssertionError, match="not finite in 3 consecutive optimizer steps"):
         run_fairchem(folder, config)
     (run,) = (folder / "runs").iterdir()
     (untrained, _), (saved, _) = trained(run, "step_0"), trained(run, "step_2")
@@ -88,18 +91,32 @@ def test_three_gradients_in_a_row_that_are_not_finite_leave_the_weights_before_t
     assert (run / "checkpoints" / "step_2" / "stable.pt").is_file()
 
 
+def test_resumed_native_run_can_be_interrupted(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(fairchem_tools.__file__).parent), prepend=os.pathsep)
+    callbacks = [{"_target_": "fairchem_tools.SignalAtStep"}, {**STABLE, "start_epoch": 99}]
+    config = native_config(folder, "esen", epochs=20, callbacks=callbacks)
+    for step in (1, 3):
+        monkeypatch.setenv("SIGNAL_AT_STEP", str(step))
+        checkpoint = run_fairchem(folder, config) / "checkpoints" / f"step_{step}"
+        assert (checkpoint / "stable.pt").is_file()
+        config = yaml.safe_load((checkpoint / "resume.yaml").read_text())
+        assert config["job"]["runner_state_path"] == str(checkpoint)
+
+
 @pytest.mark.slow
-def test_two_processes_train_one_model_on_replicas_of_their_own(folder):
+def test_native_run_in_two_processes(folder):
     config = native_config(folder, "esen", epochs=20, callbacks=[STABLE])
     config["job"]["scheduler"]["ranks_per_node"] = 2
-    config["runner"]["eval_dataloader"]["batch_sampler_fn"]["max_atoms"] = 21  # a batch for each
+    config["runner"]["eval_dataloader"]["batch_sampler_fn"]["max_atoms"] = 21  # one batch for each process
     run = run_fairchem(folder, config)
     first, second = torch.load(run / "checkpoints" / "final" / "stable.pt", weights_only=True)["processes"]
-    assert first["loop"]["phases"]["name"] == "done"
+    assert first["loop"]["tracker"]["phase"] == "done"
 
-    def without_times(rounds):
-        return [{name: value for name, value in entry.items() if name != "wall_s"} for entry in rounds]
+    def without_times(windows):
+        return [{name: value for name, value in record.items() if name != "wall_s"} for record in windows]
 
     assert without_times(first["loop"]["windows"]) == without_times(second["loop"]["windows"])
-    assert sum(entry["steps"] for entry in first["loop"]["windows"]) > 0
-    assert not torch.equal(first["loop"]["state"]["positions"], second["loop"]["state"]["positions"])
+    assert sum(record["steps"] for record in first["loop"]["windows"]) > 0
+    assert not torch.equal(
+        first["loop"]["replicas"]["state"]["positions"], second["loop"]["replicas"]["state"]["positions"]
+    )

@@ -51,7 +51,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_it_would_have_replaced(tm
     save_with(unit, Session())
     unit.save_state(str(tmp_path / "step_4"))
     unit.weights = 2
-    message = r"checkpoint .*step_4' cannot be written.*Make room.*What was there before is untouched"
+    message = r"checkpoint .*step_4' cannot be written.*free some space.*The previous version is untouched"
     with files_up_to(100_000), pytest.raises(OSError, match=message):
         unit.save_state(str(tmp_path / "step_4"))
     assert os.listdir(tmp_path) == ["step_4"]
@@ -114,7 +114,7 @@ def test_runner_explains_a_full_disk(tmp_path, write, monkeypatch):
     monkeypatch.setattr(StABlERunner, "validate", lambda runner: None)
     monkeypatch.setattr(StABlERunner, "_trained", lambda runner, name, *_: write(runner.folder / f"{name}.model"))
     runner.model = runner.supervised = None
-    with files_up_to(100_000), pytest.raises(OSError, match=r"/run.* cannot be written.*Make room") as error:
+    with files_up_to(100_000), pytest.raises(OSError, match=r"/run.* cannot be written.*free some space") as error:
         runner.run()
     (note,) = error.value.__notes__
     assert note == f"Finished stages are kept. Resume with: fairchem -c {tmp_path / 'run' / 'canonical_config.yaml'}"
@@ -126,7 +126,7 @@ def test_runner_names_a_run_folder_that_is_a_file(tmp_path, kind, monkeypatch):
     (tmp_path / "run").touch()
     runner = runner_in(tmp_path / "run", kind)
     runner.model = torch.nn.Module()
-    with pytest.raises(OSError, match=r"run folder .*/run' is a file where a folder is needed. Move it away"):
+    with pytest.raises(OSError, match=r"run folder .*/run' is a file where a folder is needed: move the file"):
         runner.run()
 
 

@@ -16,7 +16,7 @@ def weights(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-def test_before_its_start_epoch_the_callback_changes_nothing(tmp_path, frames):
+def test_callback_changes_nothing_before_start_epoch(tmp_path, frames):
     results = []
     for callbacks in ([], [short_callback(start_epoch=3)]):
         seed_everything(0)
@@ -26,7 +26,7 @@ def test_before_its_start_epoch_the_callback_changes_nothing(tmp_path, frames):
     assert torch.equal(*results)
 
 
-def test_supervised_epochs_come_first_and_then_the_replicas_are_simulated(tmp_path, frames):
+def test_callback_simulates_after_start_epoch(tmp_path, frames):
     module, callback = small_module(), short_callback(start_epoch=2)
     run = trainer(tmp_path, callback, max_epochs=5)
     run.fit(module, ExtxyzDataModule(frames, batch_size=5))
@@ -36,7 +36,7 @@ def test_supervised_epochs_come_first_and_then_the_replicas_are_simulated(tmp_pa
     assert run.callback_metrics["stable/observable_loss"] > 0
 
 
-def test_an_optimizer_step_follows_the_sum_of_both_gradients(tmp_path, frames):
+def test_callback_adds_weighted_gradient(tmp_path, frames):
     class Recorder(StABlECallback):
         seen = None
 
@@ -50,15 +50,15 @@ def test_an_optimizer_step_follows_the_sum_of_both_gradients(tmp_path, frames):
     module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-30))
     trainer(tmp_path, callback, max_epochs=1).fit(module, ExtxyzDataModule(frames, batch_size=10))
     own, joint = callback.seen
-    # The learning rate is next to zero: the same window gives the same estimate again.
-    callback.loop._sample.steps = 0
+    # The learning rate is almost zero, so the same window gives the same estimate again.
+    callback.loop._data.steps = 0
     estimate = callback.loop.gradient()
     for before, after, gradient in zip(own, joint, estimate.gradients, strict=True):
         torch.testing.assert_close(after, before + 7.0 * gradient, rtol=1e-4, atol=1e-6)
     assert any(gradient.abs().max() > 0 for gradient in estimate.gradients)
 
 
-def test_the_learning_rate_is_borrowed_for_single_steps(tmp_path, frames):
+def test_callback_restores_learning_rate(tmp_path, frames):
     class Watch(StABlECallback):
         used: list[float]
 
@@ -74,7 +74,7 @@ def test_the_learning_rate_is_borrowed_for_single_steps(tmp_path, frames):
     assert run.optimizers[0].param_groups[0]["lr"] == 0.125
 
 
-def test_a_stable_potential_is_left_alone_and_training_ends(tmp_path, frames):
+def test_callback_leaves_stable_potential_unchanged(tmp_path, frames):
     callback = short_callback(detector=BondDeviation(2.5, 10.0), window_ps=0.005)
     module = small_module()
     run = trainer(tmp_path, callback, max_epochs=50)
@@ -82,28 +82,28 @@ def test_a_stable_potential_is_left_alone_and_training_ends(tmp_path, frames):
     fresh = small_module()
     fresh.trainer = run
     fresh.setup("fit")
-    assert callback.loop.phases.name == "done"
+    assert callback.loop.phase == "done"
     assert run.current_epoch <= 1
     assert torch.equal(weights(module), weights(fresh))
 
 
-def test_the_defaults_find_structures_bonds_and_targets_in_the_training_data(tmp_path, frames):
-    callback = StABlECallback(n_replicas=2, window_ps=0.01, record_every_fs=5.0, start_epoch=0)
-    callback.session.settings.loop_arguments["schedule"] = Schedule(
-        max_unstable_fraction=0.5, stable_ps=0.01, max_windows=1
-    )
+def test_callback_finds_structures_in_training_data(tmp_path, frames):
+    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.01, max_windows=1)
+    callback = StABlECallback(n_replicas=2, window_ps=0.01, record_every_fs=5.0, schedule=schedule)
     trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
     loop = callback.loop
     assert len(loop.potential.system.bonds) == 21
     expected = torch.stack([torch.tensor(frame.get_all_distances()) for frame in frames]).mean(dim=0)
-    for (i, j), length in zip(loop.potential.system.bonds.tolist(), loop.observables[0].target.tolist(), strict=True):
+    for (i, j), length in zip(
+        loop.potential.system.bonds.tolist(), loop.estimator.observables[0].target.tolist(), strict=True
+    ):
         assert length == pytest.approx(expected[i, j].item(), abs=1e-5)
 
 
 def fit_until_interrupted(folder, frames, callback, resume_from=None, max_epochs=6):
     module = small_module()
     if resume_from is None:
-        seed_everything(1)  # batches are shuffled; who resumes finds the state of the generators in the checkpoint
+        seed_everything(1)  # batches are shuffled; a resumed run gets the state of the generators from the checkpoint
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     run = trainer(folder, callback, last, max_epochs=max_epochs, enable_checkpointing=True)
     try:
@@ -114,7 +114,7 @@ def fit_until_interrupted(folder, frames, callback, resume_from=None, max_epochs
 
 
 class Interrupted(StABlECallback):
-    """Ctrl-C in the middle of a simulated window, if told so."""
+    """Raises KeyboardInterrupt in the middle of a simulated window."""
 
     n_windows = None
 
@@ -142,7 +142,7 @@ def never_done():
     }
 
 
-def test_resuming_from_an_epoch_checkpoint_equals_the_uninterrupted_run_to_the_last_bit(tmp_path, frames):
+def test_fit_resumes_epoch_checkpoint_bit_for_bit(tmp_path, frames):
     whole, uninterrupted = tmp_path / "whole", Interrupted(**never_done())
     complete = fit_until_interrupted(whole, frames, uninterrupted)
     assert len(uninterrupted.windows) >= 4
@@ -151,12 +151,12 @@ def test_resuming_from_an_epoch_checkpoint_equals_the_uninterrupted_run_to_the_l
     resumed_callback = Interrupted(**never_done())
     resumed = fit_until_interrupted(cut, frames, resumed_callback, resume_from=cut / "last.ckpt")
     assert torch.equal(weights(complete), weights(resumed))
-    assert torch.equal(*(one.loop._state.positions for one in (uninterrupted, resumed_callback)))
+    assert torch.equal(*(one.loop.replicas.state.positions for one in (uninterrupted, resumed_callback)))
     for one, other in zip(uninterrupted.windows, resumed_callback.windows, strict=True):
         assert {**vars(one), "wall_s": 0} == {**vars(other), "wall_s": 0}
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_goes_on_where_the_run_was(tmp_path, frames):
+def test_keyboard_interrupt_writes_checkpoint(tmp_path, frames):
     interrupted = Interrupted(**never_done()).simulate_until(2)
     fit_until_interrupted(tmp_path, frames, interrupted)
     (checkpoint,) = tmp_path.glob("interrupted*.ckpt")
@@ -166,7 +166,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on_where_the_run_was(tmp_path, fra
     assert len(resumed.windows) > 2
 
 
-def test_a_potential_that_fails_at_once_stops_with_the_worst_frame(tmp_path, frames):
+def test_unusable_potential_saves_worst_frame(tmp_path, frames):
     callback = short_callback(detector=BondDeviation(0.15, 0.15))
     module = small_module()
 
@@ -176,49 +176,49 @@ def test_a_potential_that_fails_at_once_stops_with_the_worst_frame(tmp_path, fra
                 parameter.mul_(300.0)
 
     callback.on_fit_start = wild
-    with pytest.raises(RuntimeError, match=r"all 4 replicas broke down within .* fs .*worst_frame"):
+    with pytest.raises(RuntimeError, match=r"all 4 replicas failed within .* fs .*worst_frame"):
         trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert len(read(tmp_path / "worst_frame.extxyz")) == 21
 
 
-class Spoiled(StABlECallback):
+class NonFinite(StABlECallback):
     """Its estimates are not finite at some optimizer steps, counted from one."""
 
-    spoiled_at = ()
+    nonfinite_steps = ()
 
     def on_train_start(self, run, module):
         super().on_train_start(run, module)
         self.weights_before = weights(module)
-        gradient, asked = self.loop.gradient, []
+        gradient, estimates = self.loop.gradient, []
 
-        def spoiled():
+        def sometimes_nonfinite():
             estimate = gradient()
-            asked.append(estimate)
-            if len(asked) in self.spoiled_at:
+            estimates.append(estimate)
+            if len(estimates) in self.nonfinite_steps:
                 estimate.gradients[0].view(-1)[0] = torch.nan
             return estimate
 
-        self.loop.gradient = spoiled
+        self.loop.gradient = sometimes_nonfinite
 
 
 def fit_nonfinite(folder, frames, *steps):
-    callback, module = Spoiled(**never_done()), small_module()
-    callback.spoiled_at = steps
+    callback, module = NonFinite(**never_done()), small_module()
+    callback.nonfinite_steps = steps
     trainer(folder, callback, max_epochs=2).fit(module, ExtxyzDataModule(frames, batch_size=5))
     return callback, module
 
 
-def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path, frames, caplog):
+def test_callback_skips_nonfinite_gradient(tmp_path, frames, caplog):
     callback, module = fit_nonfinite(tmp_path, frames, 2, 3)
-    assert caplog.text.count("gradient of the observables is not finite, this step is not taken") == 2
+    assert caplog.text.count("gradient of the observables is not finite: this step is skipped") == 2
     assert weights(module).isfinite().all()
     assert not torch.equal(weights(module), callback.weights_before)
 
 
-def test_three_such_gradients_in_a_row_end_the_run_with_the_weights_before_them(tmp_path, frames):
-    callback, module = Spoiled(**never_done()), small_module()
-    callback.spoiled_at = (1, 2, 3)
-    with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
+def test_third_nonfinite_gradient_ends_the_run(tmp_path, frames):
+    callback, module = NonFinite(**never_done()), small_module()
+    callback.nonfinite_steps = (1, 2, 3)
+    with pytest.raises(FloatingPointError, match="not finite in 3 consecutive optimizer steps"):
         trainer(tmp_path, callback).fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert torch.equal(weights(module), callback.weights_before)
     saved = torch.load(tmp_path / "interrupted-step=2.ckpt", weights_only=False)
@@ -226,25 +226,25 @@ def test_three_such_gradients_in_a_row_end_the_run_with_the_weights_before_them(
     assert torch.equal(weights(module), callback.weights_before)
 
 
-def test_a_learning_rate_that_has_run_out_is_an_error_not_a_run_without_effect(tmp_path, frames):
+def test_zero_learning_rate_is_refused(tmp_path, frames):
     module = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     with pytest.raises(ValueError, match=r"learning rate is zero.*learning_rate="):
         trainer(tmp_path, short_callback()).fit(module, ExtxyzDataModule(frames, batch_size=10))
 
 
-def test_two_callbacks_on_one_trainer_are_refused(tmp_path, frames):
+def test_second_callback_is_refused(tmp_path, frames):
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `StABlECallback`"):
         trainer(tmp_path, short_callback(), short_callback()).fit(small_module(), ExtxyzDataModule(frames))
 
 
-def test_manual_optimization_is_refused_and_the_mixin_named(tmp_path, frames):
+def test_manual_optimization_is_refused(tmp_path, frames):
     module = small_module()
     module.automatic_optimization = False
     with pytest.raises(MisconfigurationException, match="StABlEMixin"):
         trainer(tmp_path, short_callback()).fit(module, ExtxyzDataModule(frames))
 
 
-def test_a_module_without_a_potential_is_refused(tmp_path, frames):
+def test_module_without_potential_is_refused(tmp_path, frames):
     class Plain(LightningModule):
         def __init__(self):
             super().__init__()
@@ -276,7 +276,7 @@ def test_a_module_without_a_potential_is_refused(tmp_path, frames):
         ({"bonds": [(0, 99)]}, r"\(0, 99\)"),
     ],
 )
-def test_bad_arguments_are_named_before_any_simulation(tmp_path, frames, arguments, message):
+def test_invalid_arguments_are_named_before_simulating(tmp_path, frames, arguments, message):
     with pytest.raises(ValueError, match=message):
         callback = short_callback(**arguments)
         trainer(tmp_path, callback).fit(small_module(), ExtxyzDataModule(frames))
@@ -299,7 +299,7 @@ def test_bad_arguments_are_named_before_any_simulation(tmp_path, frames, argumen
         (lambda: StABlECallback(observable_weight=-1.0), "observable_weight=-1"),
     ],
 )
-def test_numbers_out_of_range_are_named_at_once(make, message):
+def test_numbers_out_of_range_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -331,7 +331,7 @@ class Own(StABlEMixin, LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-6)
 
 
-def test_the_mixin_takes_the_same_steps_as_the_callback(tmp_path, frames):
+def test_mixin_takes_the_steps_of_the_callback(tmp_path, frames):
     arguments = {
         **kwargs_of(short_callback),
         "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2),
@@ -346,12 +346,12 @@ def test_the_mixin_takes_the_same_steps_as_the_callback(tmp_path, frames):
     torch.testing.assert_close(weights(mixed.inner), weights(called), rtol=1e-5, atol=1e-7)
 
 
-def test_the_mixin_refuses_what_only_the_callback_does():
-    with pytest.raises(TypeError, match="observable_weight"):
+def test_mixin_refuses_observable_weight():
+    with pytest.raises(ValueError, match=r"observable_weight=2\.0 .*multiply stable_loss"):
         Own(small_module(), 1.0, observable_weight=2.0)
 
 
-def test_it_works_on_the_other_lightning_with_a_plain_module_and_a_plain_dataloader(tmp_path, frames):
+def test_callback_works_in_trainer_of_lightning(tmp_path, frames):
     lightning = pytest.importorskip("lightning")
     inner, labeled = small_module(), ExtxyzDataModule(frames).train_frames
     inner.model = inner._build(inner._measure(labeled))

@@ -1,4 +1,4 @@
-"""StABlECallback in a data-parallel Lightning training of real processes."""
+"""StABlECallback in a data-parallel Lightning training with real processes."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "support" / "ddp_run.py"
 
 
 def fit(folder, n_processes, epochs, *checkpoint):
-    """What each rank ended with."""
+    """Train, and return what each rank saved at the end."""
     folder.mkdir()
     done = subprocess.run(
         [sys.executable, SCRIPT, folder, str(n_processes), str(epochs), *map(str, checkpoint)],
@@ -29,15 +29,17 @@ def fit(folder, n_processes, epochs, *checkpoint):
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(n_processes)]
 
 
-def test_two_processes_take_the_same_steps_on_replicas_of_their_own(tmp_path):
+def test_ddp_takes_equal_steps_on_different_replicas(tmp_path):
     first, second = fit(tmp_path / "run", 2, 2)
     assert first["windows"] == second["windows"]
-    assert first["step"] == second["step"] == 4, "two of two batches an epoch, as each process has half the frames"
+    assert first["step"] == second["step"] == 4, (
+        "two epochs of two batches, because each process has half of the frames"
+    )
     assert all(torch.equal(one, other) for one, other in zip(first["weights"], second["weights"], strict=True))
     assert not torch.equal(first["positions"], second["positions"])
     assert not torch.equal(first["noise"], second["noise"])
 
-    # The observable's part of the first step is what one process makes of the frames of both.
+    # The observable's part of the first step equals that of one process with the frames of both.
     frames = read_frames(str(TRAIN))[:8]
     module = small_module(dtype="float64")
     module.build(frames)
@@ -46,18 +48,18 @@ def test_two_processes_take_the_same_steps_on_replicas_of_their_own(tmp_path):
     observables = [BondLengths(), BondAmplitudes()]
     for observable in observables:
         observable.bind(potential.system, reference)
-    sampler = WindowEstimator(BoltzmannEstimator(potential, 500.0, 64), observables)
+    estimator = WindowEstimator(BoltzmannEstimator(potential, 500.0, 64), observables)
     together = torch.cat([first["first"][2], second["first"][2]])
-    sample = sampler.sample(together, 8, torch.Generator())
-    for own, joint, expected in zip(*first["first"][:2], sampler.estimate(sample).gradients, strict=True):
+    data = estimator.collect(together, 8, torch.Generator())
+    for own, joint, expected in zip(*first["first"][:2], estimator.estimate(data).gradients, strict=True):
         scale = float(joint.abs().max())
         torch.testing.assert_close(joint - own, expected, rtol=1e-6, atol=1e-9 * scale)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_processes", "tolerance"), [(2, 0.0), (4, 1e-7)])
-def test_processes_that_are_started_again_go_on_where_they_were(tmp_path, n_processes, tolerance):
-    """Two to the last bit; sums over more come in an order that is not the same at every start."""
+def test_ddp_resumes_where_it_was(tmp_path, n_processes, tolerance):
+    """Two processes agree to the last bit; sums over more come in an order that differs between starts."""
     whole = fit(tmp_path / "whole", n_processes, 4)
     fit(tmp_path / "half", n_processes, 2)
     resumed = fit(tmp_path / "rest", n_processes, 4, tmp_path / "half" / "last.ckpt")
@@ -76,9 +78,9 @@ def test_processes_that_are_started_again_go_on_where_they_were(tmp_path, n_proc
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_is_refused(tmp_path):
+def test_ddp_refuses_another_number_of_processes(tmp_path):
     fit(tmp_path / "two", 2, 1)
     with pytest.raises(
-        AssertionError, match=r"holds the replicas of 2 process\(es\), this run has 1: resume with as many"
+        AssertionError, match=r"holds the replicas of 2 process\(es\), this run has 1: resume with the same number"
     ):
         fit(tmp_path / "one", 1, 2, tmp_path / "two" / "last.ckpt")

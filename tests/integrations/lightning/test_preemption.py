@@ -1,4 +1,4 @@
-"""A run that is told to stop saves and stops, wherever it is, and goes on as if it had not been."""
+"""A run that receives a signal writes a checkpoint and stops; the resumed run equals an uninterrupted one."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from stable_plugin import BondDeviation, Execution, Langevin, Schedule, StABlECallback, StABlEMixin
 from stable_plugin.integrations.lightning import ExtxyzDataModule
-from stable_plugin.integrations.lightning.mixin import WithinModule
+from stable_plugin.integrations.lightning.mixin import ModuleCallback
 from stable_plugin.models.mace import MACEModule
 
 TRAIN = Path(__file__).parents[3] / "recipes" / "data" / "aspirin_train.extxyz"
@@ -28,18 +28,18 @@ def frames():
     return read(TRAIN, ":12")
 
 
-class Told:
-    """Gets a signal at a look of the detector, or at the end of a batch; both are counted from one over the whole run."""
+class Signaled:
+    """Sends a signal at a call of the detector, or at the end of a batch; both are counted from one over the whole run."""
 
-    signal = at_look = at_batch = None
+    signal = at_call = at_batch = None
 
     def on_train_start(self, run, module):
         super().on_train_start(run, module)
-        measure, self.looks, self.batches = self.loop.simulator.detector.measure, 0, 0
+        measure, self.calls, self.batches = self.loop.simulator.detector.measure, 0, 0
 
         def measured(positions, velocities):
-            self.looks += 1
-            if self.looks == self.at_look:
+            self.calls += 1
+            if self.calls == self.at_call:
                 os.kill(os.getpid(), self.signal)
             return measure(positions, velocities)
 
@@ -52,16 +52,16 @@ class Told:
             os.kill(os.getpid(), self.signal)
 
 
-class ToldCallback(Told, StABlECallback):
+class SignaledCallback(Signaled, StABlECallback):
     pass
 
 
-class ToldWithin(Told, WithinModule):
+class SignaledModuleCallback(Signaled, ModuleCallback):
     pass
 
 
 class Mixed(StABlEMixin, MACEModule):
-    """Adds the loss in its own step, after some of it is done."""
+    """Adds the loss in its own step, after the supervised loss."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -69,11 +69,11 @@ class Mixed(StABlEMixin, MACEModule):
         return None if observable_loss is None else loss + 10.0 * observable_loss
 
 
-def fit(folder, frames, *, told=None, slurm=False, valid=False, mixin=False, **trainer):
-    """Train, from the newest checkpoint there is, and return how often the detector looked, per window told of."""
+def fit(folder, frames, *, stop=None, slurm=False, valid=False, mixin=False, **trainer):
+    """Train from the newest checkpoint in the folder, and return the callback."""
     seed_everything(1)
     module = (Mixed if mixin else MACEModule)(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
-    callback = (ToldWithin if mixin else ToldCallback)(
+    callback = (SignaledModuleCallback if mixin else SignaledCallback)(
         integrator=Langevin(500.0, 0.5, 1.0),
         n_replicas=4,
         window_ps=0.005,
@@ -85,9 +85,9 @@ def fit(folder, frames, *, told=None, slurm=False, valid=False, mixin=False, **t
         steps_per_window=1,
         execution=Execution(threads=1),
     )
-    for name, value in (told or {}).items():
+    for name, value in (stop or {}).items():
         setattr(callback, name, value)
-    module._stable = callback  # what configure_stable() does for the mixin
+    module._stable = callback  # as configure_stable() does
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     run = Trainer(
         max_epochs=EPOCHS,
@@ -113,51 +113,50 @@ def whole(tmp_path_factory, frames):
     callback = fit(folder, frames)
     phases = [entry.phase for entry in callback.windows]
     assert phases.count("simulate") >= 3 and phases.count("learn") >= 3
-    return trained(folder), callback.looks
+    return trained(folder), callback.calls
 
 
 STOPS = [
-    *((signal.SIGTERM, {"at_look": share}) for share in (0.0, 0.2, 0.35, 0.5, 0.9)),  # within a window
+    *((signal.SIGTERM, {"at_call": fraction}) for fraction in (0.0, 0.2, 0.35, 0.5, 0.9)),  # within a window
     *((signal.SIGTERM, {"at_batch": batch}) for batch in (1, 3)),  # between two batches, and at the end of an epoch
-    *((signal.SIGUSR1, {"at_look": share}) for share in (0.5, 0.7)),
+    *((signal.SIGUSR1, {"at_call": fraction}) for fraction in (0.5, 0.7)),
     *((signal.SIGUSR1, {"at_batch": batch}) for batch in (5, 6)),
 ]
 
 
-@pytest.mark.parametrize(("told", "where"), STOPS)
-def test_a_run_that_is_told_to_stop_goes_on_as_if_it_had_not_been(tmp_path, frames, whole, told, where, monkeypatch):
-    expected, looks = whole
-    where = {name: 1 + int(value * looks) if name == "at_look" else value for name, value in where.items()}
-    stop_and_go_on(tmp_path, frames, expected, {"signal": told, **where}, monkeypatch)
+@pytest.mark.parametrize(("number", "where"), STOPS)
+def test_signaled_fit_resumes_bit_for_bit(tmp_path, frames, whole, number, where, monkeypatch):
+    expected, calls = whole
+    where = {name: 1 + int(value * calls) if name == "at_call" else value for name, value in where.items()}
+    stop_and_resume(tmp_path, frames, expected, {"signal": number, **where}, monkeypatch)
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
-def test_so_does_one_whose_module_adds_the_loss_itself(tmp_path, frames, told, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signaled_mixin_resumes_bit_for_bit(tmp_path, frames, number, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    looks = fit(whole, frames, mixin=True).looks
+    calls = fit(whole, frames, mixin=True).calls
     cut.mkdir()
-    stop_and_go_on(
-        cut, frames, trained(whole), {"signal": told, "at_look": 1 + int(0.6 * looks)}, monkeypatch, mixin=True
-    )
+    stop = {"signal": number, "at_call": 1 + int(0.6 * calls)}
+    stop_and_resume(cut, frames, trained(whole), stop, monkeypatch, mixin=True)
 
 
 @pytest.mark.slow
-def test_the_same_with_accumulated_batches_and_validation_within_an_epoch(tmp_path, frames, monkeypatch):
+def test_signaled_fit_resumes_with_accumulation(tmp_path, frames, monkeypatch):
     options = {"valid": True, "accumulate_grad_batches": 2, "val_check_interval": 1, "num_sanity_val_steps": 0}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    frames = frames * 2  # three optimizer steps an epoch, all of two batches
-    looks = fit(whole, frames, **options).looks
-    for share in (0.5, 0.75):
+    frames = frames * 2  # three optimizer steps per epoch, of two batches each
+    calls = fit(whole, frames, **options).calls
+    for fraction in (0.5, 0.75):
         cut.mkdir(exist_ok=True)
-        told = {"signal": signal.SIGTERM, "at_look": 1 + int(share * looks)}
-        stop_and_go_on(cut, frames, trained(whole), told, monkeypatch, **options)
+        stop = {"signal": signal.SIGTERM, "at_call": 1 + int(fraction * calls)}
+        stop_and_resume(cut, frames, trained(whole), stop, monkeypatch, **options)
         shutil.rmtree(cut)
 
 
-def stop_and_go_on(folder, frames, expected, told, monkeypatch, **options):
-    slurm = told["signal"] == signal.SIGUSR1
+def stop_and_resume(folder, frames, expected, stop, monkeypatch, **options):
+    slurm = stop["signal"] == signal.SIGUSR1
     if slurm:
-        # What Lightning calls to requeue the job, and what tells it that it is in one.
+        # The command by which Lightning requeues the job, and the variables by which it recognizes one.
         scontrol = folder / "scontrol"
         scontrol.write_text(f"#!/bin/sh\necho $@ >> {folder}/requeued\n")
         scontrol.chmod(0o755)
@@ -165,7 +164,7 @@ def stop_and_go_on(folder, frames, expected, told, monkeypatch, **options):
         for name, value in {"JOB_ID": "7", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
     with pytest.raises(SystemExit) as stopped:
-        fit(folder, frames, told=told, slurm=slurm, **options)
+        fit(folder, frames, stop=stop, slurm=slurm, **options)
     assert not stopped.value.code
     written = [path.name for path in folder.glob("*.ckpt") if path.name != "last.ckpt"]
     assert len(written) == 1 and written[0].startswith("hpc_ckpt" if slurm else "interrupted"), written

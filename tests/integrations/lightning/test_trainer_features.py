@@ -1,4 +1,4 @@
-"""StABlECallback beside what else a Trainer can do."""
+"""StABlECallback together with other features of a Trainer."""
 
 from dataclasses import replace
 
@@ -24,16 +24,16 @@ from stable_plugin.models import ModulePotential
 
 
 class Watch(Callback):
-    """What the optimizer is given, and what the simulation runs in."""
+    """Records norms of the gradients that the optimizer gets, and dtypes of the simulation."""
 
     def __init__(self, stable):
         self.stable = stable
-        self.lengths, self.dtypes, self.steps_of_epoch = [], set(), {}
+        self.norms, self.dtypes = [], set()
 
     def on_before_zero_grad(self, run, module, optimizer):
         held = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         if held:
-            self.lengths.append(norm(held))
+            self.norms.append(norm(held))
 
     def on_train_start(self, run, module):
         simulator = self.stable.loop.simulator
@@ -49,8 +49,8 @@ class Watch(Callback):
 
 
 def fit(folder, frames, *callbacks, **changes):
-    is_extended = Schedule(max_unstable_fraction=0.5, stable_ps=0.02)
-    callback = short_callback(schedule=is_extended, min_ess_fraction=0.01)
+    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02)
+    callback = short_callback(schedule=schedule, min_ess_fraction=0.01)
     watch = Watch(callback)
     module = small_module()
     run = trainer(folder, callback, watch, *callbacks, **{"max_epochs": 2, **changes})
@@ -59,15 +59,15 @@ def fit(folder, frames, *callbacks, **changes):
     return run, callback, watch
 
 
-def test_gradients_are_accumulated_before_the_observables_joins(tmp_path, frames):
+def test_callback_joins_accumulated_gradients(tmp_path, frames):
     run, _, _ = fit(tmp_path, frames, accumulate_grad_batches=5)
-    assert run.global_step == 2  # five batches to an epoch
+    assert run.global_step == 2  # five batches per epoch
 
 
-def test_the_sum_of_both_gradients_is_clipped(tmp_path, frames):
+def test_trainer_clips_the_summed_gradient(tmp_path, frames):
     _, _, watch = fit(tmp_path, frames, gradient_clip_val=0.1)
-    assert len(watch.lengths) >= 5
-    assert max(watch.lengths) == pytest.approx(0.1, rel=1e-3)
+    assert len(watch.norms) >= 5
+    assert max(watch.norms) == pytest.approx(0.1, rel=1e-3)
 
 
 class Distances(nn.Module):
@@ -110,7 +110,7 @@ class Mixed(StABlEMixin, LightningModule):
         return torch.utils.data.DataLoader(positions, batch_size=5)
 
 
-def test_the_simulation_stays_in_its_precision_when_training_is_mixed(tmp_path, frames):
+def test_simulation_keeps_precision_in_mixed_training(tmp_path, frames):
     short = kwargs_of(short_callback)
     module = Mixed(
         frames,
@@ -125,17 +125,17 @@ def test_the_simulation_stays_in_its_precision_when_training_is_mixed(tmp_path, 
     assert {dtype for dtype, _ in module.network.seen} == {torch.float32}, "simulation and estimator"
 
 
-def test_mace_which_cannot_run_in_mixed_precision_says_so_at_the_start(tmp_path, frames):
+def test_mace_refuses_mixed_precision(tmp_path, frames):
     with pytest.raises(MisconfigurationException, match=r"precision='bf16-mixed'.*MACE.*'32-true'"):
         fit(tmp_path, frames, precision="bf16-mixed")
 
 
-def test_epochs_may_be_cut_short(tmp_path, frames):
+def test_callback_works_with_limit_train_batches(tmp_path, frames):
     run, _, _ = fit(tmp_path, frames, limit_train_batches=2)
     assert run.global_step == 4
 
 
-def test_the_usual_callbacks_work(tmp_path, frames):
+def test_callback_works_with_other_callbacks(tmp_path, frames):
     rates = LearningRateMonitor("step")
     best = ModelCheckpoint(tmp_path, monitor="stable/observable_loss", save_top_k=1)
     early = EarlyStopping("stable/observable_loss", patience=1, min_delta=1e9)
@@ -143,22 +143,22 @@ def test_the_usual_callbacks_work(tmp_path, frames):
         tmp_path, frames, rates, best, early, max_epochs=9, logger=CSVLogger(tmp_path), log_every_n_steps=1,
         enable_checkpointing=True,
     )  # fmt: skip
-    assert run.current_epoch < 9  # stopped early, by a loss that never gets better by so much
+    assert run.current_epoch < 9  # stopped early: no loss improves by min_delta
     assert torch.load(best.best_model_path, weights_only=False)["global_step"] > 0
     assert rates.lrs
 
 
 @pytest.mark.parametrize("averaging", [lambda: StochasticWeightAveraging(1e-3), EMAWeightAveraging])
-def test_averages_of_weights_are_refused_at_the_start(tmp_path, frames, averaging):
-    with pytest.raises(MisconfigurationException, match=r"Averaging would hand back averages .* leave it out"):
+def test_weight_averaging_callbacks_are_refused(tmp_path, frames, averaging):
+    with pytest.raises(MisconfigurationException, match=r"Averaging would hand back averages .* remove it"):
         fit(tmp_path, frames, averaging())
 
 
-def test_a_gradient_that_is_not_finite_adds_nothing_to_the_mixins_loss_and_the_third_ends_the_run(tmp_path, frames):
+def test_mixin_skips_nonfinite_gradient(tmp_path, frames):
     module = Mixed(frames, **{**kwargs_of(short_callback), "execution": Execution(compile=False)})
     losses, gradient = [], module._stable.session.gradient
 
-    def spoil():
+    def nonfinite():
         estimate = gradient()
         return estimate and replace(
             estimate, gradients=[torch.full_like(each, torch.nan) for each in estimate.gradients]
@@ -168,8 +168,8 @@ def test_a_gradient_that_is_not_finite_adds_nothing_to_the_mixins_loss_and_the_t
         losses.append(StABlEMixin.stable_loss(module))
         return losses[-1]
 
-    module._stable.session.gradient, module.stable_loss = spoil, watched
-    with pytest.raises(FloatingPointError, match="not finite, 3 optimizer steps in a row"):
+    module._stable.session.gradient, module.stable_loss = nonfinite, watched
+    with pytest.raises(FloatingPointError, match="not finite in 3 consecutive optimizer steps"):
         trainer(tmp_path, max_epochs=9).fit(module)
     assert [loss.item() for loss in losses] == [0.0, 0.0]
     assert all(parameter.isfinite().all() for parameter in module.parameters())

@@ -11,9 +11,11 @@ from torch import nn, optim
 
 from stable_plugin.config import StABlEArguments, takes
 from stable_plugin.integrations.fairchem.checkpoints import Interruption, StopSignaled, load_with, save_with
+from stable_plugin.integrations.progress import ProgressLine
 from stable_plugin.integrations.session import NonFiniteGradientError, Session
 from stable_plugin.md.system import System
 from stable_plugin.models.fairchem.potential import FairchemPotential
+from stable_plugin.runtime.distributed import DistributedContext
 
 # After stable_plugin.models.fairchem, whose error says what to install when fairchem is missing.
 from torchtnt.framework.callback import Callback  # isort: skip
@@ -72,6 +74,9 @@ class StABlECallback(Callback):
         self._resumed = False
         self._interruption: Any = None
 
+    def __repr__(self) -> str:
+        return repr(self._arguments).replace(type(self._arguments).__name__, type(self).__name__, 1)
+
     def on_train_start(self, state: State, unit: Any) -> None:
         """Build the training loop, and register the hooks of the optimizer."""
         _refuse_second(unit, self.session)
@@ -79,18 +84,17 @@ class StABlECallback(Callback):
         assert state.train_state is not None
         self._resumed = load_with(unit, self.session)
         self._interruption = Interruption(unit)
-        folder = Path(unit.job_config.metadata.results_dir)
         self.session.begin(
             _SimulatedModel(unit, self._arguments),
             state.train_state.dataloader,
-            folder,
-            True,
+            Path(unit.job_config.metadata.results_dir),
+            ProgressLine(self.config.window_ps, enabled=DistributedContext.current().rank == 0),
             self._interruption.raise_if_signaled,
         )
         unit.optimizer.register_step_pre_hook(self._before_step)
         unit.optimizer.register_step_post_hook(self._after_step)
         save_with(unit, self.session)
-        self._mark_train_step(unit)
+        self._wrap_train_step(unit)
         self._end_if_done(state, unit)
 
     def on_train_get_next_batch_end(self, state: State, unit: Any) -> None:
@@ -120,12 +124,12 @@ class StABlECallback(Callback):
 
     def on_train_end(self, state: State, unit: Any) -> None:
         """Restore the signal handlers."""
-        self._interruption.forget()
+        self._interruption.restore_handlers()
 
     def on_exception(self, state: State, unit: Any, exc: BaseException) -> None:
         """Restore the signal handlers when training ends with an error."""
         if self._interruption is not None:
-            self._interruption.forget()
+            self._interruption.restore_handlers()
 
     def _active(self, unit: Any) -> bool:
         return bool(unit.train_progress.num_epochs_completed >= self.config.start_epoch)
@@ -144,10 +148,11 @@ class StABlECallback(Callback):
     def _after_step(self, optimizer: optim.Optimizer, args: Any, kwargs: Any) -> None:
         self.session.after_step([optimizer])
 
-    def _mark_train_step(self, unit: Any) -> None:
+    def _wrap_train_step(self, unit: Any) -> None:
+        """Let the optimizer's hooks know that a step is one of training, and save when it is interrupted."""
         train_step = unit.train_step
 
-        def marked(state: State, data: Any) -> Any:
+        def wrapped(state: State, data: Any) -> Any:
             self._in_train_step = True
             try:
                 return train_step(state, data)
@@ -160,7 +165,7 @@ class StABlECallback(Callback):
             finally:
                 self._in_train_step = False
 
-        unit.train_step = marked
+        unit.train_step = wrapped
 
     def _log_windows(self, state: State, unit: Any) -> None:
         for numbers in self.session.new_windows():
@@ -172,7 +177,7 @@ class StABlECallback(Callback):
             self._finished = True
             if unit.ema_model is not None:
                 unit.ema_model.module.load_state_dict(unit.model.state_dict())
-            # Not state.stop(), which would cut the last evaluation short: fairchem divides by what it has seen.
+            # Not state.stop(), which would cut the last evaluation short: fairchem divides by the number of its batches.
             assert state.train_state is not None
             state.train_state._max_steps = unit.train_progress.num_steps_completed
 
@@ -182,7 +187,7 @@ class StABlECallback(Callback):
 
 
 class _SimulatedModel(nn.Module):
-    """The unit's model, with the arguments that say how to simulate with it."""
+    """The unit's model, with the arguments that the simulation needs."""
 
     def __init__(self, unit: Any, arguments: FairchemArguments) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints of a native fairchem training: whole or not at all, with our state in them, and one more when told to stop."""
+"""Checkpoints of a native fairchem training: complete or absent, with StABlE's state, and one more on interruption."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ from stable_plugin.runtime.serialization import load_tensors
 log = logging.getLogger(__name__)
 
 STATE_FILE = "stable.pt"
-"""Name of our state in a folder of fairchem's checkpoint."""
+"""Name of StABlE's state in the folder of a fairchem checkpoint."""
 
 RESUME_FILE = "resume.yaml"
-"""Name of fairchem's configuration that goes on from the checkpoint it is in."""
+"""Name of fairchem's configuration that resumes from the checkpoint it is in."""
 
 
 class StopSignaled(SystemExit):
-    """The process was told to stop, and ends as one that did as it was told."""
+    """A signal asked the process to stop; its exit status is zero."""
 
 
 def save_with(unit: Any, session: Session) -> None:
-    """Have each of the unit's checkpoints hold the session's state too, and appear once everything is in it.
+    """Add the session's state to each of the unit's checkpoints, and let a checkpoint appear only when it is complete.
 
-    fairchem goes on from the newest folder with a ``.metadata``, which it writes before it is done, and saves over the
-    folder that it has just resumed from.
+    fairchem resumes from the newest folder with a ``.metadata``, which it does not write last, and overwrites the folder that
+    it has just resumed from.
+
+    Args:
+        unit: fairchem's unit.
+        session: The session.
     """
     save_unit = unit.save_state
 
@@ -48,36 +52,50 @@ def save_with(unit: Any, session: Session) -> None:
             else nullcontext(partial_folder(checkpoint_location))
         )
         with folder as partial:
-            # Of all processes, together: the others go on once the first has made the folder.
+            # Gathers from all processes, so the others continue only when the first has made the folder.
             state = session.state_dict()
-            _saved(lambda: save_unit(str(partial)))
+            _unwrap_write_errors(lambda: save_unit(str(partial)))
             if first:
                 torch.save(state, partial / STATE_FILE)
-                _name_place(partial / RESUME_FILE, checkpoint_location)
+                _set_location(partial / RESUME_FILE, checkpoint_location)
 
     unit.save_state = save_state
 
 
 def load_with(unit: Any, session: Session) -> bool:
-    """Take up the session's state from the checkpoint that the unit goes on from, and say whether there was one."""
+    """Load the session's state from the checkpoint that the unit resumes from.
+
+    Args:
+        unit: fairchem's unit.
+        session: The session.
+
+    Returns:
+        Whether the checkpoint has one.
+
+    Raises:
+        ValueError: If the state is damaged.
+    """
     if unit.lazy_state_location is None:
         return False
     path = Path(unit.lazy_state_location) / STATE_FILE
     if not path.is_file():
-        log.warning("%s has no %s: StABlE training begins afresh.", unit.lazy_state_location, STATE_FILE)
+        log.warning("%s has no %s: StABlE training starts from the beginning.", unit.lazy_state_location, STATE_FILE)
         return False
     session.load_state_dict(load_tensors(path, "state of StABlE training"))
     return True
 
 
 class Interruption:
-    """Hears SIGTERM and SIGINT in a single process that fairchem has started here, in place of fairchem.
+    """Handles SIGTERM and SIGINT instead of fairchem, in a single process of the local scheduler.
 
-    fairchem's own handler goes back to the last checkpoint, and fails when it links it to a folder that it has just made.
+    fairchem's own handler returns to the last checkpoint, and fails when it links it to a folder that it has just made.
     On SLURM its own requeueing stays.
 
     Args:
-        unit: Whose checkpoint is written.
+        unit: Unit whose checkpoint is written.
+
+    Attributes:
+        signaled: Name of the signal that has arrived; None if there was none.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -86,39 +104,51 @@ class Interruption:
         self.unit = unit
         self.signaled: str | None = None
         self._handlers: dict[int, Any] = {}
-        local = str(getattr(unit.job_config.scheduler.mode, "value", unit.job_config.scheduler.mode)) == "local"
-        if local and DistributedContext.current().size == 1 and threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._hear) for number in self.SIGNALS}
+        if (
+            _is_local(unit.job_config.scheduler.mode)
+            and DistributedContext.current().size == 1
+            and threading.current_thread() is threading.main_thread()
+        ):
+            self._handlers = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def raise_if_signaled(self) -> None:
-        """Leave what is going on.
+        """Interrupt the run.
 
         Raises:
-            StopSignaled: If a signal has come.
+            StopSignaled: If a signal has arrived.
         """
         if self.signaled is not None:
             raise StopSignaled(0)
 
     def save(self, reason: str) -> None:
-        """Write the checkpoint, and say why training has stopped and how to go on."""
+        """Write a checkpoint, and log why training has stopped and how to resume.
+
+        Args:
+            reason: Name of the signal or error.
+        """
         metadata = self.unit.job_config.metadata
         folder = Path(metadata.checkpoint_dir) / f"step_{self.unit.train_progress.num_steps_completed}"
         self.unit.save_state(str(folder))
-        self.forget()
-        log.warning("%s: training has stopped. Go on with: fairchem -c %s", reason, folder / RESUME_FILE)
+        self.restore_handlers()
+        log.warning("%s: training has stopped. Resume with: fairchem -c %s", reason, folder / RESUME_FILE)
 
-    def forget(self) -> None:
-        """Put the handlers back that were there before."""
+    def restore_handlers(self) -> None:
+        """Restore the previous signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: Any) -> None:
         self.signaled = signal.Signals(number).name
 
 
-def _saved(save: Callable[[], None]) -> None:
-    """Save, and if it fails raise what torch's distributed checkpoints wrap, which says what the matter was."""
+def _is_local(mode: Any) -> bool:
+    # An enum in a new run, whose value is lower case; its upper-case name in the configuration of a resumed one.
+    return str(getattr(mode, "value", mode)).lower() == "local"
+
+
+def _unwrap_write_errors(save: Callable[[], None]) -> None:
+    """Save, and raise a write error itself instead of the exception of torch's distributed checkpoints around it."""
     try:
         save()
     except CheckpointException as error:
@@ -128,9 +158,9 @@ def _saved(save: Callable[[], None]) -> None:
         raise
 
 
-def _name_place(path: Path, place: str) -> None:
-    """Have fairchem's configuration name the place where its folder will be, not the one where it was written."""
+def _set_location(path: Path, location: str) -> None:
+    """Set the location of the checkpoint in fairchem's configuration to where its folder is moved after writing."""
     if path.is_file():
         config = OmegaConf.load(path)
-        config.job.runner_state_path = place
+        config.job.runner_state_path = location
         OmegaConf.save(config, path)

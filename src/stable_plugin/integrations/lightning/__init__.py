@@ -1,7 +1,8 @@
-"""StABlE training in Lightning: callback, mixin and data module."""
+"""StABlE training in Lightning: callback, mixin, data module and checkpoint I/O."""
 
 from stable_plugin.integrations.lightning.callback import StABlECallback
+from stable_plugin.integrations.lightning.checkpoint_io import AtomicCheckpointIO
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.integrations.lightning.mixin import StABlEMixin
 
-__all__ = ["ExtxyzDataModule", "StABlECallback", "StABlEMixin"]
+__all__ = ["AtomicCheckpointIO", "ExtxyzDataModule", "StABlECallback", "StABlEMixin"]

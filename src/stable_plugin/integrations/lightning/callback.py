@@ -15,9 +15,16 @@ from stable_plugin.algorithm.records import WindowRecord
 from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.config import StABlEArguments, takes
 from stable_plugin.integrations.build import validate
-from stable_plugin.integrations.lightning.checkpoint_io import add_way_out, use_atomic_checkpoints
-from stable_plugin.integrations.lightning.preemption import Batches, Requeueing
-from stable_plugin.integrations.session import NonFiniteGradientError, Session
+from stable_plugin.integrations.lightning import outcome
+from stable_plugin.integrations.lightning.checkpoint_io import explain_write_error, use_atomic_checkpoints
+from stable_plugin.integrations.lightning.compatibility import (
+    refuse_manual_optimization,
+    refuse_sharded_weights,
+    refuse_weight_averages,
+)
+from stable_plugin.integrations.lightning.preemption import EpochPosition, RequeueSignal
+from stable_plugin.integrations.progress import ProgressLine
+from stable_plugin.integrations.session import NonFiniteGradientError, Session, show_log
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +36,12 @@ class StABlECallback(Callback):
 
     From ``start_epoch`` on, the potential simulates replicas of the training structures. When too many fail, the
     gradient of a reference observable joins that of the user's own loss in each optimizer step, until none fails.
-    Training ends when the replicas stay stable for ``schedule.stable_ps``.
+    Training ends when the replicas stay stable for ``schedule.stable_ps``. The repaired weights are then in
+    ``repaired.ckpt``, in the folder of the first checkpoint callback or in ``default_root_dir``.
 
-    Optimizer, clipping, precision, accumulation, loggers and checkpoints stay the Trainer's. Works with a module that
-    holds a MACE model, or has a method ``stable_potential(system)``.
+    Optimizer, clipping, precision, accumulation, loggers and checkpoints stay the Trainer's. Works with Trainers of
+    ``pytorch_lightning`` and of ``lightning``, and with a module that holds a MACE model, or has a method
+    ``stable_potential(system)``.
 
     Source: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984.
 
@@ -42,6 +51,7 @@ class StABlECallback(Callback):
 
     Attributes:
         config: The settings.
+        repaired_path: Path of the checkpoint of the repaired weights; None before training is done.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -54,8 +64,13 @@ class StABlECallback(Callback):
         super().__init__()
         self.config = arguments.to_config()
         self.session = Session(self.config)
-        self._batches = Batches(self.session.resume)
-        self._requeueing: Requeueing | None = None
+        self.repaired_path: str | None = None
+        self._position = EpochPosition(self.session.resume)
+        self._requeue_signal: RequeueSignal | None = None
+        self._baseline = outcome.Baseline()
+
+    def __repr__(self) -> str:
+        return repr(self.config).replace(type(self.config).__name__, type(self).__name__, 1)
 
     def validate(self, device: torch.device | str = "cpu") -> None:
         """Check that settings and structures fit together, before a long training that comes first.
@@ -70,7 +85,7 @@ class StABlECallback(Callback):
 
     @property
     def loop(self) -> TrainingLoop:
-        """What simulates and estimates, once training has started."""
+        """The training loop, once training has started."""
         return self.session.loop
 
     @property
@@ -79,70 +94,69 @@ class StABlECallback(Callback):
         return self.loop.windows if self.session.has_begun else []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work, before anything long begins, and see to checkpoints that are whole."""
+        """Refuse what cannot work, before anything long starts, and install atomic checkpoints."""
         if sum(isinstance(callback, StABlECallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
-                "the Trainer has more than one StABlECallback, which would both move the same weights: keep one, with all "
+                "the Trainer has more than one StABlECallback, and each would change the same weights: keep one, with all "
                 "observables in it."
             )
         if stage == "fit":
-            self.refuse_steps_of_its_own(pl_module)
-            _refuse_averages(trainer)
-            _refuse_sharded(trainer)
+            self.check_module(pl_module)
+            refuse_weight_averages(trainer, pl_module)
+            refuse_sharded_weights(trainer)
+            self._check_start_epoch(trainer)
+            show_log()
         use_atomic_checkpoints(trainer)
 
-    def refuse_steps_of_its_own(self, module: LightningModule) -> None:
-        """Refuse a module that takes its optimizer steps itself.
+    def check_module(self, module: LightningModule) -> None:
+        """Check that the callback can join the module's optimizer steps.
+
+        Args:
+            module: The module.
 
         Raises:
-            MisconfigurationException: If it does.
+            MisconfigurationException: If the module takes its optimizer steps itself.
         """
-        if not module.automatic_optimization:
-            raise MisconfigurationException(
-                "StABlECallback adds its gradient before Trainer's optimizer step, which manual optimization "
-                f"({type(module).__name__}.automatic_optimization = False) bypasses: use StABlEMixin and its "
-                "stable_loss() in training_step."
-            )
+        refuse_manual_optimization(module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what the order of the first epoch's batches comes from."""
-        self._batches.on_fit_start()
+        """Save the random streams that the order of the first epoch's batches is drawn from."""
+        self._position.on_fit_start(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find potential, structures and reference."""
-        self._requeueing = Requeueing(trainer)
-
-        def stop_if_told() -> None:
-            # Lightning looks between batches; a window can take longer than the grace that schedulers give. One process of
-            # several does not stop by itself: the others would wait for it.
-            if trainer.received_sigterm and trainer.world_size == 1:
-                raise SIGTERMException
-            if self._requeueing is not None:
-                self._requeueing.raise_if_signaled()
-
-        show_progress = trainer.progress_bar_callback is not None and trainer.is_global_zero
-        folder = trainer.default_root_dir
-        self.session.begin(pl_module, trainer.train_dataloader, folder, show_progress, stop_if_told)
-        self._batches.on_train_start(trainer)
+        """Find potential, structures and reference, and build the training loop."""
+        self._requeue_signal = RequeueSignal(trainer)
+        bar = trainer.progress_bar_callback
+        line = ProgressLine(
+            self.config.window_ps,
+            enabled=bar is not None and trainer.is_global_zero,
+            # Lightning's RichProgressBar has this attribute, its other bars have none.
+            rich_progress=lambda: getattr(bar, "progress", None),
+        )
+        self.session.begin(
+            pl_module, trainer.train_dataloader, trainer.default_root_dir, line, lambda: self._stop_if_signaled(trainer)
+        )
+        self._position.on_train_start(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Simulate until it is time to learn, or training is done."""
-        self._batches.on_train_epoch_start(trainer)
+        self._position.on_train_epoch_start(trainer)
         if trainer.current_epoch >= self.config.start_epoch:
             self.session.simulate()
             self.log_windows(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Stop here if the job is to be requeued."""
-        if self._requeueing is not None:
-            self._requeueing.raise_if_signaled()
+        """Stop before the batch if the job is to be requeued."""
+        if self._requeue_signal is not None:
+            self._requeue_signal.raise_if_received()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: optim.Optimizer
     ) -> None:
-        """Add the observable's gradient to what the user's loss left behind."""
+        """Add the observable's gradient to that of the module's own loss."""
         if trainer.current_epoch < self.config.start_epoch:
             return
+        self._baseline.record(trainer)
         numbers = self.session.before_step(optimizer)
         self.log_windows(trainer)
         for name, value in (numbers or {}).items():
@@ -151,38 +165,59 @@ class StABlECallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Give the learning rate back to its scheduler."""
+        """Restore the optimizers' learning rates, and mark a point to resume from."""
         self.session.after_step(trainer.optimizers)
-        self._batches.on_train_batch_end(trainer, batch_idx)
+        self._position.on_train_batch_end(trainer, batch_idx)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record a validation in the middle of an epoch."""
+        self._position.on_validation_start(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what a validation in the middle of an epoch has drawn."""
-        self._batches.on_validation_end(trainer)
+        """Save the random streams after a validation in the middle of an epoch."""
+        self._position.on_validation_end(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the next batches are those of another epoch."""
-        self._batches.on_train_epoch_end()
+        """Record that the next batches are those of another epoch."""
+        self._position.on_train_epoch_end()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint of the repaired weights, and log what the user should know about the result."""
+        if self.session.done:
+            self.repaired_path = outcome.save_repaired(trainer)
+        if not (trainer.is_global_zero and self.windows):
+            return
+        self._baseline.warn_worse(trainer)
+        if self.repaired_path is not None:
+            self._baseline.warn_outdated_best(trainer, self.repaired_path)
+        if not self.session.is_verified:
+            outcome.warn_not_verified(self.windows[-1])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave a checkpoint behind when the run is stopped, to go on with ``trainer.fit(ckpt_path=...)``."""
-        add_way_out(trainer, exception)
+        """Write a checkpoint when the run is interrupted, to resume from with ``trainer.fit(ckpt_path=...)``."""
+        explain_write_error(trainer, exception)
         if not self.session.has_begun:
             return
-        # Spoiled gradients are everybody's; who is interrupted alone would wait for what the others have to save.
+        # All processes see a gradient that is not finite; a process that is interrupted alone would wait for the others'
+        # parts of the checkpoint.
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit) and trainer.world_size == 1
         if not interrupted and not isinstance(exception, NonFiniteGradientError):
             return
         self.session.after_step(trainer.optimizers)
-        self._batches.go_back(trainer)
-        if self._requeueing is not None and self._requeueing.requeue():
+        self._position.rewind(trainer)
+        if self._requeue_signal is not None and self._requeue_signal.requeue():
             return
         path = Path(trainer.default_root_dir) / f"interrupted-step={trainer.global_step}.ckpt"
         trainer.save_checkpoint(path)
-        log.warning("StABlE training was stopped. Go on with ckpt_path=%r.", str(path))
+        log.warning("StABlE training was interrupted: resume with ckpt_path=%r.", str(path))
 
     def log_windows(self, trainer: Trainer) -> None:
-        """Log the new windows, and end training when the session is done."""
-        # Windows of the simulation phase come between optimizer steps, where only the loggers themselves listen.
+        """Log the new windows, and end training when the session is done.
+
+        Args:
+            trainer: The Trainer.
+        """
+        # Windows of the simulation phase fall between optimizer steps, where module.log() is not allowed.
         for numbers in self.session.new_windows():
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=trainer.global_step)
@@ -190,28 +225,30 @@ class StABlECallback(Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Phase, replicas, random streams and rounds."""
-        return self.session.state_dict()
+        """Return phase, replicas, random streams, windows, and the validation errors before the first step."""
+        state = self.session.state_dict()
+        return {**state, "baseline": self._baseline.state_dict()} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` gave, once the loop exists."""
+        """Load what :meth:`state_dict` returned; the loop's part once the loop is built."""
         self.session.load_state_dict(state_dict)
+        if state_dict:
+            self._baseline.load_state_dict(state_dict["baseline"])
 
-
-def _refuse_averages(trainer: Trainer) -> None:
-    averaging = ("StochasticWeightAveraging", "WeightAveraging")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if any(kind.__name__ in averaging for kind in type(callback).__mro__):
-            raise MisconfigurationException(
-                f"{type(callback).__name__} would hand back averages of weights, which StABlECallback has not simulated with: "
-                "leave it out of this Trainer. In an earlier training without StABlECallback it may stay."
+    def _check_start_epoch(self, trainer: Trainer) -> None:
+        max_epochs = trainer.max_epochs
+        if max_epochs is not None and 0 <= max_epochs <= self.config.start_epoch and trainer.is_global_zero:
+            log.warning(
+                "start_epoch=%d is not below max_epochs=%d of the Trainer, so no StABlE step will be taken: lower start_epoch "
+                "or raise max_epochs.",
+                self.config.start_epoch,
+                max_epochs,
             )
 
-
-def _refuse_sharded(trainer: Trainer) -> None:
-    strategy = type(trainer.strategy).__name__
-    if strategy in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
-        raise MisconfigurationException(
-            f"{strategy} divides the weights between processes, and StABlECallback simulates with all of them in each: use "
-            "Trainer(strategy='ddp'), where every process has replicas of its own."
-        )
+    def _stop_if_signaled(self, trainer: Trainer) -> None:
+        # Lightning checks between batches; a window can take longer than the grace period of schedulers. One process of
+        # several does not stop alone: the others would wait for it.
+        if trainer.received_sigterm and trainer.world_size == 1:
+            raise SIGTERMException
+        if self._requeue_signal is not None:
+            self._requeue_signal.raise_if_received()

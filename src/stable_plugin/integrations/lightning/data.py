@@ -12,7 +12,7 @@ from stable_plugin.runtime import checks
 
 
 class ExtxyzDataModule(LightningDataModule):
-    """Labelled structures for a LightningModule of this package, which builds the graphs its model needs.
+    """Labeled structures for a LightningModule of this package, which builds the graphs that its model needs.
 
     Args:
         train: Training frames: a file (extxyz, or anything ASE reads) or structures.
@@ -35,11 +35,15 @@ class ExtxyzDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size = checks.count("batch_size", batch_size)
-        # Read at once: what is wrong with the files should come out before anything long begins.
+        # Read now, so that errors in the files show up before anything long starts.
         self.train_frames: list[Atoms] = read_labeled(train, "train", energy_key, forces_key, least=2)
         self.valid_frames: list[Atoms] | None = (
             None if valid is None else read_labeled(valid, "valid", energy_key, forces_key)
         )
+
+    def __repr__(self) -> str:
+        valid = None if self.valid_frames is None else f"<{len(self.valid_frames)} frames>"
+        return f"{type(self).__name__}(train=<{len(self.train_frames)} frames>, valid={valid}, batch_size={self.batch_size})"
 
     def train_dataloader(self) -> Any:
         return self._module().dataloader(self.train_frames, self.batch_size, shuffle=True)
@@ -55,6 +59,6 @@ class ExtxyzDataModule(LightningDataModule):
         if not hasattr(module, "dataloader"):
             raise TypeError(
                 f"{type(module).__name__} has no method dataloader(frames, batch_size, shuffle), which builds the graphs "
-                "of its model: use a module of stable_plugin.integrations.lightning, or your own data module."
+                "of its model: use a module of stable_plugin.models, or your own data module."
             )
         return module

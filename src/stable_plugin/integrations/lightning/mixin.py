@@ -1,4 +1,4 @@
-"""StABlE training inside one's own ``training_step``."""
+"""StABlE training in a module's own ``training_step``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from stable_plugin.config import StABlEArguments, StABlEConfig, takes
@@ -14,9 +14,9 @@ from stable_plugin.integrations.lightning.callback import StABlECallback
 
 
 class StABlEMixin:
-    """For a LightningModule that writes its own ``training_step``, also with manual optimization.
+    """Adds the observables' loss to a LightningModule with its own ``training_step``, also with manual optimization.
 
-    Mix it in before ``LightningModule``, call :meth:`configure_stable` in ``__init__``, and add :meth:`stable_loss` to
+    Inherit from it before ``LightningModule``, call :meth:`configure_stable` in ``__init__``, and add :meth:`stable_loss` to
     the loss. A module that overrides ``configure_callbacks`` adds its own to those of ``super()``.
 
     Example:
@@ -29,7 +29,7 @@ class StABlEMixin:
         ...         self.configure_stable(n_replicas=16)
         ...     def training_step(self, batch, batch_idx):
         ...         observable_loss = self.stable_loss()
-        ...         if observable_loss is None:  # the replicas were stable for the time asked for
+        ...         if observable_loss is None:  # training is done
         ...             return None
         ...         return self.my_loss(batch) + 100.0 * observable_loss
     """
@@ -58,10 +58,10 @@ class StABlEMixin:
         self._stable = ModuleCallback(config=arguments.to_config())
 
     def stable_loss(self) -> Tensor | None:
-        """The observables' loss, whose gradient is the Boltzmann estimate; simulates when it has to.
+        """Return the observables' loss, whose gradient is the Boltzmann estimate; simulate when needed.
 
         Returns:
-            A scalar: zero before ``start_epoch``, and where its gradient is not finite; None when training is done.
+            A scalar: zero before ``start_epoch``, and if its gradient is not finite; None when training is done.
 
         Raises:
             NonFiniteGradientError: If the gradient was not finite three times in a row.
@@ -79,27 +79,29 @@ class StABlEMixin:
         return with_gradient(estimate.loss, parameters, estimate.gradients)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What simulates, saves and resumes, beside the callbacks of the Trainer."""
+        """Return the callback that simulates, saves and resumes, to be added to the callbacks of the Trainer."""
         return [*super().configure_callbacks(), self._stable]  # type: ignore[misc]
 
 
 class ModuleCallback(StABlECallback):
-    """All of the callback but the step, which is the module's own."""
+    """The callback without the optimizer step, whose gradient comes from :meth:`StABlEMixin.stable_loss`."""
 
-    def on_before_optimizer_step(self, *args: Any) -> None:
-        """Leave the step as it is: :meth:`StABlEMixin.stable_loss` has its part in it."""
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        """Leave the gradients unchanged."""
+        if trainer.current_epoch >= self.config.start_epoch:
+            self._baseline.record(trainer)
 
-    def refuse_steps_of_its_own(self, module: LightningModule) -> None:
-        """A module that takes its steps itself can add the loss to them."""
+    def check_module(self, module: LightningModule) -> None:
+        """Accept modules with manual optimization too: they can add the loss in their own steps."""
 
 
 def with_gradient(value: float, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> Tensor:
-    """A scalar of a given value whose backward pass hands out given gradients.
+    """Return a scalar with the given value and gradients.
 
     Args:
-        value: Of the scalar.
+        value: Value of the scalar.
         parameters: Leaves of the backward pass.
-        gradients: One per parameter, shaped like it.
+        gradients: Gradient of each parameter, with the parameter's shape.
     """
     result: Tensor = _WithGradient.apply(value, tuple(gradients), *parameters)  # type: ignore[no-untyped-call]
     return result

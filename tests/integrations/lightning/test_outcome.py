@@ -1,0 +1,158 @@
+"""What a run ends with: repaired.ckpt, and warnings about what the user would otherwise miss."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ase.io import read
+from pytorch_lightning.callbacks import ModelCheckpoint
+from small_training import TRAIN, short_callback, small_module, trainer
+
+from stable_plugin import BondDeviation, Schedule
+from stable_plugin.integrations.lightning import ExtxyzDataModule
+from stable_plugin.integrations.lightning.outcome import Baseline
+
+STABLE = {"detector": BondDeviation(2.5, 10.0), "window_ps": 0.005}
+"""Settings with which the untrained potential counts as stable."""
+
+
+def fit(folder, frames, *callbacks, valid=None, **changes):
+    callback, module = short_callback(**changes), small_module()
+    run = trainer(folder, callback, *callbacks, max_epochs=6, enable_checkpointing=bool(callbacks))
+    run.fit(module, ExtxyzDataModule(frames, valid, batch_size=5))
+    return callback, module
+
+
+def test_repaired_checkpoint_has_the_final_weights(tmp_path, frames, caplog):
+    caplog.set_level(logging.INFO)
+    callback, module = fit(tmp_path, frames, **STABLE)
+    path = tmp_path / "repaired.ckpt"
+    assert callback.repaired_path == str(path)
+    assert f"the repaired weights are in '{path}'" in caplog.text
+    saved = torch.load(path, weights_only=False)["state_dict"]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in module.state_dict().items())
+    assert "not verified" not in caplog.text
+
+
+def test_repaired_checkpoint_goes_to_the_checkpoint_folder(tmp_path, frames):
+    folder = tmp_path / "checkpoints"
+    callback, _ = fit(tmp_path, frames, ModelCheckpoint(folder), **STABLE)
+    assert callback.repaired_path == str(folder / "repaired.ckpt")
+    assert (folder / "repaired.ckpt").is_file()
+
+
+def test_repaired_checkpoint_overwrites_no_file(tmp_path, frames):
+    (tmp_path / "repaired.ckpt").write_text("mine")
+    callback, _ = fit(tmp_path, frames, **STABLE)
+    assert (tmp_path / "repaired.ckpt").read_text() == "mine"
+    assert callback.repaired_path == str(tmp_path / "repaired-v1.ckpt")
+
+
+def test_repaired_checkpoint_resumes_as_done(tmp_path, frames):
+    callback, module = fit(tmp_path, frames, **STABLE)
+    resumed, other = short_callback(**STABLE), small_module()
+    run = trainer(tmp_path, resumed, max_epochs=9)
+    run.fit(other, ExtxyzDataModule(frames, batch_size=5), ckpt_path=callback.repaired_path, weights_only=False)
+    assert resumed.loop.phase == "done"
+    assert len(resumed.windows) == len(callback.windows)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in module.state_dict().items())
+
+
+def test_monitored_checkpoints_from_before_are_reported(tmp_path, frames, caplog):
+    # A loss that only grows: the best checkpoint is the one from before the first StABlE step.
+    class Growing(ModelCheckpoint):
+        def on_validation_end(self, run, module):
+            run.callback_metrics["grows"] = torch.tensor(float(run.current_epoch))
+            super().on_validation_end(run, module)
+
+    best = Growing(tmp_path / "best", monitor="grows", mode="min")
+    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2)
+    callback, _ = fit(tmp_path, frames, best, valid=frames[:2], start_epoch=2, schedule=schedule)
+    assert sum(record.steps for record in callback.windows) > 0
+    message = f"the best checkpoint ('{best.best_model_path}') is from before the first StABlE step"
+    assert message in caplog.text and f"use {callback.repaired_path!r} instead" in caplog.text
+
+
+def test_newer_best_checkpoint_is_not_reported(tmp_path, frames, caplog):
+    class Falling(ModelCheckpoint):
+        def on_validation_end(self, run, module):
+            run.callback_metrics["falls"] = torch.tensor(-float(run.current_epoch))
+            super().on_validation_end(run, module)
+
+    best = Falling(tmp_path / "best", monitor="falls", mode="min")
+    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2)
+    callback, _ = fit(tmp_path, frames, best, valid=frames[:2], start_epoch=1, schedule=schedule)
+    assert callback.repaired_path and best.best_model_path
+    assert "before the first StABlE step: use" not in caplog.text
+
+
+def test_end_without_verification_is_reported(tmp_path, frames, caplog):
+    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02)
+    callback = short_callback(schedule=schedule, min_ess_fraction=0.01)
+    trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
+    assert callback.loop.phase != "done"
+    last = callback.windows[-1]
+    words = f"not verified to be stable: training ended in the {last.phase} phase, with {100 * last.unstable_fraction:.0f} %"
+    assert words in caplog.records[-1].getMessage()
+    assert callback.repaired_path is None and not list(tmp_path.glob("repaired*"))
+
+
+def test_max_windows_is_not_a_verification(tmp_path, frames, caplog):
+    callback, _ = fit(tmp_path, frames)
+    assert callback.loop.phase == "done" and callback.windows[-1].phase == "learn"
+    assert callback.repaired_path is not None
+    assert "not verified to be stable" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(("start_epoch", "warns"), [(2, False), (3, True), (9, True)])
+def test_start_epoch_beyond_the_run_is_reported(tmp_path, frames, caplog, start_epoch, warns):
+    callback = short_callback(start_epoch=start_epoch, **STABLE)
+    trainer(tmp_path, callback, max_epochs=3).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
+    assert (f"start_epoch={start_epoch} is not below max_epochs=3" in caplog.text) == warns
+    assert (callback.windows == []) == warns
+
+
+def run_with(**metrics):
+    return SimpleNamespace(
+        callback_metrics={name: torch.tensor(value) for name, value in metrics.items()}, checkpoint_callbacks=[]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "warns"),
+    [
+        ("val/forces_mae", 1.0, 1.05, False),
+        ("val/forces_mae", 1.0, 1.2, True),
+        ("val0_epoch/forces_rmse", 1.0, float("nan"), True),
+        ("val/energy_mae", 1.0, 1.9, False),
+        ("val/energy_mae", 1.0, 2.1, True),
+        ("val0_epoch/per_atom_energy_rmse", 15.0, 118.0, True),
+        ("train/forces_mae", 1.0, 9.0, False),
+        ("val/loss", 1.0, 9.0, False),
+    ],
+)
+def test_worse_energies_and_forces_are_reported(caplog, name, before, after, warns):
+    baseline = Baseline()
+    baseline.record(run_with(**{name: before}))
+    baseline.record(run_with(**{name: 100.0 * before}))  # only the first counts
+    restored = Baseline()
+    restored.load_state_dict(baseline.state_dict())
+    for each in (baseline, restored):
+        caplog.clear()
+        each.warn_worse(run_with(**{name: after}))
+        assert (f"{name} was {before:.4g} before the first StABlE step" in caplog.text) == warns
+
+
+def test_worse_energies_of_a_run_are_reported(tmp_path, frames, caplog):
+    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=3)
+    valid = read(TRAIN, "10:14")
+    # The learning rate is far too high, so the steps spoil the fit.
+    callback, module = fit(tmp_path, frames, valid=valid, start_epoch=1, learning_rate=0.5, schedule=schedule)
+    before = callback._baseline.metrics["valid/energy_mae"]
+    after = module.trainer.callback_metrics["valid/energy_mae"].item()
+    assert after > 2.0 * before > 0.0
+    expected = (
+        f"valid/energy_mae was {before:.4g} before the first StABlE step and is {after:.4g} now, more than 2 times"
+    )
+    assert any(record.getMessage().startswith(expected) for record in caplog.records)
