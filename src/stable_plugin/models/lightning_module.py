@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from stable_plugin.models.base import save_new
+from stable_plugin.models.training_threads import TrainingThreads
 from stable_plugin.runtime.serialization import load_tensors
 
 
@@ -55,13 +56,13 @@ class PotentialModule(LightningModule):
         """Return the optimizer of the model's parameters."""
 
     def configure_callbacks(self) -> list[Any]:
-        """Build the model, and return no callbacks.
+        """Build the model, and return the callback that chooses the number of threads.
 
         Lightning calls this hook first. Its weight averaging copies the module before ``setup``, so the model has to exist
         by then.
         """
         self.setup("fit")
-        return []
+        return [TrainingThreads()]
 
     def setup(self, stage: str) -> None:
         """Build a new model from the training frames, unless there is one.
