@@ -181,7 +181,7 @@ def test_fairchem_checkpoint_names_only_fairchem(tmp_path):
 REFUSED = [
     "os.system", "posix.system", "os.mkdir", "builtins.eval", "builtins.exec", "builtins.open", "subprocess.run", "sys.exit",
     "shutil.rmtree", "importlib.import_module", "pickle.loads", "runpy.run_path", "webbrowser.open", "pathlib.Path.write_text",
-    "stable_plugin.models.mace.potential.os.replace", "stable_plugin.integrations.recipes.pipeline.shutil.rmtree", "torch.os.system",
+    "stable_plugin.models.mace.files.os.replace", "stable_plugin.integrations.recipes.pipeline.shutil.rmtree", "torch.os.system",
     "torch.load", "torch.serialization.load", "torch.hub.load", "torch.jit.load", "torch.utils.cpp_extension.load",
     "numpy.load", "hydra.utils.get_method", "hydra.utils.instantiate",
 ]  # fmt: skip
