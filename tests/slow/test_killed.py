@@ -1,4 +1,4 @@
-"""Lightning runs that are killed at random moments go on from their last checkpoint as if nothing had happened."""
+"""Lightning runs that are killed at random times and resumed equal the uninterrupted run."""
 
 import signal
 
@@ -26,9 +26,7 @@ def result(folder):
 
 
 @pytest.mark.timeout(3000)
-def test_a_lightning_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_last_bit(
-    trainings, whole, tmp_path
-):
+def test_killed_lightning_run_resumes_bit_for_bit(trainings, whole, tmp_path):
     counts = kill_and_compare(
         trainings,
         whole,
@@ -44,10 +42,10 @@ def test_a_lightning_run_killed_again_and_again_equals_the_uninterrupted_one_to_
 @pytest.mark.parametrize(
     ("number", "written"), [(signal.SIGTERM, "interrupted*.ckpt"), (signal.SIGUSR1, "hpc_ckpt_*.ckpt")]
 )
-def test_a_lightning_run_told_to_stop_again_and_again_equals_the_uninterrupted_one(
-    trainings, whole, tmp_path, number, written
-):
+def test_signaled_lightning_run_resumes_bit_for_bit(trainings, whole, tmp_path, number, written):
     slurm = number == signal.SIGUSR1
-    stop_and_compare(trainings, whole, tmp_path / "told", result, number, stops=5, begun="training begins", slurm=slurm)
-    assert list((tmp_path / "told").glob(written))
-    assert not slurm or "requeue 7" in (tmp_path / "told" / "output.txt").read_text()
+    stop_and_compare(
+        trainings, whole, tmp_path / "signaled", result, number, stops=5, begun="training begins", slurm=slurm
+    )
+    assert list((tmp_path / "signaled").glob(written))
+    assert not slurm or "requeue 7" in (tmp_path / "signaled" / "output.txt").read_text()

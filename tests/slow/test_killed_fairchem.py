@@ -1,4 +1,4 @@
-"""Native fairchem trainings that are killed at random moments go on from their last checkpoint likewise."""
+"""Native fairchem trainings that are killed at random times and resumed equal the uninterrupted one."""
 
 import json
 import signal
@@ -71,7 +71,7 @@ def whole(trainings, make_folder):
 
 
 def result(folder):
-    """Everything in the last checkpoint but wall times, and what was logged."""
+    """Return all of the last checkpoint but wall times, and what was logged."""
     final = folder / "run" / "checkpoints" / "final"
     kept = {}
     _load_state_dict(kept, storage_reader=FileSystemReader(final), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
@@ -82,7 +82,7 @@ def result(folder):
 
 
 def logged(folder):
-    """What was logged last of each step: a run that goes on logs the steps after its checkpoint again."""
+    """Return the last log entry of each step: a resumed run logs the steps after its checkpoint again."""
     last = {}
     for line in (folder / "log.jsonl").read_text().splitlines():
         numbers = {name: value for name, value in json.loads(line).items() if "_per_second" not in name}
@@ -91,9 +91,7 @@ def logged(folder):
 
 
 @pytest.mark.timeout(3000)
-def test_a_fairchem_run_killed_again_and_again_equals_the_uninterrupted_one_to_the_last_bit(
-    trainings, whole, make_folder
-):
+def test_killed_fairchem_run_resumes_bit_for_bit(trainings, whole, make_folder):
     def lengths(folder):
         final = folder / "run" / "checkpoints" / "final"
         return range(1_000_000, max(path.stat().st_size for path in final.iterdir()))
@@ -110,19 +108,19 @@ def test_a_fairchem_run_killed_again_and_again_equals_the_uninterrupted_one_to_t
 
 
 @pytest.mark.timeout(1800)
-def test_a_fairchem_run_told_to_stop_again_and_again_equals_the_uninterrupted_one(trainings, whole, make_folder):
-    folder = make_folder("told")
+def test_signaled_fairchem_run_resumes_bit_for_bit(trainings, whole, make_folder):
+    folder = make_folder("signaled")
     stop_and_compare(trainings, whole, folder, result, signal.SIGTERM, stops=4, begun="Started train epoch")
-    assert "SIGTERM: training has stopped. Go on with: fairchem -c" in (folder / "output.txt").read_text()
+    assert "SIGTERM: training has stopped. Resume with: fairchem -c" in (folder / "output.txt").read_text()
 
 
 @pytest.mark.timeout(1800)
-def test_a_fairchem_run_whose_disk_fills_up_goes_on_from_its_last_checkpoint(trainings, whole, make_folder):
+def test_fairchem_run_resumes_after_full_disk(trainings, whole, make_folder):
     folder = make_folder("full")
     trainings.start(folder, die=("full", 0.5 * whole.duration, 1_000_000))
     ended(trainings, folder, status=1)
     text = (folder / "output.txt").read_text()
-    assert f"OSError: checkpoint '{folder / 'run' / 'checkpoints'}" in text and "Make room" in text
+    assert f"OSError: checkpoint '{folder / 'run' / 'checkpoints'}" in text and "free some space" in text
     trainings.start(folder)
     ended(trainings, folder)
     assert_same(whole.result, result(folder))

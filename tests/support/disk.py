@@ -1,4 +1,4 @@
-"""Disks that fill up."""
+"""Full disks."""
 
 import resource
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ MEGABYTE = torch.zeros(2**17, dtype=torch.float64)
 
 @contextmanager
 def files_up_to(n_bytes):
-    """No file may get longer: what a disk that fills up looks like, in this process alone."""
+    """Limit the length of files in this process, which then fails to write as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:

@@ -1,7 +1,7 @@
 """Trainings that checkpoint themselves, to be killed: ``python killed_run.py lightning`` or ``python killed_run.py fairchem``.
 
-Imports once, then forks a training for each line of standard input, which says in JSON in which folder, and where it is to
-die. A training goes on from its last checkpoint.
+Imports once, then forks a training for each line of standard input: a JSON object with the folder, and how the training is
+killed. A training resumes from its last checkpoint.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TRAIN = ROOT / "recipes" / "data" / "aspirin_train.extxyz"
 
 
 def lightning(folder, slurm=False):
-    """Twelve epochs of a small MACE model; checkpoints itself after each one."""
+    """Train a small MACE model for twelve epochs, with a checkpoint after each."""
     from ase.io import read
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
@@ -34,7 +34,7 @@ def lightning(folder, slurm=False):
     from stable_plugin.models.mace import MACEModule
 
     if slurm:
-        _as_a_job(folder)
+        _imitate_slurm(folder)
     seed_everything(1)
     module = MACEModule(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
     callback = StABlECallback(
@@ -44,7 +44,7 @@ def lightning(folder, slurm=False):
         record_every_fs=2.5,
         check_every_fs=2.5,
         detector=BondDeviation(0.2, 10.0),
-        # Learning soon gives up, so that simulation phases, which rewind, come often.
+        # Learning phases are short, so that simulation phases, which rewind replicas, are frequent.
         schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.1, lr_patience=1, max_lr_cuts=0),
         rewind_fraction=0.5,
         steps_per_window=2,
@@ -68,8 +68,8 @@ def lightning(folder, slurm=False):
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
 
 
-def _as_a_job(folder):
-    """What tells Lightning that it is one, and what it calls to requeue it."""
+def _imitate_slurm(folder):
+    """Set the variables by which Lightning recognizes a SLURM job, and provide the command that requeues it."""
     os.environ.update(
         {f"SLURM_{name}": "0" for name in ("PROCID", "LOCALID", "NODEID")}, SLURM_JOB_ID="7", SLURM_NTASKS="1"
     )
@@ -81,17 +81,17 @@ def _as_a_job(folder):
 
 
 def fairchem(folder):
-    """The configuration in the folder, through fairchem's command line, which finds the checkpoint to go on from."""
+    """Run the configuration in the folder with fairchem's command line, which finds the last checkpoint."""
     from fairchem.core import _cli
     from fairchem.core.launchers import slurm_launch
 
-    # A list of all packages, which takes longer than the training.
+    # It lists all packages, which takes longer than the training.
     slurm_launch.write_environment_report = lambda **_: None
     _cli.main(argparse.Namespace(config=str(folder / "config.yaml")), [])
 
 
 class LogToFile:
-    """Keeps what fairchem's unit logs, one JSON object a line; an entry of ``runner.callbacks``."""
+    """Writes what fairchem's unit logs to a file, one JSON object per line; an entry of ``runner.callbacks``."""
 
     def __new__(cls, path):
         from torchtnt.framework.callback import Callback
@@ -110,10 +110,10 @@ class LogToFile:
 
 
 def die(where, delay_s, number):
-    """Arrange for this process to be killed, some time from now, while it writes."""
+    """Let this process be killed during a write after a delay."""
 
     def arm():
-        if where in ("bytes", "full"):  # by the system, as soon as a file grows longer; or only told so
+        if where in ("bytes", "full"):  # the system kills the process when a file grows longer, or refuses to write
             if where == "bytes":
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
@@ -129,22 +129,22 @@ def die(where, delay_s, number):
 
         sys.addaudithook(watch)
 
-    # A handler runs in the main thread, which alone may set others.
+    # Handlers run in the main thread, the only one that may set signal handlers.
     signal.signal(signal.SIGALRM, lambda *_: arm())
     signal.setitimer(signal.ITIMER_REAL, max(delay_s, 1e-3))
 
 
-def run(train, order):
-    """In the child: train, with what it prints in the folder, and leave without what the parent would do at its end."""
-    folder = Path(order["folder"])
+def run(train, request):
+    """Train in the child process with its output in the folder, and exit without the parent's cleanup."""
+    folder = Path(request["folder"])
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
-    if order.get("die"):
-        die(*order["die"])
+    if request.get("die"):
+        die(*request["die"])
     try:
-        train(folder, **order.get("arguments", {}))
+        train(folder, **request.get("arguments", {}))
     except SystemExit as stop:
         os._exit(stop.code or 0)
     except BaseException:
@@ -171,7 +171,7 @@ PRELOADED = {
 
 
 def _compile_sampler():
-    """Numba takes longer than a training, and then once for all of them."""
+    """Compile with numba once for all trainings; it takes longer than a training."""
     import numpy as np
     from fairchem.core.datasets.samplers.max_atom_distributed_sampler import get_batches
 
@@ -179,14 +179,14 @@ def _compile_sampler():
 
 
 def serve(kind):
-    """Fork a training per line; say its process id, and when it ends how."""
+    """Fork a training per line; print its process id, and its exit status when it ends."""
     sys.path.insert(0, str(Path(__file__).parent))
     torch.set_num_threads(1)
     for name in PRELOADED[kind]:
         importlib.import_module(name)
     if kind == "fairchem":
         _compile_sampler()
-    # What runs beside the main thread does not live on in a child.
+    # Other threads would not survive the fork.
     assert threading.active_count() == 1
     print("ready", flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, killed and gone on with, and compared to the last bit."""
+"""Trainings in separate processes that are killed and resumed, and compared to the last bit."""
 
 import csv
 import json
@@ -40,15 +40,15 @@ class Trainings:
         self.server.wait(120)
 
     def start(self, folder, *, die=None, **arguments):
-        """Start a training in a folder, that dies while it writes if told where, and goes on from its last checkpoint."""
+        """Start a training in a folder from its last checkpoint; ``die`` says how it is killed while it writes."""
         folder.mkdir(exist_ok=True)
-        order = {"folder": str(folder), "die": die, "arguments": arguments}
+        request = {"folder": str(folder), "die": die, "arguments": arguments}
         (folder / "output.txt").touch()
-        self.server.stdin.write(json.dumps(order).encode() + b"\n")
+        self.server.stdin.write(json.dumps(request).encode() + b"\n")
         self.child = int(self._line())
 
     def wait(self, timeout_s=None):
-        """How the training ended, as a process's exit status; None if it has not yet."""
+        """Return the exit status of the training; None if it is still running."""
         if not select.select([self.server.stdout], [], [], timeout_s)[0]:
             return None
         self.child = None
@@ -62,7 +62,7 @@ class Trainings:
 
 
 def trained(folder):
-    """Everything in the last checkpoint of a Lightning run but wall times, and what was logged."""
+    """Return all of the last checkpoint of a Lightning run but wall times, and what was logged."""
     checkpoint = torch.load(folder / "last.ckpt", weights_only=False)
     names = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
     kept = {name: checkpoint[name] for name in names}
@@ -71,7 +71,7 @@ def trained(folder):
 
 
 def _logged(folder):
-    """What was logged last of each step: a run that goes on logs the steps after its checkpoint again."""
+    """Return the last log entry of each step: a resumed run logs the steps after its checkpoint again."""
     last = {}
     for path in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
         with path.open(newline="") as file:
@@ -82,7 +82,7 @@ def _logged(folder):
 
 
 def flat(name, value):
-    """Everything in nested dictionaries and lists but wall times: name and tensor or value."""
+    """Yield name and value of all items in nested dictionaries and lists, but wall times."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from flat(f"{name}.{key}", each)
@@ -109,7 +109,7 @@ def ended(trainings, folder, status=0, timeout_s=300):
 
 
 class Whole:
-    """A training that was left alone: how long it took, and everything that it ended with, flat."""
+    """An uninterrupted training: its duration, and its final state as a flat dictionary."""
 
     def __init__(self, trainings, folder, result):
         self.folder = folder
@@ -121,25 +121,25 @@ class Whole:
 
 
 def kill_and_compare(trainings, whole, make_folder, result, half_written, lengths):
-    """Kill trainings until there were enough, let each go on until it is done, and compare it with one left alone.
+    """Kill trainings many times, resume each until it is done, and compare it with an uninterrupted one.
 
     Args:
         trainings: Forks them.
-        whole: The one left alone.
-        make_folder: Gives a folder for a training, by its name.
-        result: Everything that a training ended with, flat.
-        half_written: Files of checkpoints that are not whole, by the folder of a training.
-        lengths: Lengths that files of a checkpoint alone reach, by the folder of a training.
+        whole: The uninterrupted training.
+        make_folder: Returns the folder of a training from its name.
+        result: Returns the final state of a training from its folder.
+        half_written: Returns the incomplete checkpoint files in the folder of a training.
+        lengths: Returns file lengths that only checkpoints reach, from the folder of a training.
 
     Returns:
-        How many were killed by the clock, at a number of bytes, at a rename, and how many of all while they wrote.
+        Numbers of kills after a time, at a file length, at a rename, and of those of them during a write.
     """
     chance, generation = random.Random(0), 0
     counts = {"clock": 0, "bytes": 0, "rename": 0, "writing": 0}
     folder = make_folder("killed0")
     while counts["clock"] + counts["bytes"] + counts["rename"] < KILLS:
         where = chance.choice(["clock", "clock", "bytes", "rename"])
-        # Far enough to get somewhere before the next, for some of them.
+        # Long enough for some of them to reach the next checkpoint.
         delay = chance.uniform(0.0, 0.3 * whole.duration)
         number = chance.choice(lengths(whole.folder)) if where == "bytes" else chance.randrange(3)
         earlier = stamps(half_written(folder))
@@ -164,17 +164,17 @@ def kill_and_compare(trainings, whole, make_folder, result, half_written, length
 
 
 def stop_and_compare(trainings, whole, folder, result, number, stops, begun, **arguments):
-    """Tell a training to stop again and again, each time later in it, then let it end, and compare it.
+    """Signal a training several times, each time later in it, then let it end, and compare it.
 
     Args:
-        trainings: Forks it.
-        whole: The one left alone.
-        folder: Of the training.
-        result: Everything that a training ended with, flat.
-        number: The signal.
-        stops: How often.
-        begun: What a training prints when it begins.
-        arguments: Of the training.
+        trainings: Forks the training.
+        whole: The uninterrupted training.
+        folder: Folder of the training.
+        result: Returns the final state of a training from its folder.
+        number: Number of the signal.
+        stops: Number of signals.
+        begun: Text that a training prints when it starts.
+        arguments: Arguments of the training.
     """
     chance, output = random.Random(1), folder / "output.txt"
     for _ in range(stops):
@@ -185,7 +185,7 @@ def stop_and_compare(trainings, whole, folder, result, number, stops, begun, **a
         if trainings.child is None or trainings.wait(chance.uniform(0.0, whole.duration / stops)) is not None:
             break
         trainings.signal(number)
-        # Before it listens, a signal ends a process as it ends any other.
+        # Before the handler is installed, the signal kills the process.
         assert trainings.wait(120) in (0, -number), output.read_text()[-3000:]
     trainings.start(folder, **arguments)
     ended(trainings, folder)

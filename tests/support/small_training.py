@@ -17,7 +17,7 @@ def small_module(**changes):
 
 
 def short_callback(**changes):
-    """An untrained potential fails at once: a few steps of MD suffice to see every phase."""
+    """Return a callback for an untrained potential, which fails at once, so that a few MD steps reach every phase."""
     settings = {
         "integrator": Langevin(500.0, 0.5, 1.0),
         "n_replicas": 4,
@@ -46,7 +46,7 @@ def trainer(tmp_path, *callbacks, **changes):
 
 
 def kwargs_of(make):
-    """The arguments that ``make`` gives to StABlECallback."""
+    """Return the arguments that ``make`` passes to StABlECallback."""
     taken = {}
     original = StABlECallback.__init__
     try:
