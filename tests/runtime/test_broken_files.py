@@ -229,7 +229,7 @@ def test_truncated_fairchem_checkpoint_is_refused(tmp_path):
             load_potential,
             tmp_path / "cut.pt",
             cut,
-            "cannot be read as a fairchem checkpoint .*give the inference_ckpt",
+            "cannot be read as a fairchem checkpoint .*pass the inference_ckpt",
         )
 
 
