@@ -58,9 +58,7 @@ def schedule_lr(optimizer):
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
 
 
-module = MACEModule(
-    r_max=4.5, hidden_irreps="8x0e", max_ell=1, correlation=1, lr=0.03, scheduler=schedule_lr, seed=2
-)
+module = MACEModule(r_max=4.5, hidden_irreps="8x0e", max_ell=1, correlation=1, lr=0.03, scheduler=schedule_lr, seed=2)
 make_trainer(epochs).fit(module, data)
 
 evaluator = Evaluator(

@@ -48,9 +48,7 @@ def planar_carbons(system):
         neighbors[first].append(second)
         neighbors[second].append(first)
     found = [
-        (atom, near)
-        for atom, near in enumerate(neighbors)
-        if len(near) == 3 and int(system.numbers[atom]) == CARBON
+        (atom, near) for atom, near in enumerate(neighbors) if len(near) == 3 and int(system.numbers[atom]) == CARBON
     ]
     return torch.tensor([atom for atom, _ in found]), torch.tensor([near for _, near in found])
 
@@ -114,7 +112,7 @@ frames = read(DATA / "aspirin_reference.extxyz", ":")
 positions = torch.tensor([frame.positions for frame in frames])
 system = System.from_atoms(frames[0])
 
-detector = OutOfPlane(threshold=0.7, discard=1.5)
+detector = OutOfPlane(threshold=0.5, discard=1.5)
 detector.bind(system, positions)
 print("planar carbon atoms:", detector.carbons.tolist())
 print(f"largest height in the reference: {detector.measure(positions, torch.zeros_like(positions)).max():.2f} Å")

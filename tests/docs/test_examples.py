@@ -21,9 +21,9 @@ def test_examples_exist():
 def test_example_runs(example, tmp_path):
     text = example.read_text(encoding="utf-8")
     for family in FAMILIES:
-        if f"stable_plugin.models.{family}" in text or f"native_{family}" in example.stem:
-            if importlib.util.find_spec(family) is None:
-                pytest.skip(f"{family} is not installed")
+        needed = f"stable_plugin.models.{family}" in text or f"native_{family}" in example.stem
+        if needed and importlib.util.find_spec(family) is None:
+            pytest.skip(f"{family} is not installed")
     for folder in ("recipes", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     environment = {name: value for name, value in os.environ.items() if name != "STABLE_PLUGIN_EXAMPLES"}
