@@ -162,7 +162,9 @@ def write_api():
         raise RuntimeError(f"no page in the API for {', '.join(sorted(missing))}: add their package to API_TITLES.")
     listed = "".join(f"   {page}\n" for page in pages)
     text = "Everything that can be imported from ``stable_plugin`` and its packages, from the docstrings."
-    (folder / "index.rst").write_text(f"API\n===\n\n{text}\n\n.. toctree::\n   :maxdepth: 2\n\n{listed}", encoding="utf-8")
+    (folder / "index.rst").write_text(
+        f"API\n===\n\n{text}\n\n.. toctree::\n   :maxdepth: 2\n\n{listed}", encoding="utf-8"
+    )
 
 
 def setup(app):
