@@ -83,10 +83,12 @@ test-mace-only: .venv-mace/.installed  ## run the tests without fairchem
 test-fairchem-only: .venv-fairchem/.installed  ## run the tests without MACE
 	.venv-fairchem/bin/python -m pytest -q -m "not slow"
 
-check: $(ENV)  ## lint, formatting, types, import contracts, documentation, wheel, examples
+check: $(ENV)  ## lint, formatting, types, docstrings, spelling, import contracts, documentation, wheel, examples
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python .ci/docstrings.py src
+	$(BIN)/codespell
 	$(BIN)/lint-imports
 	$(MAKE) docs wheel examples
 
@@ -100,6 +102,7 @@ list-examples:
 	@echo $(EXAMPLES)
 
 docs: .venv/.extra-docs  ## build the documentation into docs/_build
+	rm -rf docs/api/generated
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 # The wheel goes into an environment of its own, in which only the dependencies are those of .venv: Python reads no
@@ -142,6 +145,6 @@ data: .venv/.extra-data  ## remake recipes/data (an hour and a half)
 	$(BIN)/python recipes/data/make_water.py slice --trajectory runs/water_spcfw_300K.npz
 
 clean:  ## remove what builds and checks leave behind, but not .venv and runs/
-	rm -rf build dist docs/_build mutants src/*.egg-info
+	rm -rf build dist docs/_build docs/api docs/examples mutants src/*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

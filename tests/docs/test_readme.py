@@ -11,7 +11,7 @@ import stable_plugin
 from stable_plugin import Schedule, StABlECallback
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/fairchem.md")
+PAGES = ("README.md", "docs/howto/fairchem.md")
 SMALL = {
     "n_replicas": 2,
     "window_ps": 0.01,
@@ -27,8 +27,8 @@ def snippets():
     return [code for skipped, code in found if not skipped]
 
 
-def shrunk(monkeypatch, owner, **changes):
-    """Let ``owner`` check the arguments it is given, then run with smaller ones."""
+def shrink(monkeypatch, owner, **changes):
+    """Let ``owner`` check its arguments, and replace some of them by smaller ones."""
     original = owner.__init__
     signature = inspect.signature(original)
 
@@ -40,11 +40,11 @@ def shrunk(monkeypatch, owner, **changes):
 
 
 @pytest.mark.parametrize("code", snippets(), ids=lambda code: code.strip().splitlines()[-1][:30])
-def test_a_snippet_runs_as_written(code, tmp_path, monkeypatch):
+def test_snippet_runs_as_written(code, tmp_path, monkeypatch):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    shrunk(monkeypatch, StABlECallback, **SMALL)
-    shrunk(monkeypatch, pytorch_lightning.Trainer, max_epochs=2, enable_progress_bar=False, accelerator="cpu")
+    shrink(monkeypatch, StABlECallback, **SMALL)
+    shrink(monkeypatch, pytorch_lightning.Trainer, max_epochs=2, enable_progress_bar=False, accelerator="cpu")
     names = {}
     exec(compile(code, "documentation", "exec"), names)
     if "trainer" in names:
@@ -52,5 +52,12 @@ def test_a_snippet_runs_as_written(code, tmp_path, monkeypatch):
         assert callback.windows
 
 
-def test_the_readme_has_snippets():
-    assert len(snippets()) >= 4
+def test_pages_have_snippets():
+    assert len(snippets()) >= 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+def test_links_of_page_exist(page):
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text())
+    missing = [target for target in targets if not ((ROOT / page).parent / target).exists()]
+    assert missing == []
