@@ -320,8 +320,9 @@ def _is_default(each: Field[Any], value: Any) -> bool:
     if each.default is not MISSING:
         return value is each.default or (type(value) is type(each.default) and bool(value == each.default))
     assert each.default_factory is not MISSING
-    # Integrators and the like have no equality: what their repr shows is what they were made from.
-    return repr(value) == repr(each.default_factory())
+    default = each.default_factory()
+    # Integrators and the like have no equality: compare what they consist of.
+    return type(value) is type(default) and vars(value) == vars(default)
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,8 @@ PRIVATE_ATTRIBUTES = (
     "fit_loop.epoch_loop._batches_that_stepped",
     # Public only for strategies of several processes.
     "_accelerator_connector.cluster_environment",
+    # Flag that Lightning's handler of SIGTERM sets; it has no handler for SIGINT.
+    "_signal_connector.received_sigterm",
 )
 """Read from a Trainer of ``pytorch_lightning`` or ``lightning``."""
 
@@ -56,6 +58,13 @@ def slurm_environment(trainer: Any) -> Any:
     environment = _get(trainer, "_accelerator_connector.cluster_environment", None)
     is_slurm = any(kind.__name__ == "SLURMEnvironment" for kind in type(environment).__mro__)
     return environment if is_slurm else None
+
+
+def request_stop(trainer: Any) -> None:
+    """Let the Trainer stop between two batches, as after SIGTERM; without the attribute it stops at the end of training."""
+    connector = _get(trainer, "_signal_connector", None)
+    if hasattr(connector, "received_sigterm"):
+        connector.received_sigterm = True
 
 
 def _get(trainer: Any, name: str, default: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 
+from stable_plugin.integrations.lightning._lightning_internals import request_stop
 from stable_plugin.runtime.atomic_files import atomic_write, explain_write_errors, is_explained
 
 log = logging.getLogger(__name__)
@@ -111,8 +112,7 @@ class RunFolder(ABC):
         """
         self._exit_code = exit_code
         if self._trainer is not None:
-            # As Lightning's own handler of SIGTERM does; it has none for SIGINT.
-            self._trainer._signal_connector.received_sigterm = True
+            request_stop(self._trainer)
 
     def raise_if_stopped(self) -> None:
         """End the process if :meth:`stop` was called.
