@@ -158,8 +158,10 @@ def write_api():
     folder.mkdir(exist_ok=True)
     pages, seen = [], set()
     for package in api_packages():
-        names = [name for name in public_names(package) if name not in seen]
-        seen.update(names)
+        # Two packages may export the same object: the first one has its page.
+        names = {id(value_of(name)): name for name in public_names(package)}
+        names = [name for key, name in names.items() if key not in seen]
+        seen.update(id(value_of(name)) for name in names)
         if not names:
             continue
         title = API_TITLES.get(package.__name__, package.__name__)
