@@ -22,7 +22,7 @@ NOTICING = ("killed", "timeout")
 
 
 def commit() -> str:
-    """The present commit, and whether anything differs from it."""
+    """Return the present commit, and whether anything differs from it."""
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
@@ -33,7 +33,7 @@ def commit() -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns but the first are numbers."""
+    """Return a Markdown table in which all columns but the first are numbers."""
     rules = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rules, *rows])
 

@@ -62,7 +62,7 @@ API_TITLES = {
     "stable_plugin.testing": "Tests to inherit",
 }
 WITH_PUBLIC_MODULES = ("stable_plugin.algorithm", "stable_plugin.config", "stable_plugin.testing")
-"""What has no ``__all__``: everything that their modules define without a leading underscore is public."""
+"""Where these have no ``__all__``, everything that they and their modules define without a leading underscore is public."""
 
 
 def write_examples():
@@ -85,7 +85,7 @@ def public_names(package):
     """Return the full names of what a package offers, each by the shortest path that it can be imported from."""
     found = []
     modules = [package]
-    if package.__name__ in WITH_PUBLIC_MODULES and hasattr(package, "__path__"):
+    if package.__name__ in WITH_PUBLIC_MODULES and hasattr(package, "__path__") and not hasattr(package, "__all__"):
         modules += [importlib.import_module(f"{package.__name__}.{entry.name}") for entry in submodules(package)]
     for module in modules:
         names = getattr(module, "__all__", None)
@@ -98,7 +98,11 @@ def public_names(package):
                 and not name.startswith("_")
             ]
         found += [f"{module.__name__}.{name}" for name in names or ()]
-    return list(dict.fromkeys(shortest(path) for path in found if is_documented(path)))
+    for name in stable_plugin.__all__:
+        defined_in = getattr(getattr(stable_plugin, name), "__module__", "")
+        if f"{defined_in}.".startswith(f"{package.__name__}.") and package is not stable_plugin:
+            found.append(f"stable_plugin.{name}")
+    return list(dict.fromkeys(shortest(path) for path in found if is_installed(path) and is_documented(path)))
 
 
 def submodules(package):
@@ -110,6 +114,17 @@ def value_of(path):
     """Return the object behind a dotted path of a module and a name."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def is_installed(path):
+    """Return whether an object can be imported: those of families that are not installed cannot."""
+    try:
+        value_of(path)
+    except ImportError as error:
+        if "stable-plugin[" not in str(error):
+            raise
+        return False
+    return True
 
 
 def is_documented(path):
@@ -143,8 +158,10 @@ def write_api():
     folder.mkdir(exist_ok=True)
     pages, seen = [], set()
     for package in api_packages():
-        names = [name for name in public_names(package) if name not in seen]
-        seen.update(names)
+        # Two packages may export the same object: the first one has its page.
+        names = {id(value_of(name)): name for name in public_names(package)}
+        names = [name for key, name in names.items() if key not in seen]
+        seen.update(id(value_of(name)) for name in names)
         if not names:
             continue
         title = API_TITLES.get(package.__name__, package.__name__)
@@ -157,7 +174,8 @@ def write_api():
             encoding="utf-8",
         )
         pages.append(page)
-    missing = {f"stable_plugin.{name}" for name in stable_plugin.__all__} - seen - {"stable_plugin.__version__"}
+    exported = [f"stable_plugin.{name}" for name in stable_plugin.__all__]
+    missing = [path for path in exported if is_documented(path) and id(value_of(path)) not in seen]
     if missing:
         raise RuntimeError(f"no page in the API for {', '.join(sorted(missing))}: add their package to API_TITLES.")
     listed = "".join(f"   {page}\n" for page in pages)
