@@ -41,7 +41,7 @@ $(ENV): Makefile setup.cfg pyproject.toml requirements/families.txt
 	@touch $@
 
 demo: $(ENV)  ## repair a MACE model of aspirin, on a CPU
-	$(BIN)/fairchem -c recipes/aspirin_mace.yaml $(ARGS)
+	$(BIN)/stable-plugin train recipes/aspirin_mace.yaml $(ARGS)
 
 test: $(ENV)  ## run the tests
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST)
