@@ -139,7 +139,7 @@ def test_evaluate_function():
         ({"record_every_fs": 12.0}, "record_every_fs=12 or"),
         ({"dynamics": [VelocityAutocorrelation(5.0, 0.05)]}, "interval_fs=5 .* record_every_fs=10: .* set both"),
         ({"starts": "missing.extxyz"}, "starts='missing.extxyz' is not a file"),
-        ({"detector": BondDeviation(0.01)}, "reference frames are broken"),
+        ({"detector": BondDeviation(0.01)}, "reference frames are unstable according to BondDeviation"),
     ],
 )
 def test_evaluator_names_invalid_arguments(changes, message):
@@ -157,7 +157,7 @@ def test_evaluator_validate_detects_later_changes():
     changed = evaluator()
     changed.validate()
     changed.detector.threshold = 0.01
-    with pytest.raises(ValueError, match="reference frames are broken"):
+    with pytest.raises(ValueError, match="reference frames are unstable according to BondDeviation"):
         changed.validate()
 
 

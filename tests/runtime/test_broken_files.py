@@ -124,7 +124,7 @@ FLAT = [[3.6, 0, 0], [0, 3.6, 0], [3.6, 3.6, 0]]
         (crystal(np.zeros((3, 3))), "does not span"),
         (crystal([[3.6, 0, 0], [0, np.nan, 0], [0, 0, 3.6]]), "not finite"),
         (crystal([[np.inf, 0, 0], [0, 3.6, 0], [0, 0, 3.6]]), "not finite"),
-        (crystal(positions=np.zeros((4, 3))), r"two atoms in one place, Cu0 and Cu1 .*6 such pair"),
+        (crystal(positions=np.zeros((4, 3))), r"two atoms at the same place, Cu0 and Cu1 .*6 such pair"),
         (crystal(positions=[[0, 0, 0], [0, 0, 3.61], [1, 1, 1], [2, 2, 2]], cell=np.eye(3) * 3.61), "Cu0 and Cu1"),
         (crystal(positions=[[0, 0, 0], [0, 0, np.nan], [1, 1, 1], [2, 2, 2]]), "non-finite positions"),
         (crystal(numbers=[29, 29, 0, 29]), "atomic number 0"),

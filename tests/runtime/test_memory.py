@@ -138,4 +138,4 @@ def test_process_out_of_memory_continues():
         cwd=tests.parent, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "out of memory: the estimator goes on with chunk=512" in done.stderr
+    assert "out of memory: the estimator continues with chunk=512" in done.stderr
