@@ -39,14 +39,14 @@ def aspirin_frames():
 
 @pytest.fixture(scope="session")
 def aspirin_positions(aspirin_frames):
-    """The same, (50, 21, 3) in Å."""
+    """Return the same, (50, 21, 3) in Å."""
     return torch.tensor(np.stack([frame.positions for frame in aspirin_frames]))
 
 
 @pytest.fixture(autouse=True)
 def deterministic(request):
     """On several threads PyTorch adds up gradients in the order in which the threads come, unless told not to."""
-    if request.node.get_closest_marker("cuda"):  # there it costs host synchronisations
+    if request.node.get_closest_marker("cuda"):  # there it costs host synchronizations
         yield
         return
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -24,7 +24,7 @@ TIMESTEP_FS = 0.5
 FRICTION_PER_PS = 2.0
 STEPS_PER_FRAME = 10
 # Learning frames stop this share of the first half before the second half starts, so that no frame that is
-# learned from is a close neighbour in time of one that is evaluated on.
+# learned from is a close neighbor in time of one that is evaluated on.
 GAP = 0.05
 # With fewer there is no room for validation frames between the training frames.
 MIN_FRAMES = 200

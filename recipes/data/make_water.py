@@ -34,7 +34,7 @@ N_REFERENCE = 200
 
 
 def spc_fw():
-    """The OpenMM system: flexible SPC/Fw waters, particle-mesh Ewald."""
+    """Return the OpenMM system: flexible SPC/Fw waters, particle-mesh Ewald."""
     import openmm
 
     system = openmm.System()

@@ -290,6 +290,9 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
 
     Args:
         arguments: The dataclass.
+
+    Returns:
+        The decorator.
     """
 
     def decorate(method: Callable[[S, A], None]) -> Callable[Concatenate[S, P], None]:

@@ -20,7 +20,7 @@ BETA = 1.0 / (BOLTZMANN * TEMPERATURE)
 
 
 def mean_itself(mean, target):
-    """A loss whose upstream gradient is one, so that the estimate is that of the mean."""
+    """Return a loss whose upstream gradient is one, so that the estimate is that of the mean."""
     return mean.sum()
 
 

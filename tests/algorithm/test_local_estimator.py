@@ -113,7 +113,7 @@ def test_the_gradient_is_that_of_the_definition_written_out(local):
 
 
 def bond_value(atoms, system, observable, kind, own):
-    """The observable of one site, bond by bond with ASE's distances."""
+    """Return the observable of one site, bond by bond with ASE's distances."""
     values = []
     for i, j in system.bonds.tolist():
         if "-".join(sorted([system.symbols[i], system.symbols[j]])) == observable.kinds[kind] and (own[i] or own[j]):
@@ -128,18 +128,18 @@ def bond_value(atoms, system, observable, kind, own):
 
 
 def neighborhood(atoms, system, local, site):
-    """Indices of its atoms, by ASE's minimum image."""
+    """Return the indices of its atoms, by ASE's minimum image."""
     owner = local.site_index.numpy()
     if isinstance(local, AtomsWithin):
         return [i for i in range(len(atoms)) if atoms.get_distance(site, i, mic=True) <= local.radius_A]
     if isinstance(local, NearestMolecules):
-        centres = []
+        centers = []
         for m in range(owner.max() + 1):
             members = np.flatnonzero(owner == m)
             arms = atoms.get_distances(members[0], members, mic=True, vector=True)
-            centres.append(atoms.positions[members[0]] + arms.mean(axis=0))
-        apart = Atoms("He" * len(centres), centres, cell=atoms.cell, pbc=True).get_distances(
-            site, range(len(centres)), mic=True
+            centers.append(atoms.positions[members[0]] + arms.mean(axis=0))
+        apart = Atoms("He" * len(centers), centers, cell=atoms.cell, pbc=True).get_distances(
+            site, range(len(centers)), mic=True
         )
         return np.flatnonzero(np.isin(owner, np.argsort(apart)[: local.n]))
     return np.flatnonzero(owner == site)

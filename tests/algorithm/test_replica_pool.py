@@ -27,7 +27,7 @@ def simulated(pool):
 
 
 def start_frames(reference):
-    """The structures that ``make_loop`` starts replicas from, as a set of plain values."""
+    """Return the structures that ``make_loop`` starts replicas from, as a set of plain values."""
     return {tuple(frame.flatten().tolist()) for frame in reference[:10]}
 
 
@@ -44,7 +44,7 @@ def equal(one, other, replicas=slice(None)):
 
 @pytest.fixture
 def mixed(reference):
-    """A pool and a window in which some replicas became unstable."""
+    """Return a pool and a window in which some replicas became unstable."""
     pool = make_pool(2.5, reference)
     window = simulated(pool)
     assert 0 < window.unstable.sum() < N_REPLICAS

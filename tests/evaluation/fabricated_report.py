@@ -25,13 +25,13 @@ ANGLES = 0.5 + np.arange(180)
 
 
 def peaks(x: np.ndarray, centers: np.ndarray, width: float, scale: np.ndarray | float = 1.0) -> np.ndarray:
-    """A distribution in percent made of Gaussians."""
+    """Return a distribution in percent made of Gaussians."""
     shape = np.sum(scale * np.exp(-0.5 * ((x[:, None] - centers) / width) ** 2), axis=1)
     return np.asarray(100.0 * shape / shape.sum())
 
 
 def evaluated(hazard_per_ps: float, horizon_ps: float, force: float, error_scale: float) -> tuple[dict[str, Any], Any]:
-    """An evaluation of 32 replicas and its survival curve."""
+    """Return an evaluation of 32 replicas and its survival curve."""
     lifetime = np.random.default_rng(9).exponential(1.0 / hazard_per_ps, 32)
     times, failed = np.minimum(lifetime, horizon_ps), lifetime <= horizon_ps
     curve, rate = kaplan_meier(times, failed), failure_rate_per_ns(int(failed.sum()), float(times.sum()))

@@ -100,7 +100,7 @@ FORCES, ENERGIES = "force_mae_mev_per_A", "energy_mae_mev_per_atom"
 
 
 def with_errors(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """A repaired and verified model with other errors on held-out frames."""
+    """Return a repaired and verified model with other errors on held-out frames."""
     report, _ = fabricated(control=None)
     report["before"] |= before
     report["after"] |= after

@@ -25,7 +25,7 @@ def seeded(device, seed=0):
 
 
 def waters(n=8, side=6.4):
-    """A periodic box of water molecules on a grid."""
+    """Return a periodic box of water molecules on a grid."""
     atoms = Atoms(cell=[side] * 3, pbc=True)
     for index in range(n):
         one = molecule("H2O")

@@ -214,7 +214,7 @@ class SlowMachine:
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A potential and the machine that it runs on, which has four threads."""
+    """Return a potential and the machine that it runs on, which has four threads."""
     monkeypatch.setattr(threads, "_measurements", {})
     monkeypatch.setattr(threads, "MIN_PAUSE_S", 10.0)
     potential = triatomic(10.0)

@@ -151,7 +151,7 @@ def hot_gas(skin_A=1.0, *, periodic=True, fixed=False, block_steps=20, blind=Fal
 
 @pytest.fixture(scope="module")
 def free_gas():
-    """The trajectory from all pairs, which cannot miss an edge."""
+    """Return the trajectory from all pairs, which cannot miss an edge."""
     window, repeated, noise = hot_gas(periodic=False)
     assert repeated == 0
     return window, noise

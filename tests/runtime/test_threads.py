@@ -31,7 +31,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine on which torch uses three threads."""
+    """Return a machine on which torch uses three threads."""
     monkeypatch.setattr(threads, "_measurements", {})
     monkeypatch.setattr(threads, "MIN_PAUSE_S", MIN_PAUSE_S)
     machine = Machine()

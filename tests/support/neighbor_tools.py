@@ -45,7 +45,7 @@ def ase_pairs(positions, cutoff):
 
 @st.composite
 def crystals(draw):
-    """A random cell, not too flat, atoms in and out of it, and a cutoff that may span several images."""
+    """Draw a random cell, not too flat, atoms in and out of it, and a cutoff that may span several images."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     lengths = random.uniform(2.0, 7.0, size=3)
     cell = np.diag(lengths) + np.tril(random.uniform(-0.6, 0.6, size=(3, 3)), -1) * lengths[:, None]

@@ -21,7 +21,7 @@ def simulated(potential, start, n_steps, seed=7):
 
 
 def make_loop(potential, reference, structures=None, context=None, **changes):
-    """A short loop on the springs; further arguments change its settings."""
+    """Return a short loop on the springs; further arguments change its settings."""
     settings = {
         "integrator": Langevin(TEMPERATURE, 0.5, 20.0),
         "observables": [BondLengths()],

@@ -93,6 +93,9 @@ class ReplicaPool:
             start: State to start from, with the forces of the present weights.
             on_block: Called with the steps done so far; may raise to interrupt the window.
 
+        Returns:
+            The window.
+
         Raises:
             UnusablePotentialError: If all replicas of all processes together leave fewer than two usable frames.
         """
@@ -163,6 +166,9 @@ class ReplicaPool:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state: The state of this process.
 
         Raises:
             ValueError: If the state is of another number of replicas or atoms.

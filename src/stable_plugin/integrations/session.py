@@ -125,6 +125,9 @@ class Session:
     def before_step(self, optimizer: optim.Optimizer) -> dict[str, float] | None:
         """Add the observable's gradient to the parameters, and set the learning rate of the next step.
 
+        Args:
+            optimizer: The optimizer whose step follows.
+
         Returns:
             Numbers to log, or None when training is done: the parameters then have no gradient, so that the weights that
             passed the simulation are the weights that the user gets.
@@ -218,6 +221,9 @@ class Session:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned: the loop's part once it is built, the global random streams at once.
+
+        Args:
+            state_dict: The state of all processes.
 
         Raises:
             ValueError: If the state is of another number of processes.

@@ -67,6 +67,9 @@ def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
 def _check_last_line(path: str | Path) -> None:
     """Raise an error if text ends within a line: the first digits of a number are a number too.
 
+    Args:
+        path: Path of the file.
+
     Raises:
         ValueError: If an xyz file does not end with a newline.
     """
@@ -96,6 +99,9 @@ def _check_database(path: str | Path) -> None:
     """Read a database in another process first.
 
     LMDB follows the page numbers in a file without checks. A wrong one kills the process instead of raising an error.
+
+    Args:
+        path: Path of the database.
 
     Raises:
         ValueError: If the other process failed.

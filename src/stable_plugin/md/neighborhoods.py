@@ -77,6 +77,9 @@ class Neighborhoods(ReprMixin, ABC):
     def bind(self, system: System) -> None:
         """Set up the neighborhoods for a system.
 
+        Args:
+            system: The system.
+
         Raises:
             ValueError: If the system has no such neighborhoods.
         """

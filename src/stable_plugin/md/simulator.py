@@ -168,6 +168,9 @@ class Simulator:
     def check_record_every(self, record_every: int) -> None:
         """Raise an error if frames would be recorded that the detector has not checked.
 
+        Args:
+            record_every: Steps between two recorded frames.
+
         Raises:
             ValueError: If ``record_every`` steps is not a multiple of the steps between two checks.
         """
@@ -205,6 +208,9 @@ class Simulator:
                 replicas leave the batch of the model call, unless the model is compiled; a smaller batch is rounded
                 differently, so the trajectories of the others depend on it in their last digits.
             continues: Whether the window continues the previous one, for detectors that look back in time.
+
+        Returns:
+            The window.
 
         Raises:
             ValueError: If ``n_steps`` or ``record_every`` is invalid.

@@ -77,6 +77,10 @@ class State:
     def from_state_dict(cls, tensors: Mapping[str, Tensor], device: torch.device | str | None = None) -> State:
         """Return the state whose :meth:`state_dict` this is, moved to ``device``.
 
+        Args:
+            tensors: Tensors by the names of the fields.
+            device: Device of the state; that of the tensors if None.
+
         Raises:
             ValueError: If a tensor is missing.
         """
@@ -118,6 +122,9 @@ def maxwell_boltzmann(shape: Sequence[int], masses: Tensor, temperature_K: float
         masses: (n_atoms,) in u.
         temperature_K: Temperature in K.
         generator: Source of the random numbers.
+
+    Returns:
+        (n_replicas, n_atoms, 3) in Å per ASE time.
     """
     noise = torch.randn(tuple(shape), generator=generator, device=masses.device, dtype=masses.dtype)
     return noise * (BOLTZMANN * temperature_K / masses[:, None]).sqrt()

@@ -68,6 +68,9 @@ class System:
             atoms: A structure with its bonds intact.
             bonds: Pairs of bonded atoms; found from covalent radii by default.
 
+        Returns:
+            The system.
+
         Raises:
             ValueError: If the structure has fewer than two atoms or an atom without a mass, or :func:`check_geometry`
                 rejects it.

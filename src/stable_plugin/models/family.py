@@ -90,6 +90,9 @@ class ModelFamily(ABC):
             source: Path or name.
             arguments: Some of :attr:`loader_arguments`.
 
+        Returns:
+            The model.
+
         Raises:
             ValueError: If the family has no files.
         """

@@ -95,6 +95,9 @@ def load_potential(source: str | Path, family: str | None = None, **arguments: A
         family: Name of the family; recognized by the content and the suffix of the file, or by the name, if not given.
         arguments: Further arguments of the family's loader, such as ``task_name`` for fairchem.
 
+    Returns:
+        The model.
+
     Raises:
         FileNotFoundError: If the source is neither a file nor a known name.
         TypeError: If the loader has no argument of that name.

@@ -180,6 +180,12 @@ class RadialDistribution(LocalObservable):
 def read_curve(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Read r in Å and g(r) from a text file with two columns; lines that start with # are comments.
 
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Distances in Å, and the values of g(r), (n_points,) each.
+
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not such a curve.

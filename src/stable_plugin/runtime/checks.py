@@ -90,6 +90,10 @@ def count(name: str, value: int, *, at_least: int = 1, at_most: int = MAX_COUNT,
 def seed(value: int, name: str = "seed") -> int:
     """Return ``value`` if every random generator of a run accepts it.
 
+    Args:
+        value: Value to check.
+        name: Argument name as the user wrote it.
+
     Raises:
         ValueError: If ``value`` is not an integer from 0 to ``MAX_COUNT - 1``.
     """
@@ -99,6 +103,10 @@ def seed(value: int, name: str = "seed") -> int:
 
 def flag(name: str, value: bool) -> bool:
     """Return ``value`` if it is a boolean.
+
+    Args:
+        name: Argument name as the user wrote it.
+        value: Value to check.
 
     Raises:
         ValueError: If it is not.
@@ -110,6 +118,11 @@ def flag(name: str, value: bool) -> bool:
 
 def bins(name: str, width: float, upper: float) -> float:
     """Return ``width`` if a histogram from zero to ``upper`` with bins of this width fits in memory.
+
+    Args:
+        name: Argument name as the user wrote it.
+        width: Width of a bin.
+        upper: Upper end of the histogram.
 
     Raises:
         ValueError: If it needs more than ``MAX_BINS`` bins.

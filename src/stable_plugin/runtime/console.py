@@ -46,5 +46,8 @@ def quiet_stdout(debug: bool = False) -> AbstractContextManager[Any]:
 
     Args:
         debug: Whether to print it all the same.
+
+    Returns:
+        The context manager.
     """
     return nullcontext() if debug else redirect_stdout(io.StringIO())

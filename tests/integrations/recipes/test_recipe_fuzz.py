@@ -146,7 +146,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A potential to evaluate."""
+    """Return a potential to evaluate."""
     path = tmp_path_factory.mktemp("model") / "some.model"
     save_mace(tiny_mace([1, 6, 8]).float(), path)
     return path

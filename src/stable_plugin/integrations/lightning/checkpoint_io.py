@@ -60,8 +60,11 @@ class AtomicCheckpointIO(CheckpointIO):
 
         Args:
             path: Its path.
-            *args: Passed on.
-            **kwargs: Passed on.
+            args: Passed on.
+            kwargs: Passed on.
+
+        Returns:
+            The checkpoint.
 
         Raises:
             ValueError: If the file is damaged, or holds what ``weights_only=True`` does not allow; names the path and the

@@ -42,6 +42,9 @@ def refuse_weight_averages(trainer: Any, module: Any) -> None:
 def refuse_sharded_weights(trainer: Any) -> None:
     """Refuse strategies that divide the weights between processes.
 
+    Args:
+        trainer: The Trainer.
+
     Raises:
         MisconfigurationException: If the Trainer has one.
     """
@@ -55,6 +58,9 @@ def refuse_sharded_weights(trainer: Any) -> None:
 
 def refuse_manual_optimization(module: Any) -> None:
     """Refuse a module that takes its optimizer steps itself.
+
+    Args:
+        module: The module.
 
     Raises:
         MisconfigurationException: If it does.

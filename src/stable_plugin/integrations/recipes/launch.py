@@ -180,6 +180,9 @@ def make_job(section: JobSection, recipe: Mapping[str, Any]) -> Job:
 def make_pipeline(recipe: Mapping[str, Any]) -> RunFolder:
     """Return the pipeline of a recipe's ``runner`` section.
 
+    Args:
+        recipe: The recipe, as plain data.
+
     Raises:
         ValueError: If the section is invalid.
     """

@@ -224,6 +224,11 @@ class StABlEPipeline(RunFolder):
 def _validate_trainer(path: str, make_trainer: Callable[..., Trainer], accelerator: str) -> None:
     """Make a Trainer once, and refuse the numbers that Lightning accepts and fails with later.
 
+    Args:
+        path: Key path in the recipe, for errors.
+        make_trainer: Makes the Trainer from further keyword arguments.
+        accelerator: Lightning's name of the device.
+
     Raises:
         ValueError: If the Trainer cannot be made, or would not train.
     """

@@ -105,6 +105,9 @@ class Forces:
 
         Call this on the number of threads of the simulation.
 
+        Args:
+            positions: Positions of all replicas, (n_replicas, n_atoms, 3) in Å.
+
         Raises:
             ValueError: If ``compile=True`` and the potential cannot be compiled.
         """

@@ -62,6 +62,9 @@ class Integrator(ABC):
             shape: (n_replicas, n_atoms, 3).
             masses: (n_atoms,) in u.
             generator: Source of the random numbers.
+
+        Returns:
+            (n_replicas, n_atoms, 3) in Å per ASE time.
         """
         return maxwell_boltzmann(shape, masses, self.temperature_K, generator)
 

@@ -171,6 +171,9 @@ def load_fairchem(
         dtype: Precision of the loaded model; fairchem trains in single precision.
         arguments: Further arguments of :class:`FairchemModel`.
 
+    Returns:
+        The model.
+
     Raises:
         FileNotFoundError: If the source is neither a file nor a name that fairchem knows and can download.
         ValueError: If the file is not a fairchem inference checkpoint.

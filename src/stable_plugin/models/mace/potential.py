@@ -127,6 +127,9 @@ class MACEPotential(Potential):
 def _without_torchscript(module: Any) -> nn.Module:
     """Return the model rebuilt from plain torch code, with the same parameters and buffers, not copies of them.
 
+    Args:
+        module: A MACE model.
+
     Raises:
         ValueError: If mace cannot rebuild the model.
     """

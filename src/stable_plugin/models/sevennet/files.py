@@ -60,6 +60,9 @@ def load_sevennet(
         dtype: Precision of the loaded model; SevenNet trains in single precision.
         modal: Name of the modality of a multi-modal model.
 
+    Returns:
+        The model.
+
     Raises:
         FileNotFoundError: If the source is neither a file nor a name that SevenNet knows.
         ValueError: If the file is not a SevenNet checkpoint.
