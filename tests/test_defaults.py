@@ -1,4 +1,4 @@
-"""StABlE training of liquids and crystals: what is chosen unasked, and the loop with a real MACE model."""
+"""Defaults for liquids, crystals and metals, and the training loop with a MACE model."""
 
 import io
 import logging
@@ -25,11 +25,12 @@ from stable_plugin import (
     Schedule,
     StABlECallback,
 )
+from stable_plugin.integrations.build import build_training_loop
 from stable_plugin.observables import RadialDistribution
 
 
 def waters(n_side=2, side=6.6, seed=0):
-    """Water molecules on a grid, turned at random."""
+    """Return water molecules on a grid, rotated at random."""
     random = np.random.default_rng(seed)
     box = Atoms(cell=[side] * 3, pbc=True)
     for corner in np.ndindex(n_side, n_side, n_side):
@@ -41,6 +42,7 @@ def waters(n_side=2, side=6.6, seed=0):
 
 
 def thermal(atoms, n_frames=6, scale=0.03, seed=1):
+    """Return copies with random displacements."""
     frames = [atoms.copy() for _ in range(n_frames)]
     for index, frame in enumerate(frames):
         frame.rattle(scale, seed=seed + index)
@@ -48,14 +50,15 @@ def thermal(atoms, n_frames=6, scale=0.03, seed=1):
 
 
 class Holder(torch.nn.Module):
-    """A module of the user's own around a MACE model."""
+    """A user's module around a MACE model."""
 
     def __init__(self, numbers):
         super().__init__()
         self.model = tiny_mace(numbers)
 
 
-def loop_of(frames, **arguments):
+def build_loop(frames, **arguments):
+    """Return the training loop that a callback with these arguments builds."""
     settings = {
         "structures": frames,
         "n_replicas": 2,
@@ -65,15 +68,15 @@ def loop_of(frames, **arguments):
         "schedule": Schedule(max_unstable_fraction=0.1, stable_ps=0.05, max_windows=5),
     }
     callback = StABlECallback(**{**settings, **arguments})
-    return callback.session.settings.build(Holder(frames[0].numbers), None)
+    return build_training_loop(callback.config, Holder(frames[0].numbers), None)
 
 
-def test_a_liquid_is_trained_by_molecules_unasked(caplog):
+def test_defaults_of_a_liquid_are_molecular(caplog):
     frames = thermal(waters())
     with caplog.at_level(logging.INFO):
-        loop = loop_of(frames)
+        loop = build_loop(frames)
     assert isinstance(loop.estimator.local, Molecules)
-    names = [observable.name for observable in loop.observables]
+    names = [observable.name for observable in loop.estimator.observables]
     assert names == [
         "local_bond_lengths", "local_bond_amplitudes", "local_contacts", "local_contact_amplitudes",
         "radial_distribution_H_H", "intermolecular_radial_distribution_H_O", "radial_distribution_O_O",
@@ -90,11 +93,11 @@ def test_a_liquid_is_trained_by_molecules_unasked(caplog):
     assert "IntermolecularContact" in caplog.text
 
 
-def test_a_crystal_without_molecules_is_trained_on_its_radial_distributions_unasked(caplog):
+def test_defaults_of_a_crystal_are_radial(caplog):
     frames = thermal(bulk("NaCl", "rocksalt", a=5.64, cubic=True) * 2)
     with caplog.at_level(logging.INFO):
-        loop = loop_of(frames)
-    assert [observable.name for observable in loop.observables] == [
+        loop = build_loop(frames)
+    assert [observable.name for observable in loop.estimator.observables] == [
         "radial_distribution_Cl_Cl", "radial_distribution_Cl_Na", "radial_distribution_Na_Na",
     ]  # fmt: skip
     assert isinstance(loop.simulator.detector, RunawayTemperature)
@@ -102,9 +105,9 @@ def test_a_crystal_without_molecules_is_trained_on_its_radial_distributions_unas
     assert "samples are whole frames" in caplog.text
 
 
-def test_a_metal_is_simulated_and_learned_from():
-    """An untrained potential heats copper up within a few steps."""
-    loop = loop_of(thermal(bulk("Cu", cubic=True) * 2), detector=RunawayTemperature(1e-3), window_ps=0.01)
+def test_gradient_of_a_metal():
+    # An untrained potential heats copper up within a few steps.
+    loop = build_loop(thermal(bulk("Cu", cubic=True) * 2), detector=RunawayTemperature(1e-3), window_ps=0.01)
     estimate = loop.gradient()
     assert estimate is not None
     assert loop.windows[-1].unstable_fraction == 1.0
@@ -122,8 +125,8 @@ LOCAL = {
 }
 
 
-def course(loop, optimizer, n_steps):
-    """Losses, gradients and weights of the next steps."""
+def train(loop, optimizer, n_steps):
+    """Return the losses, sample sizes and gradients of the next steps, and the weights after them."""
     found = []
     for _ in range(n_steps):
         estimate = loop.gradient()
@@ -137,31 +140,31 @@ def course(loop, optimizer, n_steps):
 
 
 @pytest.mark.parametrize("arguments", LOCAL.values(), ids=LOCAL)
-def test_a_loop_with_the_local_estimator_resumes_bit_for_bit(arguments):
+def test_local_estimator_resumes_bit_for_bit(arguments):
     frames = thermal(waters())
-    # A potential without training fails at once.
+    # An untrained potential fails at once.
     settings = {"integrator": Langevin(500.0, 0.5, 1.0), "detector": BondDeviation(0.12, 2.0), **arguments}
 
-    def fresh(seed):
-        loop = loop_of(frames, seed=seed, steps_per_window=2, min_ess_fraction=0.01, **settings)
+    def new_loop(seed):
+        loop = build_loop(frames, seed=seed, steps_per_window=2, min_ess_fraction=0.01, **settings)
         return loop, torch.optim.SGD(loop.potential.trainable_parameters(), lr=1e-3)
 
-    loop, optimizer = fresh(0)
-    course(loop, optimizer, 1)
+    loop, optimizer = new_loop(0)
+    train(loop, optimizer, 1)
     buffer = io.BytesIO()
     torch.save({"loop": loop.state_dict(), "module": loop.potential.module.state_dict()}, buffer)
-    expected = course(loop, optimizer, 3)
+    expected = train(loop, optimizer, 3)
     assert len(expected) > 6
 
-    resumed, its_optimizer = fresh(9)
+    resumed, resumed_optimizer = new_loop(9)
     buffer.seek(0)
     saved = torch.load(buffer, weights_only=True)
     resumed.load_state_dict(saved["loop"])
     resumed.potential.module.load_state_dict(saved["module"])
-    for mine, other in zip(course(resumed, its_optimizer, 3), expected, strict=True):
-        assert torch.equal(torch.as_tensor(mine), torch.as_tensor(other))
+    for found, wanted in zip(train(resumed, resumed_optimizer, 3), expected, strict=True):
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(wanted))
 
 
-def test_an_unknown_kind_of_neighbourhood_is_named():
-    with pytest.raises(ValueError, match=r"local='molecule' is no kind of neighbourhood: give Molecules\(\)"):
-        loop_of(thermal(waters()), local="molecule")
+def test_local_rejects_an_unknown_name():
+    with pytest.raises(ValueError, match=r"local='molecule' is not a neighborhood: pass Molecules\(\)"):
+        StABlECallback(local="molecule")

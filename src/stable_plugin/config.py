@@ -132,7 +132,8 @@ class SystemConfig:
             source = getattr(self, name)
             if source is not None:
                 setattr(self, name, read_frames(source, name))
-        if isinstance(self.observables, Observable):
+        # Wrap a single observable; another value is wrapped too, and refused below by its type.
+        if isinstance(self.observables, str) or not isinstance(self.observables, Sequence | None):
             self.observables = [self.observables]
         if self.observables is not None and not self.observables:
             raise ValueError("observables=[] is empty: pass at least one observable, or None for the defaults.")
@@ -240,11 +241,14 @@ class StABlEConfig(SystemConfig):
         super().__post_init__()
         _check_type("schedule", self.schedule, Schedule)
         _check_type("execution", self.execution, Execution)
+        if not callable(self.loss):
+            raise ValueError(f"loss={self.loss!r} is not a function: pass one of (mean, target) that returns a scalar.")
         if self.n_replicas * (self.window_steps // self.record_steps) < MIN_FRAMES:
             raise ValueError(
                 f"record_every_fs={self.record_every_fs:g} gives fewer than two frames per window of "
                 f"window_ps={self.window_ps:g}: lower it, or use more replicas."
             )
+        checks.steps("check_every_fs", self.check_every_fs, self.integrator.timestep_fs)
 
     @property
     def window_steps(self) -> int:
@@ -268,6 +272,7 @@ class StABlEArguments(StABlEConfig):
         if self.config is None:
             super().__post_init__()
             return
+        _check_type("config", self.config, StABlEConfig)
         own = {each.name for each in fields(StABlEConfig)}
         both = [e.name for e in fields(self) if e.name in own and not _is_default(e, getattr(self, e.name))]
         if both:
@@ -277,6 +282,7 @@ class StABlEArguments(StABlEConfig):
             )
         for name in own:
             setattr(self, name, getattr(self.config, name))
+        self.config = None
 
     def to_config(self) -> StABlEConfig:
         """Return the settings as a plain configuration."""
@@ -316,7 +322,7 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
 def _check_type(name: str, value: Any, *kinds: type) -> None:
     if not isinstance(value, kinds):
         wanted = " or ".join("None" if kind is type(None) else f"an instance of {kind.__name__}" for kind in kinds)
-        raise ValueError(f"{name}={value!r} is a {type(value).__name__}: pass {wanted}.")
+        raise ValueError(f"{name}={value!r} is of type {type(value).__name__}: pass {wanted}.")
 
 
 def _is_default(each: Field[Any], value: Any) -> bool:
@@ -329,6 +335,6 @@ def _is_default(each: Field[Any], value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list) and len(value) > MIN_FRAMES and not isinstance(value[0], Observable):
+    if isinstance(value, list | tuple) and len(value) > MIN_FRAMES and not isinstance(value[0], Observable):
         return f"<{len(value)} items>"
     return getattr(value, "__name__", repr(value))

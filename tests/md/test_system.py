@@ -1,4 +1,4 @@
-"""The simulated system, and the argument checks that all constructors share."""
+"""The simulated system."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from ase.build import molecule
 
 from stable_plugin import System
 from stable_plugin.md.system import stack_positions
-from stable_plugin.runtime import checks
 
 
 def pairs(system):
@@ -154,32 +153,3 @@ def test_system_repr_shows_arguments():
     shown = repr(System.from_atoms(crystal))
     assert "cell=[[5.0, 0.0, 0.0], [0.0, 2.5, 0.0], [0.0, 0.0, 2.5]], pbc=(True, True, True)" in shown
     assert "is_extended=True" in shown
-
-
-def test_checks_return_values_inside_bounds():
-    assert checks.number("x", 2, at_least=2, at_most=2) == 2
-    assert checks.number("x", 0.5, above=0) == 0.5
-    assert checks.count("n", 3, at_least=3) == 3
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, True, 0, 5.1])
-def test_checks_number_rejects_out_of_range(value):
-    with pytest.raises(ValueError, match=r"x=.* is out of range: pass a finite number .*> 0 and <= 5\. Mind\.$"):
-        checks.number("x", value, above=0, at_most=5, hint="Mind.")
-
-
-@pytest.mark.parametrize("value", [0, 1.0, True, "2"])
-def test_checks_count_rejects_out_of_range(value):
-    with pytest.raises(ValueError, match=r"n=.* is out of range: pass an integer >= 1\.$"):
-        checks.count("n", value)
-
-
-@pytest.mark.parametrize(("duration", "timestep", "n_steps"), [(400.0, 0.5, 800), (0.3, 0.1, 3), (25.0, 0.25, 100)])
-def test_checks_steps_counts_timesteps(duration, timestep, n_steps):
-    assert checks.steps("window", duration, timestep) == n_steps
-
-
-@pytest.mark.parametrize(("duration", "suggested"), [(25.2, "25"), (0.1, "0.5")])
-def test_checks_steps_suggests_a_multiple(duration, suggested):
-    with pytest.raises(ValueError, match=rf"check_every_fs=.*timesteps of 0\.5 fs.*instance {suggested} fs"):
-        checks.steps("check_every_fs", duration, 0.5)

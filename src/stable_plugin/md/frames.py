@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,33 @@ def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read or contains no structure.
+        ValueError: If the file cannot be read or contains no structure, or the source is neither.
     """
-    if not isinstance(source, str | Path):
-        frames = list(source)
+    if isinstance(source, Path):
+        source = str(source)
+    if not isinstance(source, str):
+        frames = _listed(source, name)
     elif not Path(source).is_file():
-        raise FileNotFoundError(f"{name}={str(source)!r} is not a file: pass the path of an extxyz file.")
+        raise FileNotFoundError(f"{name}={source!r} is not a file: pass the path of an extxyz file.")
     else:
-        kind = "database" if str(source).endswith(".aselmdb") else "extxyz file"
+        kind = "database" if source.endswith(".aselmdb") else "extxyz file"
         try:
             _check_last_line(source)
-            frames = _database(source) if str(source).endswith(".aselmdb") else list(ase.io.iread(source, index=":"))
+            frames = _database(source) if source.endswith(".aselmdb") else list(ase.io.iread(source, index=":"))
         except Exception as error:  # ASE's readers raise many kinds of errors
             raise ValueError(
-                f"{name}={str(source)!r} cannot be read ({type(error).__name__}: {error}): pass a complete {kind}."
+                f"{name}={source!r} cannot be read ({type(error).__name__}: {error}): pass a complete {kind}."
             ) from error
     if not frames:
-        raise ValueError(f"{name}={str(source)!r} contains no structure: pass at least one.")
+        raise ValueError(f"{name}={source!r} contains no structure: pass at least one.")
+    return frames
+
+
+def _listed(source: Any, name: str) -> list[Atoms]:
+    # A single structure can be iterated over too, and results in its atoms.
+    frames = list(source) if isinstance(source, Iterable) else [source]
+    if isinstance(source, Atoms) or not all(isinstance(frame, Atoms) for frame in frames):
+        raise ValueError(f"{name}={source!r} is not a list of structures: pass a list of ase.Atoms, or a path.")
     return frames
 
 
