@@ -67,7 +67,7 @@ def main(folder, n_processes, epochs, checkpoint=None):
         ],
         "weights": [parameter.detach() for parameter in module.parameters()],
         "positions": callback.loop.replicas.state.positions,
-        "noise": callback.loop.streams.noise.get_state(),
+        "noise": callback.loop.replicas.streams.noise.get_state(),
         "first": callback.first,
         "step": trainer.global_step,
     }

@@ -32,7 +32,15 @@ def test_missing_attributes_names_what_is_missing():
     assert internals.missing_attributes(trainer) == [
         "fit_loop._data_fetcher",
         "_accelerator_connector.cluster_environment",
+        "_signal_connector.received_sigterm",
     ]
+
+
+def test_request_stop_sets_the_flag(trainer):
+    assert not trainer.received_sigterm
+    internals.request_stop(trainer)
+    assert trainer.received_sigterm
+    internals.request_stop(SimpleNamespace())
 
 
 def test_uncount_stepped_batch(trainer):

@@ -160,5 +160,5 @@ def test_data_module_names_the_labels_found(tmp_path):
 
 
 def test_data_module_requires_two_frames(frames):
-    with pytest.raises(ValueError, match="give at least 2"):
+    with pytest.raises(ValueError, match="pass at least 2"):
         ExtxyzDataModule(frames[:1])
