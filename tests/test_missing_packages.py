@@ -1,4 +1,4 @@
-"""What works where Lightning or the families are not installed, and the errors of the rest."""
+"""Imports without Lightning or a family of models, and errors that name what to install."""
 
 import json
 import subprocess
@@ -33,6 +33,9 @@ print(json.dumps(found))
 """
 FAMILIES = {"mace": "mace", "fairchem": "fairchem,torchtnt", "sevennet": "sevenn"}
 TRAINERS = "pytorch_lightning,lightning,lightning_fabric"
+RECIPES_AND_REPORTS = "hydra,omegaconf,pydantic,jinja2"
+"""Dependencies of the package that the core does not import."""
+
 ADAPTERS = (
     "integrations.lightning",
     "integrations.fairchem",
@@ -44,7 +47,7 @@ ADAPTERS = (
 
 
 def imported(missing):
-    """Return every module of the package, with the error of its import where some packages are missing."""
+    """Return every module of the package, with the error of its import or None, while some packages are missing."""
     command = [sys.executable, "-c", SCRIPT, missing]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -52,7 +55,7 @@ def imported(missing):
 
 
 def test_core_needs_neither_trainer_nor_family():
-    found = imported(",".join([TRAINERS, "e3nn,hydra,omegaconf", *FAMILIES.values()]))
+    found = imported(",".join([TRAINERS, RECIPES_AND_REPORTS, "e3nn", *FAMILIES.values()]))
     core = {
         name: error
         for name, error in found.items()
@@ -64,13 +67,13 @@ def test_core_needs_neither_trainer_nor_family():
         "stable_plugin.integrations.session",
     } <= set(core)
     assert {name: error for name, error in core.items() if error} == {}
-    assert found["stable_plugin.integrations.lightning"] is not None, "packages are missing indeed"
+    assert found["stable_plugin.integrations.lightning"] is not None, "the packages are hidden"
 
 
 @pytest.mark.parametrize(("family", "packages"), FAMILIES.items())
 def test_missing_family_names_the_extra(family, packages):
     found = {name: error for name, error in imported(packages).items() if error}
-    # Another family may be missing too, and says so itself.
+    # Another family may not be installed either, and has its own error.
     others = tuple(f"stable_plugin.models.{other}." for other in FAMILIES if other != family)
     errors = {name: error for name, error in found.items() if not name.startswith(others)}
     expected = {f"stable_plugin.models.{family}.potential", f"stable_plugin.models.{family}.files"}
@@ -80,4 +83,4 @@ def test_missing_family_names_the_extra(family, packages):
         expected.add("stable_plugin.integrations.fairchem")
     assert expected <= set(errors)
     assert {name: error for name, error in errors.items() if f"'stable-plugin[{family}]'" not in error} == {}
-    assert all(family in name for name in errors), "nothing else needs this family"
+    assert all(family in name for name in errors), "no other module needs this family"
