@@ -305,3 +305,8 @@ def test_to_config_returns_the_plain_class():
     arguments = StABlEArguments(n_replicas=4)
     assert type(arguments.to_config()) is StABlEConfig
     assert repr(arguments.to_config()) == "StABlEConfig(n_replicas=4)"
+
+
+def test_callback_names_unknown_arguments():
+    with pytest.raises(TypeError, match=r"StABlECallback has no argument n_replica=3: did you mean n_replicas\?"):
+        StABlECallback(n_replica=3)

@@ -6,6 +6,7 @@ field with its docstring and use ``config.<field>`` where it matters.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import typing
@@ -301,12 +302,17 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
         The decorator.
     """
 
+    signature = inspect.signature(arguments)
+
     def decorate(method: Callable[[S, A], None]) -> Callable[Concatenate[S, P], None]:
         def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            for name in kwargs.keys() - signature.parameters.keys():
+                close = difflib.get_close_matches(name, signature.parameters, n=1)
+                remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(signature.parameters)}."
+                raise TypeError(f"{type(self).__name__} has no argument {name}={kwargs[name]!r}: {remedy}")
             method(self, arguments(*args, **kwargs))
 
         functools.update_wrapper(wrapper, method)
-        signature = inspect.signature(arguments)
         hints = typing.get_type_hints(arguments)
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         shown = [each.replace(annotation=hints[name]) for name, each in signature.parameters.items()]
