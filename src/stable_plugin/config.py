@@ -301,7 +301,6 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
     Returns:
         The decorator.
     """
-
     signature = inspect.signature(arguments)
 
     def decorate(method: Callable[[S, A], None]) -> Callable[Concatenate[S, P], None]:
