@@ -40,7 +40,7 @@ def gradients(n_batches, n_frames=20, n_molecules=64):
     return {name: np.array(values) for name, values in found.items()}
 
 
-def test_independent_molecules_give_the_gradient_of_one_with_a_fraction_of_the_noise():
+def test_local_gradient_is_exact_for_molecules():
     """<|r|> = sqrt(8 kT / (π k)), so d<|r|>/dk = -<|r|> / (2 k); the noise of the other 63 molecules is left out."""
     exact = -sqrt(8 * KT / (pi * STIFFNESS)) / (2 * STIFFNESS)
     found = gradients(n_batches=150)
@@ -76,7 +76,7 @@ class Anything(nn.Module):
 
 
 @pytest.mark.parametrize("local", [Molecules(), NearestMolecules(3), AtomsWithin(2.5)], ids=str)
-def test_the_gradient_is_that_of_the_definition_written_out(local):
+def test_local_gradient_follows_its_definition(local):
     box = mixture()
     system = System.from_atoms(box)
     potential = ModulePotential(Anything(), system)
@@ -184,7 +184,7 @@ def test_local_and_global_observables_pull_together():
     assert together.gradients[0].item() == pytest.approx(sum(part.gradients[0].item() for part in apart), rel=1e-10)
 
 
-def test_a_value_that_some_samples_lack_is_averaged_over_the_others():
+def test_estimate_ignores_missing_values():
     _, potential = pairs(2)
     positions = boltzmann_frames(6, 2, torch.Generator().manual_seed(2))
     estimator = BoltzmannEstimator(potential, TEMPERATURE)
@@ -219,7 +219,7 @@ def test_even_sampling_takes_as_many_from_every_bin():
         (AtomsWithin(6.0), mixture(), r"radius_A=6 is more than the cell allows, 4\.\d\d Å"),
     ],
 )
-def test_a_system_without_such_neighbourhoods_is_refused(local, atoms, message):
+def test_bind_rejects_systems_without_sites(local, atoms, message):
     with pytest.raises(ValueError, match=message):
         local.bind(System.from_atoms(atoms))
 

@@ -46,7 +46,7 @@ def weights(folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_it_would_have_replaced(tmp_path):
+def test_full_disk_keeps_the_old_checkpoint(tmp_path):
     unit = Unit(tmp_path)
     save_with(unit, Session())
     unit.save_state(str(tmp_path / "step_4"))
@@ -63,7 +63,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_it_would_have_replaced(tm
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_nothing_is_a_checkpoint_before_all_of_it_is_there(tmp_path):
+def test_checkpoint_appears_only_when_complete(tmp_path):
     from fairchem.core.components.train.train_runner import get_most_recent_viable_checkpoint_path
 
     found = []
@@ -86,7 +86,7 @@ def test_nothing_is_a_checkpoint_before_all_of_it_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_heard_here_and_left_to_submitit_on_a_cluster(tmp_path, number):
+def test_signals_are_left_to_submitit_on_a_cluster(tmp_path, number):
     before = signal.getsignal(number)
     assert Interruption(Unit(tmp_path, "slurm")) and signal.getsignal(number) is before
     unit = Unit(tmp_path)
