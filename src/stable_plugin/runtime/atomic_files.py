@@ -153,7 +153,7 @@ def remedy(path: str | Path, error: BaseException) -> str:
     if number == errno.EROFS:
         return f"{str(folder)!r} is mounted read-only: choose another folder."
     if number in (errno.EACCES, errno.EPERM):
-        return f"{str(folder)!r} may not be written to by this user: change its permissions, or choose another folder."
+        return f"{str(folder)!r} is not writable by this user: change its permissions, or choose another folder."
     return "choose another folder."
 
 
@@ -169,7 +169,7 @@ def _free(folder: Path) -> str:
 def _reason(error: BaseException) -> str:
     number = _number(error)
     # Torch's writer reports positions in the file instead of the system's error.
-    return "the disk is full, or a file may not get this large" if number is None else os.strerror(number)
+    return "the disk is full, or the file exceeds the size limit" if number is None else os.strerror(number)
 
 
 def _number(error: BaseException) -> int | None:

@@ -58,7 +58,7 @@ def _untrusted(path: str | Path, kind: str, error: Exception, remedy: str) -> st
     # torch names the class that it refuses.
     refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "")
     return (
-        f"{kind} {str(path)!r} is not made of tensors and plain values alone, and loading the rest could run code: it is not "
+        f"{kind} {str(path)!r} contains more than tensors and plain values, and loading the rest could run code: it is not "
         f"loaded, and nothing was changed. {refused}{' ' if refused else ''}{remedy}"
     )
 
@@ -66,8 +66,8 @@ def _untrusted(path: str | Path, kind: str, error: Exception, remedy: str) -> st
 def _damaged(path: str | Path, kind: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0]
     return (
-        f"{kind} {str(path)!r} is cut off or damaged ({type(error).__name__}: {reason}): nothing was changed. Restore a complete "
-        "copy, or move the file to start again without it."
+        f"{kind} {str(path)!r} is truncated or damaged ({type(error).__name__}: {reason}): nothing was changed. Restore a "
+        "complete copy, or move the file to start again without it."
     )
 
 
