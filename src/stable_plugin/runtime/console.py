@@ -45,6 +45,6 @@ def quiet_stdout(debug: bool = False) -> AbstractContextManager[Any]:
     """Discard what is printed in a block that imports other packages: some print when they are imported.
 
     Args:
-        debug: Whether to print it anyway.
+        debug: Whether to print it all the same.
     """
     return nullcontext() if debug else redirect_stdout(io.StringIO())
