@@ -24,7 +24,7 @@ def training_structures(module: Any, dataloader: Any) -> list[Atoms]:
         ASE structures, in the order of the dataset.
 
     Raises:
-        TypeError: If the items of the dataset are not understood.
+        TypeError: If no structures are found in the dataset.
     """
     if hasattr(module, "stable_structures"):
         return list(module.stable_structures(dataloader))

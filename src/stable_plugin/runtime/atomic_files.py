@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "Parent directory")
-"""Parts of the messages of torch's own writer, which raises RuntimeError whatever the system's error was."""
+"""Parts of the messages of torch's own writer, which raises RuntimeError for any error of the system."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EIO)
-"""Error numbers of the system that a write can end with."""
+"""Error numbers of the system that a failed write can raise."""
 
 PROBE_BYTES = 4096
 
@@ -25,7 +25,7 @@ PROBE_BYTES = 4096
 def atomic_write(path: str | Path, kind: str = "file") -> Iterator[Path]:
     """Yield a path to write a file to, and rename the file to its final path when it is complete.
 
-    A process that is killed meanwhile, and a full disk, leave the previous file in place.
+    If the process is killed or the disk is full, the previous file stays in place.
 
     Args:
         path: Final path of the file.
@@ -109,7 +109,7 @@ def explain_write_errors(path: str | Path, kind: str) -> Iterator[None]:
 
 
 def is_write_error(error: BaseException) -> bool:
-    """Return whether an error is one of writing, raised by the system or by torch's writer."""
+    """Return whether an error is a write error of the system or of torch's writer."""
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in TORCH_WRITER)
     return isinstance(error, OSError) and error.errno in REFUSED
@@ -153,7 +153,7 @@ def remedy(path: str | Path, error: BaseException) -> str:
     if number == errno.EROFS:
         return f"{str(folder)!r} is mounted read-only: choose another folder."
     if number in (errno.EACCES, errno.EPERM):
-        return f"{str(folder)!r} may not be written to by this user: change its permissions, or choose another folder."
+        return f"{str(folder)!r} is not writable by this user: change its permissions, or choose another folder."
     return "choose another folder."
 
 
@@ -169,7 +169,7 @@ def _free(folder: Path) -> str:
 def _reason(error: BaseException) -> str:
     number = _number(error)
     # Torch's writer reports positions in the file instead of the system's error.
-    return "the disk is full, or a file may not get this large" if number is None else os.strerror(number)
+    return "the disk is full, or the file exceeds the size limit" if number is None else os.strerror(number)
 
 
 def _number(error: BaseException) -> int | None:

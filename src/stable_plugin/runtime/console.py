@@ -1,4 +1,4 @@
-"""Logging of a command-line program: its own lines, without those of the packages that it uses."""
+"""Logging of a command-line program: its own messages, without those of the packages that it uses."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ PACKAGE = "stable_plugin"
 
 
 class _OwnLines(logging.Filter):
-    """Pass the lines of this package, and errors of others."""
+    """Filter that passes messages of this package, and errors of others."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.name.partition(".")[0] == PACKAGE or record.levelno >= logging.ERROR
 
 
 def set_up_logging(*, debug: bool = False) -> None:
-    """Log the lines of this package to stderr in a plain format, and suppress chatter of other packages.
+    """Log the messages of this package to stderr in a plain format, and suppress those of other packages.
 
     Changes the state of the process, so only a program calls this, before it imports the other packages: Lightning adds a
     handler of its own where it finds none.
 
     Args:
-        debug: Whether to show everything.
+        debug: Whether to show the messages and warnings of all packages.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s" if debug else "%(message)s"))
@@ -37,7 +37,7 @@ def set_up_logging(*, debug: bool = False) -> None:
         return
     handler.addFilter(_OwnLines())
     warnings.simplefilter("ignore")
-    # Other packages change the filters when they are imported, but not the function that shows what has passed them.
+    # Other packages change the filters when they are imported, but not the function that shows the warnings.
     warnings.showwarning = lambda *_, **__: None
 
 

@@ -22,7 +22,7 @@ def load_tensors(path: str | Path, kind: str = "checkpoint") -> Any:
         kind: Kind of file, for errors.
 
     Raises:
-        ValueError: If it is truncated or damaged, or holds anything that loading would have to run.
+        ValueError: If it is truncated or damaged, or contains objects that run code when they are loaded.
     """
     with read_as_data(path, kind):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -32,15 +32,15 @@ def load_tensors(path: str | Path, kind: str = "checkpoint") -> Any:
 def read_as_data(path: str | Path, kind: str = "checkpoint", remedy: str = WRITTEN_HERE) -> Iterator[None]:
     """Replace errors of reading a damaged or untrusted file by errors that name the file and the remedy.
 
-    An intact file can still be the wrong one for its reader, who knows better what is wrong with it: those errors stay.
+    Errors of reading an intact file are not replaced: the reader's own message describes them better.
 
     Args:
         path: The file.
         kind: Kind of file, for errors.
-        remedy: What to do about a file that loading would have to run code from.
+        remedy: What to do about a file that runs code when it is loaded.
 
     Raises:
-        ValueError: If the file is damaged, or holds anything that loading would have to run.
+        ValueError: If the file is damaged, or contains objects that run code when they are loaded.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def _untrusted(path: str | Path, kind: str, error: Exception, remedy: str) -> st
     # torch names the class that it refuses.
     refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "")
     return (
-        f"{kind} {str(path)!r} is not made of tensors and plain values alone, and loading the rest could run code: it is not "
+        f"{kind} {str(path)!r} contains more than tensors and plain values, and loading the rest could run code: it is not "
         f"loaded, and nothing was changed. {refused}{' ' if refused else ''}{remedy}"
     )
 
@@ -66,15 +66,15 @@ def _untrusted(path: str | Path, kind: str, error: Exception, remedy: str) -> st
 def _damaged(path: str | Path, kind: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0]
     return (
-        f"{kind} {str(path)!r} is cut off or damaged ({type(error).__name__}: {reason}): nothing was changed. Restore a complete "
-        "copy, or move the file to start again without it."
+        f"{kind} {str(path)!r} is truncated or damaged ({type(error).__name__}: {reason}): nothing was changed. Restore a "
+        "complete copy, or move the file to start again without it."
     )
 
 
 def _is_intact(path: str | Path) -> bool:
-    """Return whether a file is a complete archive as torch.save writes it, all of whose checksums are right."""
+    """Return whether a file is a complete archive as torch.save writes it, with valid checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # whatever is wrong with it, it is not intact
+    except Exception:  # any error means that it is not intact
         return False
