@@ -45,7 +45,7 @@ def quiet_stdout(debug: bool = False) -> AbstractContextManager[Any]:
     """Discard what is printed in a block that imports other packages: some print when they are imported.
 
     Args:
-        debug: Whether to print it all the same.
+        debug: Whether to print it nevertheless.
 
     Returns:
         The context manager.
