@@ -13,7 +13,9 @@ from toys import flat, tiny_mace
 from stable_plugin import (
     AnyOf,
     AtomsWithin,
+    BondAmplitudes,
     BondDeviation,
+    BondLengths,
     IntermolecularContact,
     Langevin,
     LocalBondAmplitudes,
@@ -24,7 +26,10 @@ from stable_plugin import (
     RunawayTemperature,
     Schedule,
     StABlECallback,
+    System,
 )
+from stable_plugin.config import SystemConfig
+from stable_plugin.defaults import choose, default_detector, default_local, default_observables, has_several_molecules
 from stable_plugin.integrations.build import build_training_loop
 from stable_plugin.observables import RadialDistribution
 
@@ -168,3 +173,48 @@ def test_local_estimator_resumes_bit_for_bit(arguments):
 def test_local_rejects_an_unknown_name():
     with pytest.raises(ValueError, match=r"local='molecule' is not a neighborhood: pass Molecules\(\)"):
         StABlECallback(local="molecule")
+
+
+def test_has_several_molecules():
+    assert has_several_molecules(System.from_atoms(waters()))
+    assert not has_several_molecules(System.from_atoms(molecule("CH4")))
+    assert not has_several_molecules(System.from_atoms(Atoms("Ar2", [[0, 0, 0], [0, 0, 4.0]])))
+    assert not has_several_molecules(System.from_atoms(bulk("NaCl", "rocksalt", a=5.64, cubic=True) * 2))
+
+
+def test_defaults_of_one_molecule_are_its_bonds():
+    system = System.from_atoms(molecule("CH4"))
+    assert [type(observable) for observable in default_observables(system)] == [BondLengths, BondAmplitudes]
+    assert isinstance(default_detector(system, torch.tensor(molecule("CH4").positions)[None], 300.0), BondDeviation)
+    assert default_local("auto", system, [LocalBondLengths()]) is None
+
+
+def test_default_local_needs_a_local_observable():
+    system = System.from_atoms(waters())
+    assert isinstance(default_local("auto", system, [BondLengths(), LocalBondLengths()]), Molecules)
+    assert default_local("auto", system, [BondLengths()]) is None
+    assert default_local(None, system, [LocalBondLengths()]) is None
+    assert isinstance(default_local(AtomsWithin(2.0), system, [BondLengths()]), AtomsWithin)
+
+
+def test_choose_keeps_the_settings_and_binds_them():
+    frames = thermal(waters())
+    system = System.from_atoms(frames[0])
+    reference = torch.tensor(np.stack([frame.positions for frame in frames]))
+    observable, detector = LocalBondLengths(), BondDeviation(0.3)
+    config = SystemConfig(observables=observable, detector=detector, local=None)
+    chosen = choose(config, system, reference)
+    assert chosen.observables == [observable]
+    assert chosen.detector is detector
+    assert chosen.local is None
+    # Mean bond length of the reference, bond by bond.
+    first, second = system.bonds.unbind(1)
+    lengths = [frame.get_distance(i, j, mic=True) for frame in frames for i, j in zip(first, second, strict=True)]
+    assert observable.known_target.tolist() == pytest.approx([np.mean(lengths)], rel=1e-9)
+
+
+def test_choose_rejects_an_unstable_reference():
+    frames = thermal(molecule("CH4"))
+    reference = torch.tensor(np.stack([frame.positions for frame in frames]))
+    with pytest.raises(ValueError, match=r"BondDeviation\(threshold=0\.001"):
+        choose(SystemConfig(detector=BondDeviation(0.001)), System.from_atoms(frames[0]), reference)

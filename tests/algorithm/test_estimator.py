@@ -147,7 +147,7 @@ def test_estimate_of_overlapping_sites_equals_sums(potential, positions):
     assert_agrees(equal, by_hand(positions, values, targets, np.full(len(SITES), 1 / len(SITES)), SITES))
 
 
-def test_estimate_applies_the_chain_rule_of_the_loss(potential, positions):
+def test_estimate_applies_the_chain_rule(potential, positions):
     def product(mean, target):
         assert mean.dtype == target.dtype
         return (mean[0] * mean[1] - target[0]).pow(3)
@@ -182,7 +182,7 @@ def test_mean_squared_error_averages_squares():
     assert mean_squared_error(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])).item() == 2.5
 
 
-def test_surrogate_weights_are_an_unbiased_covariance():
+def test_surrogate_weights_are_unbiased():
     values = torch.tensor([[1.0, 0.0], [2.0, 1.0], [6.0, -1.0]], dtype=torch.float64)
     upstream = torch.tensor([0.5, 2.0], dtype=torch.float64)
     found = surrogate_weights(values, upstream, uniform_weights(3, values), TEMPERATURE)

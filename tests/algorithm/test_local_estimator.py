@@ -32,11 +32,13 @@ def gradients(n_batches, n_frames=20, n_molecules=64):
     found = {"local": [], "global": []}
     for name, local, observable in (("local", Molecules(), LocalBondLengths()), ("global", None, BondLengths())):
         observable.bind(system, reference)
-        sampler = WindowEstimator(BoltzmannEstimator(potential, TEMPERATURE), [observable], loss=linear, local=local)
+        window_estimator = WindowEstimator(
+            BoltzmannEstimator(potential, TEMPERATURE), [observable], loss=linear, local=local
+        )
         generator.manual_seed(4)
         for _ in range(n_batches):
-            sample = sampler.collect(boltzmann_frames(n_frames, n_molecules, generator), 1, generator)
-            found[name].append(sampler.estimate(sample).gradients[0].item())
+            sample = window_estimator.collect(boltzmann_frames(n_frames, n_molecules, generator), 1, generator)
+            found[name].append(window_estimator.estimate(sample).gradients[0].item())
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -87,8 +89,8 @@ def test_local_gradient_follows_its_definition(local):
     observables = [LocalBondLengths(target=[1.2, 0.9]), LocalBondAmplitudes()]
     for observable in observables:
         observable.bind(system, positions)
-    sampler = WindowEstimator(BoltzmannEstimator(potential, TEMPERATURE, chunk=4), observables, local=local)
-    found = sampler.estimate(sampler.collect(positions, 1, generator))
+    window_estimator = WindowEstimator(BoltzmannEstimator(potential, TEMPERATURE, chunk=4), observables, local=local)
+    found = window_estimator.estimate(window_estimator.collect(positions, 1, generator))
 
     expected = torch.zeros(2, dtype=torch.float64)
     loss = 0.0
@@ -145,27 +147,29 @@ def neighborhood(atoms, system, local, site):
     return np.flatnonzero(owner == site)
 
 
-def test_reweighted_sites_follow_their_own_energies():
-    """One step on and the frames simulated before count as the exact sample of the changed potential does."""
+def test_reweight_uses_the_energy_of_each_site():
+    """Frames reweighted to a changed stiffness have the exact mean of the changed potential."""
     n_molecules, n_frames = 8, 4000
     system, potential = pairs(n_molecules)
     generator = torch.Generator().manual_seed(5)
     positions = boltzmann_frames(n_frames, n_molecules, generator)
     observable = LocalBondLengths()
     observable.bind(system, positions[:2])
-    sampler = WindowEstimator(BoltzmannEstimator(potential, TEMPERATURE, chunk=4000), [observable], local=Molecules())
-    sample = sampler.collect(positions, 1, generator)
-    assert sampler.estimate(sample).ess_fraction == pytest.approx(1.0)
+    window_estimator = WindowEstimator(
+        BoltzmannEstimator(potential, TEMPERATURE, chunk=4000), [observable], local=Molecules()
+    )
+    sample = window_estimator.collect(positions, 1, generator)
+    assert window_estimator.estimate(sample).ess_fraction == pytest.approx(1.0)
     with torch.no_grad():
         potential.module.k.mul_(1.3)
-    weights, share = sampler.reweight(sample)
-    after = sampler.estimate(sample, weights)
+    weights, fraction = window_estimator.reweight(sample)
+    after = window_estimator.estimate(sample, weights)
     assert after.mean.item() == pytest.approx(sqrt(8 * KT / (pi * 1.3 * STIFFNESS)), rel=0.01)
     assert 0.8 < after.ess_fraction < 1.0, "a whole frame of eight molecules would have far less"
-    assert share == after.ess_fraction
+    assert fraction == after.ess_fraction
 
 
-def test_local_and_global_observables_pull_together():
+def test_local_and_global_gradients_are_added():
     system, potential = pairs(4)
     generator = torch.Generator().manual_seed(1)
     positions = boltzmann_frames(10, 4, generator)
@@ -175,8 +179,8 @@ def test_local_and_global_observables_pull_together():
     estimator = BoltzmannEstimator(potential, TEMPERATURE)
 
     def gradient(observables, local):
-        sampler = WindowEstimator(estimator, observables, local=local)
-        return sampler.estimate(sampler.collect(positions, 1, generator))
+        window_estimator = WindowEstimator(estimator, observables, local=local)
+        return window_estimator.estimate(window_estimator.collect(positions, 1, generator))
 
     together = gradient([by_site, whole], Molecules())
     apart = [gradient([by_site], Molecules()), gradient([whole], None)]
@@ -191,15 +195,15 @@ def test_estimate_ignores_missing_values():
     value = torch.tensor([1.0, 2.0, torch.nan, 4.0, torch.nan, 9.0], dtype=torch.float64)[:, None]
     held = ~torch.isnan(value[:, 0])
     target = [torch.zeros(1, dtype=torch.float64)]
-    pull = estimator.surrogate_term(positions, [value], target, mean_squared_error, uniform_weights(6, positions), None)
+    term = estimator.surrogate_term(positions, [value], target, mean_squared_error, uniform_weights(6, positions), None)
     alone = estimator.estimate(positions[held], [value[held]], target)
-    assert estimator.combine(positions, [pull]).gradients[0].item() == pytest.approx(
+    assert estimator.combine(positions, [term]).gradients[0].item() == pytest.approx(
         alone.gradients[0].item(), rel=1e-12
     )
-    assert pull.mean.item() == pytest.approx(4.0)
+    assert term.mean.item() == pytest.approx(4.0)
 
 
-def test_even_sampling_takes_as_many_from_every_bin():
+def test_even_sample_draws_equally_from_bins():
     deviation = torch.cat([torch.linspace(0.0, 0.0999, 990), torch.tensor([0.55, 0.95, 1.0, 1.0])])
     drawn = even_sample(deviation, 10, 3, torch.Generator().manual_seed(0))
     assert len(set(drawn.tolist())) == len(drawn)

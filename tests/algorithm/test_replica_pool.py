@@ -89,7 +89,7 @@ def test_restart_draws_frames_and_velocities_anew(mixed):
     assert not torch.equal(pool.state.velocities, first.velocities)
 
 
-def test_restart_draws_the_same_whoever_is_unstable(mixed):
+def test_restart_draws_whatever_the_outcome(mixed):
     """The number of draws must not depend on the outcome of a window."""
     pool, window = mixed
     before = pool.streams.choices.get_state()
@@ -111,7 +111,7 @@ def test_learning_starts_where_the_window_started(mixed, reference):
     assert pool.state is state, "the simulation phase continues elsewhere"
 
 
-def test_refreshed_start_has_forces_of_present_weights(mixed):
+def test_refreshed_start_has_present_forces(mixed):
     pool, window = mixed
     pool.begin_learning_phase(window)
     with torch.no_grad():

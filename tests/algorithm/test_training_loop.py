@@ -89,7 +89,7 @@ def test_gradient_resimulates_below_min_ess_fraction(reference):
     assert sum(used) == 12
 
 
-def test_gradient_of_one_step_per_window_is_unweighted(reference):
+def test_gradient_of_single_steps_is_unweighted(reference):
     potential = triatomic(SOFT)
     loop = make_loop(potential, reference, steps_per_window=1)
     optimizer = adam(potential, lr=0.01)

@@ -1,4 +1,4 @@
-"""Sampling of sites for the local estimator."""
+"""Frames of a window as samples: their state, their observed loss, and the sampling of sites."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from stable_plugin import LocalBondLengths, Molecules, StABlEConfig, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
-from stable_plugin.algorithm.window_data import WindowEstimator
+from stable_plugin.algorithm.window_data import WindowData, WindowEstimator
 from stable_plugin.models import ModulePotential
 
 
@@ -65,3 +65,38 @@ def test_even_sampling_includes_rare_sites():
     for site, energy in zip(part.sites.tolist(), part.energies.tolist(), strict=True):
         frame, of = divmod(site, 8)
         assert energy == pytest.approx(frames[frame, 3 * of : 3 * of + 3].square().sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_state_dict_restores_the_estimate(local):
+    estimator = window_estimator(local=local)
+    data = estimator.collect(noisy_frames(water_grid(), 5, seed=4), 1, torch.Generator())
+    data.steps = 3
+    with torch.no_grad():
+        estimator.estimator.potential.module.k.mul_(1.01)
+    restored = WindowData.from_state_dict(data.state_dict(), torch.device("cpu"))
+    assert restored.steps == 3
+    assert torch.equal(restored.positions, data.positions)
+    weights, fraction = estimator.reweight(data)
+    again, same_fraction = estimator.reweight(restored)
+    assert same_fraction == fraction < 1.0
+    assert all(torch.equal(one, other) for one, other in zip(again, weights, strict=True))
+    assert estimator.estimate(restored, again).loss == estimator.estimate(data, weights).loss
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_observed_loss_is_of_the_mean_over_frames(local):
+    estimator = window_estimator(local=local)
+    frames = noisy_frames(water_grid(), 5, seed=4)
+    (observable,) = estimator.observables
+    mean = sum(observable.per_frame(frame[None])[0] for frame in frames) / len(frames)
+    expected = (mean - observable.known_target).square().mean().item()
+    assert estimator.observed_loss(frames) == pytest.approx(expected, rel=1e-9)
+
+
+def test_collect_without_frames_has_no_samples():
+    estimator = window_estimator()
+    data = estimator.collect(noisy_frames(water_grid(), 5)[:0], 1, torch.Generator())
+    (group,) = data.groups
+    assert len(group.energies) == len(group.sites) == 0
+    assert group.values[0].shape == (0, len(estimator.observables[0].known_target))
