@@ -42,6 +42,7 @@ ADAPTERS = (
     "integrations.recipes",
     "evaluation",
     "models.lightning_module",
+    "models.training_threads",
     *(f"models.{family}.{file}" for family in FAMILIES for file in ("potential", "files", "lightning_module")),
 )
 
