@@ -157,8 +157,13 @@ assert not logging.getLogger().handlers and warnings.showwarning is show
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_set_up_logging_shows_own_lines(capsys, debug):
+def test_set_up_logging_shows_own_lines(capsys, monkeypatch, debug):
     logging.getLogger().handlers.clear()
+    # Another test may have imported Lightning first, which then logs by itself.
+    lightning = logging.getLogger("pytorch_lightning")
+    monkeypatch.setattr(lightning, "propagate", True)
+    monkeypatch.setattr(lightning, "level", logging.NOTSET)
+    lightning.manager._clear_cache()
     set_up_logging(debug=debug)
     logging.getLogger("stable_plugin.some").info("window 1")
     logging.getLogger("pytorch_lightning").info("a tip")
