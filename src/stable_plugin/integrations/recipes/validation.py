@@ -84,7 +84,8 @@ def _validate_names(
             raise ValueError(f"{path}.{key}={shown(value)} is not an argument of {name}: {remedy}")
     missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in arguments]
     if missing and not partial:
-        raise ValueError(f"{path} lacks {', '.join(missing)}, which {name} requires: pass a value.")
+        paths = ", ".join(f"{path}.{key}" for key in missing)
+        raise ValueError(f"{paths} is missing, and {name} requires it: pass a value.")
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
