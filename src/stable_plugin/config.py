@@ -41,6 +41,12 @@ MIN_FRAMES = 2
 TYPICAL_LEARNING_WINDOWS = 10
 """Learning windows of a typical repair."""
 
+MAX_FORCE_MAE_GROWTH = 0.10
+"""Relative growth of the force error above which a report or the callback warns."""
+
+MAX_ENERGY_MAE_RATIO = 2.0
+"""Ratio of the energy errors, after to before, above which a report or the callback warns."""
+
 
 def mean_squared_error(mean: Tensor, target: Tensor) -> Tensor:
     """Return the mean over the values of (mean - target)².

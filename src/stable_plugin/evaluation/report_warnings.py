@@ -6,15 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from stable_plugin.config import Schedule
+from stable_plugin.config import MAX_ENERGY_MAE_RATIO, MAX_FORCE_MAE_GROWTH, Schedule
 from stable_plugin.evaluation.formatting import number
 from stable_plugin.evaluation.wording import EvaluationSummary, evaluations
-
-MAX_FORCE_MAE_GROWTH = 0.10
-"""Relative growth of the force error on held-out frames above which a report warns."""
-
-MAX_ENERGY_MAE_RATIO = 2.0
-"""Ratio of the energy errors on held-out frames, after to before, above which a report warns."""
 
 MIN_ENERGY_MAE_INCREASE_MEV = 5.0
 """Increase of the energy error in meV per atom below which a report does not warn, whatever the ratio."""

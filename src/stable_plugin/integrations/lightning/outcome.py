@@ -9,17 +9,12 @@ from typing import Any
 import torch
 
 from stable_plugin.algorithm.records import WindowRecord
+from stable_plugin.config import MAX_ENERGY_MAE_RATIO, MAX_FORCE_MAE_GROWTH
 
 log = logging.getLogger(__name__)
 
 REPAIRED = "repaired"
 """Name of the checkpoint of the repaired weights."""
-
-MAX_FORCES_RATIO = 1.1
-"""Ratio of the force errors after and before above which a warning is logged."""
-
-MAX_ENERGY_RATIO = 2.0
-"""Ratio of the energy errors after and before above which a warning is logged."""
 
 
 class Baseline:
@@ -43,7 +38,7 @@ class Baseline:
         """Warn about energies and forces that are worse than before the first step by more than the allowed ratio."""
         now = _errors(trainer)
         for name, before in (self.metrics or {}).items():
-            bound = MAX_FORCES_RATIO if "force" in name.lower() else MAX_ENERGY_RATIO
+            bound = 1.0 + MAX_FORCE_MAE_GROWTH if "force" in name.lower() else MAX_ENERGY_MAE_RATIO
             # Also if it is NaN.
             if name in now and not now[name] <= bound * before:
                 log.warning(
