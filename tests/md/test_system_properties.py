@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from strategies import anything, check_argument_is_named, crystals, few, nearest_image_distances
 
 from stable_plugin import Langevin, NoseHooverChain, System
-from stable_plugin.md.system import MIN_DISTANCE_A, check_geometry, stack_positions
+from stable_plugin.md.geometry import MIN_DISTANCE_A, check_geometry
+from stable_plugin.md.system import stack_positions
 from stable_plugin.units import BOLTZMANN
 
 WATER = molecule("H2O")

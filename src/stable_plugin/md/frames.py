@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from stable_plugin.md.system import check_geometry
+from stable_plugin.md.geometry import check_geometry
 
 ENERGY_KEY = "REF_energy"
 FORCES_KEY = "REF_forces"
@@ -140,7 +140,7 @@ def read_labeled(
 
     Raises:
         ValueError: If there are fewer frames, an energy or forces are missing or not finite, or
-            :func:`~stable_plugin.md.system.check_geometry` rejects a structure.
+            :func:`~stable_plugin.md.geometry.check_geometry` rejects a structure.
     """
     frames = read_frames(source, name)
     if len(frames) < least:

@@ -11,26 +11,15 @@ from math import inf
 import numpy as np
 import torch
 from ase import Atoms
-from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from torch import Tensor
 
-BOND_TOLERANCE = 1.2
-"""Factor on covalent radii, which fit equilibrium bonds: a thermal frame stretches them."""
+from stable_plugin.md.geometry import check_geometry
+from stable_plugin.md.topology import checked_bonds, covalent_bonds
 
 CELL_TOLERANCE = 1e-4
 """Difference in Å between cells that are the same but for the rounding of a file."""
-
-MIN_DISTANCE_A = 0.01
-"""Atoms closer than this in Å are one atom listed twice: nuclei repel each other."""
-
-WRAP_OFFSET = (0.1270, 0.2910, 0.4130)
-"""Where positions are wrapped, in fractional coordinates: off the symmetric places, where atoms lie on the boundary."""
-
-MIN_VOLUME_FRACTION = 1e-6
-"""Smallest volume of a cell relative to a box with the same edges."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +70,7 @@ class System:
         masses = atoms.get_masses()
         if not (np.isfinite(masses) & (masses > 0)).all():
             raise ValueError("structures contain atoms without a mass: set masses with atoms.set_masses().")
-        pairs, is_extended = _covalent_bonds(atoms) if bonds is None else (_checked_bonds(bonds, len(atoms)), False)
+        pairs, is_extended = covalent_bonds(atoms) if bonds is None else (checked_bonds(bonds, len(atoms)), False)
         return cls(
             numbers=torch.tensor(atoms.numbers, dtype=torch.long),
             masses=torch.tensor(masses, dtype=torch.float64),
@@ -214,56 +203,6 @@ class System:
         return frame
 
 
-def check_geometry(atoms: Atoms, name: str) -> None:
-    """Raise an error if a structure is invalid. Left-handed cells are valid.
-
-    Args:
-        atoms: An ASE structure.
-        name: Name of the structure in errors.
-
-    Raises:
-        ValueError: If positions or cell are not finite, the cell does not span the periodic directions, an atom has no
-            element, or two atoms are at the same place.
-    """
-    if not np.isfinite(atoms.positions).all():
-        raise ValueError(f"{name} has non-finite positions: remove that frame.")
-    if not np.isfinite(atoms.cell.array).all():
-        raise ValueError(f"{name} has the cell {atoms.cell.tolist()}, which is not finite: set atoms.cell.")
-    if atoms.pbc.any():
-        complete = atoms.cell.complete().array
-        lengths = np.linalg.norm(complete, axis=1)
-        flat = abs(np.linalg.det(complete)) <= MIN_VOLUME_FRACTION * np.prod(lengths)
-        if (np.linalg.norm(atoms.cell.array[atoms.pbc], axis=1) == 0).any() or flat:
-            raise ValueError(
-                f"{name} is periodic (pbc={atoms.pbc.tolist()}) but its cell {atoms.cell.tolist()} does not span "
-                "the periodic directions: set atoms.cell, or atoms.pbc = False for a molecule."
-            )
-    if (atoms.numbers < 1).any():
-        raise ValueError(
-            f"{name} has an atom of atomic number {atoms.numbers.min()}, which is not an element: set atoms.numbers."
-        )
-    pairs = _coincident(atoms)
-    if len(pairs):
-        i, j = min(pairs)
-        raise ValueError(
-            f"{name} has two atoms at the same place, {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} "
-            f"(counted from zero, {len(pairs)} such pair(s)): remove one of them, or that frame."
-        )
-
-
-def _coincident(atoms: Atoms) -> set[tuple[int, int]]:
-    """Return pairs of atoms closer than ``MIN_DISTANCE_A``, images included."""
-    positions = atoms.positions
-    if atoms.pbc.any():
-        cell = atoms.cell.complete().array
-        fractional = np.linalg.solve(cell.T, positions.T).T
-        # Two images of one place must not be wrapped to opposite sides of the cell.
-        images = np.where(atoms.pbc, np.floor(fractional + WRAP_OFFSET), 0.0)
-        positions = positions - images @ cell
-    pairs: set[tuple[int, int]] = cKDTree(positions).query_pairs(MIN_DISTANCE_A)
-    return pairs
-
-
 def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tensor:
     """Return the positions of frames of one system, (n_frames, n_atoms, 3) in Å, float64.
 
@@ -311,42 +250,3 @@ def _whole_number(atoms: Atoms, name: str) -> int | None:
     if isinstance(value, bool) or int(value) != value:
         raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: set a whole number.")
     return int(value)
-
-
-def _covalent_bonds(atoms: Atoms) -> tuple[list[tuple[int, int]], bool]:
-    """Return pairs within the sum of their covalent radii, and whether they connect an atom to its own image."""
-    cutoffs = natural_cutoffs(atoms, mult=BOND_TOLERANCE)
-    first, second, images = neighbor_list("ijS", atoms, cutoffs)
-    pairs = sorted({(int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j})
-    return pairs, _is_extended(len(atoms), first, second, images)
-
-
-def _is_extended(n_atoms: int, first: np.ndarray, second: np.ndarray, images: np.ndarray) -> bool:
-    """Return whether a walk along bonds leads from an atom to another image of it."""
-    links: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(n_atoms)]
-    for i, j, image in zip(first, second, images, strict=True):
-        links[i].append((j, image))
-    reached: dict[int, np.ndarray] = {}
-    for start in range(n_atoms):
-        if start in reached:
-            continue
-        reached[start], waiting = np.zeros(3, dtype=int), [start]
-        while waiting:
-            atom = waiting.pop()
-            for other, image in links[atom]:
-                cell_index = reached[atom] + image
-                if other not in reached:
-                    reached[other] = cell_index
-                    waiting.append(other)
-                elif (reached[other] != cell_index).any():
-                    return True
-    return False
-
-
-def _checked_bonds(bonds: Sequence[tuple[int, int]], n_atoms: int) -> list[tuple[int, int]]:
-    """Return the bonds sorted and unique, if all of them join two different atoms."""
-    pairs = sorted({(min(pair), max(pair)) for pair in bonds})
-    for i, j in pairs:
-        if not 0 <= i < j < n_atoms:
-            raise ValueError(f"bonds contains ({i}, {j}): pass pairs of different atoms from 0 to {n_atoms - 1}.")
-    return pairs
