@@ -12,7 +12,7 @@ from torch import Tensor
 from stable_plugin.config import Local, SystemConfig
 from stable_plugin.detectors import AnyOf, BondDeviation, Detector, IntermolecularContact, RunawayTemperature
 from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, optional
 from stable_plugin.observables import (
     BondAmplitudes,
     BondLengths,
@@ -47,23 +47,24 @@ class Choices:
     local: Neighborhoods | None
 
 
-def choose(config: SystemConfig, system: System, reference: Tensor) -> Choices:
+def choose(config: SystemConfig, system: System, reference: Tensor, cell: Tensor | None = None) -> Choices:
     """Return observables, detector and samples for a system: those of the settings, and defaults where they name none.
 
     Args:
         config: The settings.
         system: The system that is simulated.
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
+        cell: Cells of these frames, (n_frames, 3, 3) in Å; that of the system if None.
 
     Raises:
         ValueError: If the settings and the system do not fit together, or a reference frame itself is unstable.
     """
     observables = default_observables(system) if config.observables is None else _listed(config.observables)
-    detector = config.detector or default_detector(system, reference, config.integrator.temperature_K)
-    detector.bind(system, reference)
-    detector.check_reference(reference)
+    detector = config.detector or default_detector(system, reference, config.integrator.temperature_K, cell)
+    detector.bind(system, reference, *optional(cell))
+    detector.check_reference(reference, "reference", *optional(cell))
     for observable in observables:
-        observable.bind(system, reference)
+        observable.bind(system, reference, *optional(cell))
     return Choices(observables, detector, default_local(config.local, system, observables))
 
 
@@ -86,21 +87,22 @@ def default_observables(system: System) -> list[Observable]:
     return [BondLengths(), BondAmplitudes()]
 
 
-def default_detector(system: System, reference: Tensor, temperature_K: float) -> Detector:
+def default_detector(system: System, reference: Tensor, temperature_K: float, cell: Tensor | None = None) -> Detector:
     """Return the detector for a system: bonds, and collisions of molecules; in a crystal without molecules the temperature.
 
     Args:
         system: The system that is simulated.
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
         temperature_K: Temperature of the simulation in K.
+        cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
     """
     if system.is_extended:
         return RunawayTemperature(2.0 * temperature_K)
     if not has_several_molecules(system):
         return BondDeviation()
     contact = IntermolecularContact()
-    contact.bind(system, reference)
-    shortest = -contact.measure(reference, torch.zeros_like(reference)).max().item()
+    contact.bind(system, reference, cell)
+    shortest = -contact.measure(reference, torch.zeros_like(reference), cell).max().item()
     distance = round(CONTACT_FRACTION * shortest, 2)
     return AnyOf([BondDeviation(), IntermolecularContact(distance, min(0.3, distance))])
 

@@ -11,6 +11,7 @@ from stable_plugin.algorithm.window_data import WindowEstimator
 from stable_plugin.config import MIN_FRAMES, StABlEConfig
 from stable_plugin.defaults import choose
 from stable_plugin.md.simulator import Simulator
+from stable_plugin.md.system import optional
 from stable_plugin.models.base import Potential
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.random_state import RandomStreams
@@ -22,6 +23,9 @@ def assemble(
     reference: Tensor,
     config: StABlEConfig,
     context: DistributedContext | None = None,
+    *,
+    cell: Tensor | None = None,
+    reference_cell: Tensor | None = None,
 ) -> TrainingLoop:
     """Return the training loop for a potential.
 
@@ -32,6 +36,8 @@ def assemble(
         config: Settings; observables and detector are chosen for the system where they are None.
         context: Processes that train together, each with ``n_replicas`` of its own and the same settings; this one alone
             if None.
+        cell: Cells of the start frames, (n_frames, 3, 3) in Å; that of the system if None.
+        reference_cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
 
     Raises:
         ValueError: If there are fewer than two reference frames, or frames, system and settings do not fit together.
@@ -43,8 +49,10 @@ def assemble(
         )
     context = context or DistributedContext()
     reference = reference.to(potential.system.masses)
-    chosen = choose(config, potential.system, reference)
-    chosen.detector.check_reference(structures.to(reference), "structures")
+    reference_cell = None if reference_cell is None else reference_cell.to(reference)
+    cell = None if cell is None else cell.to(reference)
+    chosen = choose(config, potential.system, reference, *optional(reference_cell))
+    chosen.detector.check_reference(structures.to(reference), "structures", *optional(cell))
     simulator = Simulator(
         potential,
         config.integrator,
@@ -62,4 +70,4 @@ def assemble(
         even_sampling=config.even_sampling,
     )
     streams = RandomStreams(context.seed(config.seed), potential.device)
-    return TrainingLoop(config, ReplicaPool(simulator, structures, config, streams, context), estimator)
+    return TrainingLoop(config, ReplicaPool(simulator, structures, config, streams, context, cell), estimator)

@@ -38,6 +38,7 @@ from torch import Tensor
 from stable_plugin.algorithm.reweighting import SINGLE_PROCESS, ess_fraction, uniform_weights
 from stable_plugin.config import MIN_FRAMES, Loss, mean_squared_error
 from stable_plugin.md.neighborhoods import Members
+from stable_plugin.md.system import optional
 from stable_plugin.models.base import Potential
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
@@ -140,26 +141,23 @@ class BoltzmannEstimator:
         return f"{type(self).__name__}({self.potential!r}, temperature_K={self.temperature_K:g}, chunk={self.chunk})"
 
     @torch.no_grad()
-    def atomic_energies(self, positions: Tensor) -> Tensor:
+    def atomic_energies(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return atomic energies under the present parameters.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
 
         Returns:
             (n_frames, n_atoms) in eV, float64.
         """
         with self.potential.frozen():
-            parts = self._in_chunks(len(positions), lambda part: self._atomic(positions[part]))
+            parts = self._in_chunks(len(positions), lambda part: self._atomic(positions, cell, part))
         return torch.cat([positions.new_empty(0, positions.shape[1], dtype=torch.float64), *parts])
 
-    def energies(self, positions: Tensor) -> Tensor:
-        """Return energies under the present parameters, (n_frames,) in eV, float64.
-
-        Args:
-            positions: (n_frames, n_atoms, 3) in Å.
-        """
-        return self.atomic_energies(positions).sum(dim=1)
+    def energies(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Return energies under the present parameters, (n_frames,) in eV, float64; arguments as :meth:`atomic_energies`."""
+        return self.atomic_energies(positions, cell).sum(dim=1)
 
     def estimate(
         self,
@@ -169,6 +167,7 @@ class BoltzmannEstimator:
         loss: Loss = mean_squared_error,
         weights: Tensor | None = None,
         members: Members | None = None,
+        cell: Tensor | None = None,
     ) -> Estimate:
         """Return loss and gradient of one or several observables; their losses are added.
 
@@ -179,13 +178,14 @@ class BoltzmannEstimator:
             loss: Loss of a mean and its target.
             weights: Statistical weights of the samples, (n_samples,); equal if None.
             members: Atoms of each sample; whole frames if None.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
 
         Raises:
             ValueError: If there are fewer than two samples.
         """
         n_samples = len(positions) if members is None else len(members)
         weights = uniform_weights(n_samples, positions, self.context) if weights is None else weights
-        return self.combine(positions, [self.surrogate_term(positions, values, targets, loss, weights, members)])
+        return self.combine(positions, [self.surrogate_term(positions, values, targets, loss, weights, members)], cell)
 
     def surrogate_term(
         self,
@@ -220,28 +220,29 @@ class BoltzmannEstimator:
         atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.scatter(surrogate)
         return SurrogateTerm(total, torch.cat(means), atomic, ess_fraction(weights, self.context))
 
-    def combine(self, positions: Tensor, terms: Sequence[SurrogateTerm]) -> Estimate:
+    def combine(self, positions: Tensor, terms: Sequence[SurrogateTerm], cell: Tensor | None = None) -> Estimate:
         """Return one estimate, by one backward pass, of all terms on the same frames.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
             terms: Terms on these frames.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
         return Estimate(
             loss=sum(term.loss for term in terms),
             mean=torch.cat([term.mean for term in terms]),
-            gradients=self._backward(positions, torch.stack([term.atomic_weights for term in terms]).sum(dim=0)),
+            gradients=self._backward(positions, torch.stack([term.atomic_weights for term in terms]).sum(dim=0), cell),
             ess_fraction=min(term.ess_fraction for term in terms),
         )
 
-    def _backward(self, positions: Tensor, weights: Tensor) -> list[Tensor]:
+    def _backward(self, positions: Tensor, weights: Tensor, cell: Tensor | None) -> list[Tensor]:
         """Return ∇θ Σ_ia w_ia U_a(x_i) over all processes, for weights of atomic energies (n_frames, n_atoms)."""
         parameters = self.potential.trainable_parameters()
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
 
         def gradient(part: slice) -> Sequence[Tensor | None]:
             with torch.enable_grad(), self.potential.evaluating():
-                weighted = (weights[part] * self._atomic(positions[part])).sum()
+                weighted = (weights[part] * self._atomic(positions, cell, part)).sum()
             return torch.autograd.grad(weighted, parameters, allow_unused=True)
 
         for new in self._in_chunks(len(positions), gradient):
@@ -266,5 +267,7 @@ class BoltzmannEstimator:
             yield result
             first = part.stop
 
-    def _atomic(self, positions: Tensor) -> Tensor:
-        return self.potential.atomic_energies(positions, self.potential.edges(positions)).double()
+    def _atomic(self, positions: Tensor, cell: Tensor | None, part: slice) -> Tensor:
+        frames = positions[part]
+        edges = self.potential.edges(frames, *optional(None if cell is None else cell[part]))
+        return self.potential.atomic_energies(frames, edges).double()

@@ -14,6 +14,7 @@ from torch import Tensor
 from stable_plugin.config import MIN_FRAMES, StABlEConfig
 from stable_plugin.md.simulator import Simulator
 from stable_plugin.md.state import State
+from stable_plugin.md.system import optional
 from stable_plugin.md.window import Window
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.random_state import RandomStreams
@@ -45,6 +46,7 @@ class ReplicaPool:
         config: Number of replicas, length of a window, and rewound fraction.
         streams: Random streams.
         context: Processes that train together.
+        cell: Cells of the start frames, (n_frames, 3, 3) in Å; that of the system if None.
 
     Attributes:
         state: State that the simulation phase continues from.
@@ -59,16 +61,18 @@ class ReplicaPool:
         config: StABlEConfig,
         streams: RandomStreams,
         context: DistributedContext,
+        cell: Tensor | None = None,
     ) -> None:
         self.simulator = simulator
         self.streams = streams
         self.context = context
         self._structures = structures
+        self._cell = cell
         self._rewind_fraction = config.rewind_fraction
         self._n_steps, self._record_every = config.window_steps, config.record_steps
         taken = (context.rank * config.n_replicas + torch.arange(config.n_replicas)) % len(structures)
         # No forces yet: ordinary training may have long to go until the first window.
-        self.state = simulator.place(structures[taken], streams.noise)
+        self.state = simulator.place(structures[taken], streams.noise, cell=None if cell is None else cell[taken])
         streams.mark()
         self._forces = simulator.forces.state_dict()
         self.learning_start = self.state
@@ -195,7 +199,8 @@ class ReplicaPool:
         """
         drawn = torch.randint(len(self._structures), (state.n_replicas,), generator=self.streams.choices)
         with self.model_calls():
-            fresh = self.simulator.prepare(self._structures[drawn], self.streams.noise)
+            cell = None if self._cell is None else self._cell[drawn]
+            fresh = self.simulator.prepare(self._structures[drawn], self.streams.noise, cell=cell)
         self.streams.mark()
         return fresh.select(replicas, state)
 
@@ -204,11 +209,14 @@ class ReplicaPool:
         if n_frames >= MIN_FRAMES:
             return
         steps = window.unstable_step
-        value = self.simulator.detector.measure(window.end.positions, window.end.velocities)
+        end, cell = window.end, None if window.cell is None else window.end.cell
+        value = self.simulator.detector.measure(end.positions, end.velocities, *optional(cell))
         worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
         raise UnusablePotentialError(
             f"all {len(steps) * self.context.size} replicas failed within {int(steps.max()) * window.timestep_fs:g} fs "
             f"({self.simulator.detector}), and left {n_frames} usable frame(s): there is nothing to learn from. Train the "
             "potential longer before StABlE training (start_epoch), check its units, or use a shorter timestep.",
-            self.simulator.potential.system.atoms(window.end.positions[worst], window.end.velocities[worst]),
+            self.simulator.potential.system.atoms(
+                end.positions[worst], end.velocities[worst], None if cell is None else cell[worst]
+            ),
         )

@@ -152,7 +152,9 @@ class TrainingLoop:
 
     def _collect(self, window: Window) -> WindowData:
         with self.replicas.model_calls():
-            return self.estimator.collect(window.frames(), self.replicas.n_replicas, self.replicas.streams.choices)
+            return self.estimator.collect(
+                window.frames(), self.replicas.n_replicas, self.replicas.streams.choices, window.frame_cells()
+            )
 
     def _simulate(self, phase: Phase, start: State) -> tuple[Window, float]:
         began = time.perf_counter()
@@ -171,7 +173,7 @@ class TrainingLoop:
                 phase=phase,
                 simulated_ps=self.simulated_ps + window.duration_ps,
                 unstable_fraction=fraction,
-                observable_loss=self.estimator.observed_loss(window.frames()),
+                observable_loss=self.estimator.observed_loss(window.frames(), window.frame_cells()),
                 wall_s=wall_s,
             )
         )

@@ -13,6 +13,7 @@ from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate
 from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
 from stable_plugin.config import Loss, mean_squared_error
 from stable_plugin.md.neighborhoods import Members, Neighborhoods, even_sample
+from stable_plugin.md.system import optional
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
 
@@ -40,11 +41,13 @@ class WindowData:
         positions: (n_frames, n_atoms, 3) in Å.
         groups: Whole frames, sites, or both.
         steps: Optimizer steps so far.
+        cell: Cells of the frames, (n_frames, 3, 3) in Å; None if all are that of the system.
     """
 
     positions: Tensor
     groups: list[SampleGroup]
     steps: int = 0
+    cell: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data for a checkpoint."""
@@ -61,7 +64,8 @@ class WindowData:
             )
             for group in state["groups"]
         ]
-        return cls(state["positions"].to(device), groups, state["steps"])
+        cell = state["cell"]
+        return cls(state["positions"].to(device), groups, state["steps"], None if cell is None else cell.to(device))
 
 
 class WindowEstimator:
@@ -109,25 +113,28 @@ class WindowEstimator:
                     "local out."
                 )
 
-    def collect(self, positions: Tensor, n_replicas: int, generator: torch.Generator) -> WindowData:
+    def collect(
+        self, positions: Tensor, n_replicas: int, generator: torch.Generator, cell: Tensor | None = None
+    ) -> WindowData:
         """Return the samples that frames make under the present weights.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
             n_replicas: Number of replicas that the frames come from.
             generator: Random stream that draws sites, if they are drawn evenly.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
-        atomic = self.estimator.atomic_energies(positions)
+        atomic = self.estimator.atomic_energies(positions, cell)
         groups = []
         if self._by_frame:
-            values = [_per_frame(observable, positions) for observable in self._by_frame]
+            values = [_per_frame(observable, positions, cell) for observable in self._by_frame]
             groups.append(SampleGroup(values, atomic.sum(dim=1), sites=None))
         if self.local is not None:
-            values = [_per_site(observable, positions, self.local.site_index) for observable in self._by_site]
+            values = [_per_site(observable, positions, self.local.site_index, cell) for observable in self._by_site]
             sites = self._draw_sites(values[0], n_replicas, generator)
-            energies = self.local.members(positions).select(sites).energies(atomic)
+            energies = self.local.members(positions, cell).select(sites).energies(atomic)
             groups.append(SampleGroup([value[sites] for value in values], energies, sites))
-        return WindowData(positions, groups)
+        return WindowData(positions, groups, cell=cell)
 
     def estimate(self, data: WindowData, weights: Sequence[Tensor] | None = None) -> Estimate:
         """Return the estimate from samples.
@@ -143,39 +150,40 @@ class WindowEstimator:
         for group, each in zip(data.groups, weights, strict=True):
             observables: Sequence[Observable] = self._by_frame if group.sites is None else self._by_site
             targets = [observable.known_target for observable in observables]
-            members = self._members(group, data.positions)
+            members = self._members(group, data)
             terms.append(self.estimator.surrogate_term(data.positions, group.values, targets, self.loss, each, members))
-        return self.estimator.combine(data.positions, terms)
+        return self.estimator.combine(data.positions, terms, data.cell)
 
     def reweight(self, data: WindowData) -> tuple[list[Tensor], float]:
         """Return statistical weights under the present parameters, by group, and the smallest effective fraction."""
-        atomic = self.estimator.atomic_energies(data.positions)
+        atomic = self.estimator.atomic_energies(data.positions, data.cell)
         weights = []
         for group in data.groups:
-            members = self._members(group, data.positions)
+            members = self._members(group, data)
             energies = atomic.sum(dim=1) if members is None else members.energies(atomic)
             weights.append(reweight(energies, group.energies, self.estimator.temperature_K, self.context))
         fractions = [ess_fraction(each, self.context) for each in weights]
         # Tensor.min() propagates NaN, which Python's min() may drop.
         return weights, torch.tensor(fractions, dtype=torch.float64).min().item()
 
-    def observed_loss(self, positions: Tensor) -> float:
+    def observed_loss(self, positions: Tensor, cell: Tensor | None = None) -> float:
         """Return the loss of all observables over the frames of all processes.
 
         Args:
             positions: Frames of this process, (n_frames, n_atoms, 3) in Å.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
         total = 0.0
         n_frames = self.context.count(len(positions), positions.device)
         for observable in [*self._by_frame, *self._by_site]:
-            mean = self.context.sum(_per_frame(observable, positions).double().sum(dim=0)) / n_frames
+            mean = self.context.sum(_per_frame(observable, positions, cell).double().sum(dim=0)) / n_frames
             total += self.loss(mean, observable.known_target.to(mean)).item()
         return total
 
-    def _members(self, group: SampleGroup, positions: Tensor) -> Members | None:
+    def _members(self, group: SampleGroup, data: WindowData) -> Members | None:
         if group.sites is None or self.local is None:
             return None
-        return self.local.members(positions).select(group.sites)
+        return self.local.members(data.positions, data.cell).select(group.sites)
 
     def _draw_sites(self, values: Tensor, n_replicas: int, generator: torch.Generator) -> Tensor:
         """Return the sites that have a value, or a sample of them that is even in their deviation."""
@@ -189,15 +197,15 @@ class WindowEstimator:
         return present[even_sample(deviation, n_bins, per_bin * n_replicas, generator, largest)]
 
 
-def _per_frame(observable: Observable, positions: Tensor) -> Tensor:
+def _per_frame(observable: Observable, positions: Tensor, cell: Tensor | None) -> Tensor:
     """Return the observable of each frame, (n_frames, n_values); a process whose replicas all broke has no frame."""
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
-    return observable.per_frame(positions)
+    return observable.per_frame(positions, *optional(cell))
 
 
-def _per_site(observable: LocalObservable, positions: Tensor, site_index: Tensor) -> Tensor:
+def _per_site(observable: LocalObservable, positions: Tensor, site_index: Tensor, cell: Tensor | None) -> Tensor:
     """Return the observable of the sites of all frames, (n_frames * n_sites, n_values)."""
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
-    return observable.per_site(positions, site_index).flatten(0, 1)
+    return observable.per_site(positions, site_index, *optional(cell)).flatten(0, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, optional
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.representation import ReprMixin
 
@@ -53,27 +53,29 @@ class Detector(ReprMixin, ABC):
             checks.number("discard", discard, at_least=threshold, hint="It must not be less than the threshold.")
         self.discard = discard
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         """Set up the detector for a system.
 
         Args:
             system: System to be simulated.
             reference: Stable frames, (n_frames, n_atoms, 3) in Å.
+            cell: Cells of these frames, (n_frames, 3, 3) in Å; that of the system if None.
 
         Raises:
             ValueError: If the system has nothing that this detector measures.
         """
 
     @abstractmethod
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the value of each replica, (n_replicas,), in :attr:`unit`.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
             velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
+            cell: Cells of the replicas, (n_replicas, 3, 3) in Å; that of the system if None.
         """
 
-    def classify(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return which replicas are unstable and which exceed the discard limit, both (n_replicas,).
 
         NaN counts as both.
@@ -81,17 +83,21 @@ class Detector(ReprMixin, ABC):
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
             velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
+            cell: Cells of the replicas, (n_replicas, 3, 3) in Å; that of the system if None.
         """
-        value = self.measure(positions, velocities)
+        value = self.measure(positions, velocities, *optional(cell))
         discarded = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
         return ~(value <= self.threshold), discarded
 
-    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(
+        self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
+    ) -> list[tuple[int, ...]]:
         """Return the atoms that determine the value of each replica, n_replicas tuples; empty if it has no such atoms.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
             velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
+            cell: Cells of the replicas, (n_replicas, 3, 3) in Å; that of the system if None.
         """
         return [() for _ in positions]
 
@@ -105,17 +111,18 @@ class Detector(ReprMixin, ABC):
     def load_state_dict(self, state: Any) -> None:
         """Restore what :meth:`state_dict` returned, so that the steps since then can be repeated."""
 
-    def check_reference(self, frames: Tensor, name: str = "reference") -> None:
+    def check_reference(self, frames: Tensor, name: str = "reference", cell: Tensor | None = None) -> None:
         """Raise an error if this detector classifies a reference frame as unstable.
 
         Args:
             frames: (n_frames, n_atoms, 3) in Å.
             name: Argument name of the frames, for the message.
+            cell: Cells of these frames, (n_frames, 3, 3) in Å; that of the system if None.
 
         Raises:
             ValueError: If a frame is unstable.
         """
-        value = self.measure(frames, torch.zeros_like(frames))
+        value = self.measure(frames, torch.zeros_like(frames), *optional(cell))
         unstable = ~(value <= self.threshold)
         if unstable.any():
             worst = int(torch.nan_to_num(value, nan=torch.inf).argmax())
@@ -157,28 +164,32 @@ class AnyOf(Detector):
         self.detectors = list(detectors)
         self.capturable = all(detector.capturable for detector in self.detectors)
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         for detector in self.detectors:
-            detector.bind(system, reference)
+            detector.bind(system, reference, *optional(cell))
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         values = [
-            1.0 + (detector.measure(positions, velocities) - detector.threshold) / (abs(detector.threshold) or 1.0)
+            1.0
+            + (detector.measure(positions, velocities, *optional(cell)) - detector.threshold)
+            / (abs(detector.threshold) or 1.0)
             for detector in self.detectors
         ]
         return torch.stack(values).amax(dim=0)
 
-    def classify(self, positions: Tensor, velocities: Tensor) -> tuple[Tensor, Tensor]:
-        flags = [detector.classify(positions, velocities) for detector in self.detectors]
+    def classify(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        flags = [detector.classify(positions, velocities, *optional(cell)) for detector in self.detectors]
         unstable, discarded = zip(*flags, strict=True)
         return torch.stack(unstable).any(dim=0), torch.stack(discarded).any(dim=0)
 
-    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(
+        self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
+    ) -> list[tuple[int, ...]]:
         """Return the atoms of the first detector that classifies the replica as unstable."""
         atoms: list[tuple[int, ...]] = [() for _ in positions]
         for detector in reversed(self.detectors):
-            unstable, _ = detector.classify(positions, velocities)
-            own = detector.offending_atoms(positions, velocities)
+            unstable, _ = detector.classify(positions, velocities, *optional(cell))
+            own = detector.offending_atoms(positions, velocities, *optional(cell))
             atoms = [mine if flag else other for mine, other, flag in zip(own, atoms, unstable.tolist(), strict=True)]
         return atoms
 
@@ -193,9 +204,9 @@ class AnyOf(Detector):
         for detector, own in zip(self.detectors, state, strict=True):
             detector.load_state_dict(own)
 
-    def check_reference(self, frames: Tensor, name: str = "reference") -> None:
+    def check_reference(self, frames: Tensor, name: str = "reference", cell: Tensor | None = None) -> None:
         for detector in self.detectors:
-            detector.check_reference(frames, name)
+            detector.check_reference(frames, name, *optional(cell))
 
     def __str__(self) -> str:
         return " or ".join(str(detector) for detector in self.detectors)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
 from stable_plugin.detectors.geometry import MAX_DISTANCES
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, optional
 from stable_plugin.observables.base import Observable
 from stable_plugin.runtime import checks
 
@@ -56,7 +56,12 @@ class LindemannCriterion(Detector):
         self._sites: Tensor | None = None
         self._mass_fractions: Tensor | None = None
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
+        if cell is not None:
+            raise ValueError(
+                "LindemannCriterion measures displacements from sites in one cell, but the cells of the reference frames "
+                "differ: pass reference frames with the same cell, or another detector."
+            )
         self._mass_fractions = system.masses / system.masses.sum()
         # The frames may be wrapped differently, so average minimum-image displacements from the first one.
         atoms = torch.arange(system.n_atoms, device=reference.device)
@@ -64,15 +69,17 @@ class LindemannCriterion(Detector):
         frame_and_first = torch.cat([reference, reference[:1].expand_as(reference)], dim=1)
         self._sites = reference[0] + system.separations(frame_and_first, pairs).mean(dim=0)
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        return self._squared_displacements(positions).mean(dim=-1)
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._squared_displacements(positions, cell).mean(dim=-1)
 
-    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(
+        self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
+    ) -> list[tuple[int, ...]]:
         """Return the atom that is furthest from its site."""
-        squares = torch.nan_to_num(self._squared_displacements(positions), nan=torch.inf)
+        squares = torch.nan_to_num(self._squared_displacements(positions, cell), nan=torch.inf)
         return [(int(atom),) for atom in squares.argmax(dim=-1)]
 
-    def _squared_displacements(self, positions: Tensor) -> Tensor:
+    def _squared_displacements(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._sites is None or self._mass_fractions is None:
             raise RuntimeError("LindemannCriterion has no reference yet: call bind(system, reference) first.")
         displacements = positions - self._sites.to(positions)
@@ -116,7 +123,7 @@ class CoordinationNumber(Detector):
         self._pairs: Tensor | None = None
         self._expected: Tensor | None = None
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if self.distance > system.minimum_image_cutoff:
             raise ValueError(
                 f"distance={self.distance:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its "
@@ -129,16 +136,17 @@ class CoordinationNumber(Detector):
         self._system, self._pairs = system, counted.to(system.bonds.device)
         self._expected = self._mean_coordination(reference).mean()
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._expected is None:
             raise RuntimeError("CoordinationNumber has no reference yet: call bind(system, reference) first.")
-        return (self._mean_coordination(positions) - self._expected.to(positions)).abs()
+        return (self._mean_coordination(positions, cell) - self._expected.to(positions)).abs()
 
-    def _mean_coordination(self, positions: Tensor) -> Tensor:
+    def _mean_coordination(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         assert self._system is not None and self._pairs is not None
         chunk = max(1, MAX_DISTANCES // len(positions))
         counts = [
-            (self._system.distances(positions, part) < self.distance).sum(dim=-1) for part in self._pairs.split(chunk)
+            (self._system.distances(positions, part, cell) < self.distance).sum(dim=-1)
+            for part in self._pairs.split(chunk)
         ]
         coordination = 2.0 * torch.stack(counts).sum(dim=0).to(positions) / self._system.n_atoms
         # A comparison with NaN is false, so NaN positions would count as no neighbors.
@@ -196,8 +204,8 @@ class ObservableDeviation(Detector):
         self.min_samples = min(n_samples, default if min_samples is None else checks.count("min_samples", min_samples))
         self._samples: list[Tensor] = []
 
-    def bind(self, system: System, reference: Tensor) -> None:
-        self.observable.bind(system, reference)
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
+        self.observable.bind(system, reference, *optional(cell))
         self.reset(0)
 
     def reset(self, n_replicas: int) -> None:
@@ -209,15 +217,15 @@ class ObservableDeviation(Detector):
     def load_state_dict(self, state: Any) -> None:
         self._samples = list(state)
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         """Add a sample of each replica, and return the error of the mean over the latest ones, (n_replicas,)."""
-        self._samples = [*self._samples, self.observable.per_frame(positions)][-self.n_samples :]
+        self._samples = [*self._samples, self.observable.per_frame(positions, *optional(cell))][-self.n_samples :]
         mean = torch.stack(self._samples).mean(dim=0)
         error = (mean - self.observable.known_target.to(positions)).abs().mean(dim=-1)
         # Zero times the error, so that NaN is detected before there are enough samples.
         return error if len(self._samples) >= self.min_samples else 0.0 * error
 
-    def check_reference(self, frames: Tensor, name: str = "reference") -> None:
+    def check_reference(self, frames: Tensor, name: str = "reference", cell: Tensor | None = None) -> None:
         """Accept all frames, because the threshold is for a mean over many frames."""
 
     def __str__(self) -> str:

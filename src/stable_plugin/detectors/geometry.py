@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, each_cell
 from stable_plugin.runtime import checks
 
 MAX_DISTANCES = 2_000_000
@@ -46,18 +46,20 @@ class BondDeviation(Detector):
         self._system: System | None = None
         self._lengths: Tensor | None = None
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if len(system.bonds) == 0:
             raise ValueError(f"{self!r} finds no bonds in the system: pass them, System.from_atoms(..., bonds=...).")
         self._system = system
-        self._lengths = system.distances(reference.to(system.masses), system.bonds).mean(dim=0)
+        self._lengths = system.distances(reference.to(system.masses), system.bonds, cell).mean(dim=0)
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
-        return self._deviations(positions).amax(dim=-1)
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._deviations(positions, cell).amax(dim=-1)
 
-    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(
+        self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
+    ) -> list[tuple[int, ...]]:
         """Return the two atoms of the bond that deviates most."""
-        worst = torch.nan_to_num(self._deviations(positions), nan=torch.inf).argmax(dim=-1)
+        worst = torch.nan_to_num(self._deviations(positions, cell), nan=torch.inf).argmax(dim=-1)
         return _pair_tuples(self._bound_system.bonds, worst)
 
     @property
@@ -66,10 +68,10 @@ class BondDeviation(Detector):
             raise RuntimeError("BondDeviation has no reference yet: call bind(system, reference) first.")
         return self._system
 
-    def _deviations(self, positions: Tensor) -> Tensor:
+    def _deviations(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         system = self._bound_system
         assert self._lengths is not None
-        return (system.distances(positions, system.bonds) - self._lengths.to(positions)).abs()
+        return (system.distances(positions, system.bonds, cell) - self._lengths.to(positions)).abs()
 
 
 class _MinimumDistance(Detector):
@@ -84,24 +86,27 @@ class _MinimumDistance(Detector):
         self._system: System | None = None
         self._pairs: Tensor | None = None
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         self._system, self._pairs = system, self._candidate_pairs(system).to(system.bonds.device)
 
     @abstractmethod
     def _candidate_pairs(self, system: System) -> Tensor:
         """Return the pairs of atoms that must not come close, (n_pairs, 2)."""
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return minus the shortest distance, (n_replicas,) in Å, so that larger is worse."""
         system, pairs = self._bound()
         chunk = max(1, MAX_DISTANCES // len(positions))
-        shortest = [system.distances(positions, part).amin(dim=-1) for part in pairs.split(chunk)]
+        shortest = [system.distances(positions, part, cell).amin(dim=-1) for part in pairs.split(chunk)]
         return -torch.stack(shortest).amin(dim=0)
 
-    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(
+        self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
+    ) -> list[tuple[int, ...]]:
         """Return the two atoms that are closest."""
         system, pairs = self._bound()
-        distances = [system.distances(frame, pairs) for frame in positions]
+        cells = each_cell(cell, len(positions))
+        distances = [system.distances(frame, pairs, own) for frame, own in zip(positions, cells, strict=True)]
         return _pair_tuples(pairs, torch.stack([torch.nan_to_num(each, nan=0.0).argmin() for each in distances]))
 
     def _bound(self) -> tuple[System, Tensor]:

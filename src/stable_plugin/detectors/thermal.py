@@ -35,7 +35,7 @@ class RunawayTemperature(Detector):
         >>> detector.bind(system, reference=positions)
         >>> speed = (kB * 1500.0 / system.masses).sqrt()  # along each axis, at 1500 K
         >>> velocities = speed[None, :, None].expand_as(positions)
-        >>> [round(value) for value in detector.measure(positions, velocities).tolist()]
+        >>> [round(value) for value in detector.measure(positions, velocities, *optional(cell)).tolist()]
         [1500]
     """
 
@@ -46,15 +46,17 @@ class RunawayTemperature(Detector):
         super().__init__(threshold, discard)
         self._masses: Tensor | None = None
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         self._masses = system.masses
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._masses is None:
             raise RuntimeError("RunawayTemperature has no masses yet: call bind(system, reference) first.")
         return kinetic_temperature(velocities, self._masses.to(velocities))
 
-    def offending_atoms(self, positions: Tensor, velocities: Tensor) -> list[tuple[int, ...]]:
+    def offending_atoms(
+        self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
+    ) -> list[tuple[int, ...]]:
         """Return the atom with the largest kinetic energy."""
         assert self._masses is not None
         energies = self._masses.to(velocities) * velocities.square().sum(dim=-1)
@@ -77,5 +79,5 @@ class NonFinite(Detector):
     def __init__(self) -> None:
         super().__init__(threshold=0.5, discard=0.5)
 
-    def measure(self, positions: Tensor, velocities: Tensor) -> Tensor:
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         return (~torch.isfinite(positions + velocities).flatten(1).all(dim=1)).to(positions.dtype)

@@ -18,7 +18,7 @@ from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison,
 from stable_plugin.evaluation.trajectories import offending_atom_labels, write_trajectories
 from stable_plugin.md import Execution, Integrator, Langevin
 from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_frames, read_labeled
-from stable_plugin.md.system import System, stack_positions
+from stable_plugin.md.system import System, optional, stack_cells, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
 from stable_plugin.observables import (
     AngleDistribution,
@@ -83,9 +83,14 @@ class Evaluator:
         start_frames = read_frames(starts, "starts")
         reference_frames = start_frames if reference is None else read_frames(reference, "reference")
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
-        self.system = System.from_atoms(reference_frames[0], bonds)
-        self.starts = stack_positions(start_frames, self.system, "starts")
-        self.reference = stack_positions(reference_frames, self.system, "reference")
+        system = System.from_atoms(reference_frames[0], bonds)
+        self.starts = stack_positions(start_frames, system, "starts")
+        self.reference = stack_positions(reference_frames, system, "reference")
+        self._start_cells, self._reference_cells = (
+            stack_cells(start_frames, system),
+            stack_cells(reference_frames, system),
+        )
+        self.system = system.with_cells(self._start_cells, self._reference_cells)
         self.detector = detector or BondDeviation(threshold=0.5)
         self.comparison = ObservableComparison(
             observables or [BondLengths(), DistanceDistribution(), AngleDistribution()], dynamics
@@ -127,15 +132,16 @@ class Evaluator:
                     f"record_every_fs={self.settings.record_every_fs:g}: frames are compared as they are recorded, so "
                     "set both to the same time."
                 )
-        self.detector.bind(self.system, self.reference)
-        self.detector.check_reference(self.reference)
-        self.detector.check_reference(self.starts, "starts")
+        cell = self._reference_cells
+        self.detector.bind(self.system, self.reference, *optional(cell))
+        self.detector.check_reference(self.reference, "reference", *optional(cell))
+        self.detector.check_reference(self.starts, "starts", *optional(self._start_cells))
         # The evaluated module may be on another device, so its execution settings are not checked here.
         settings = replace(self.settings, execution=Execution())
         simulator = settings.simulator(find_potential(NoInteraction(), self.system), self.detector)
         simulator.check_record_every(self.settings.record_every)
         for observable in self.comparison.observables:
-            observable.bind(self.system, self.reference[:1])
+            observable.bind(self.system, self.reference[:1], *optional(None if cell is None else cell[:1]))
         self._bind_correlations()
 
     def evaluate(self, module: nn.Module, trajectories: Path | None = None, n_trajectories: int = 3) -> Evaluation:
@@ -154,11 +160,12 @@ class Evaluator:
         """
         potential = find_potential(module, self.system)
         reference = self.reference.to(potential.system.masses)
-        self.detector.bind(potential.system, reference)
+        cell = None if self._reference_cells is None else self._reference_cells.to(reference)
+        self.detector.bind(potential.system, reference, *optional(cell))
         for observable in self.comparison.observables:
-            observable.bind(potential.system, reference)
+            observable.bind(potential.system, reference, *optional(cell))
         self._bind_correlations()
-        replicas = simulate_replicas(potential, self.detector, self.starts, self.settings)
+        replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
         atom_labels = offending_atom_labels(replicas, self.detector, potential.system)
         if trajectories is not None:
@@ -186,7 +193,7 @@ class Evaluator:
             f"all {self.settings.n_replicas} replicas have failed in their start frames ({self.detector}), so nothing "
             "can be measured: the potential returns no finite forces there. Train it again with a lower learning rate, "
             "or check its units.",
-            system.atoms(replicas.last_positions[0].to(system.masses)),
+            system.atoms(replicas.last_positions[0].to(system.masses), cell=replicas.cell_of(0)),
         )
 
 

@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
-from stable_plugin.md.system import stack_positions
+from stable_plugin.md.system import optional, stack_cells, stack_positions
 from stable_plugin.models import Potential
 
 FRAMES_PER_CALL = 64
@@ -30,9 +30,14 @@ def label_errors(potential: Potential, labeled: Sequence[Atoms]) -> tuple[Tensor
     energies = torch.tensor([frame.info[ENERGY_KEY] for frame in labeled], dtype=torch.float64)
     forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in labeled]))
     positions = stack_positions(labeled, potential.system, "labeled").to(potential.device, potential.dtype)
+    cell = stack_cells(labeled, potential.system)
+    cell = None if cell is None else cell.to(positions)
     with potential.frozen():
         predicted = [
-            potential.energies_and_forces(part, potential.edges(part)) for part in positions.split(FRAMES_PER_CALL)
+            potential.energies_and_forces(
+                positions[part], potential.edges(positions[part], *optional(None if cell is None else cell[part]))
+            )
+            for part in torch.arange(len(positions)).split(FRAMES_PER_CALL)
         ]
     predicted_energies = torch.cat([pair[0].double().cpu() for pair in predicted]) + potential.constant_energy
     predicted_forces = torch.cat([pair[1].double().cpu() for pair in predicted])

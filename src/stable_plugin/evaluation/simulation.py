@@ -88,6 +88,7 @@ class ReplicaTrajectories:
         times_ps: Time of each frame, (n_frames,) in ps.
         failed_ps: Time at which each replica failed, (n_replicas,) in ps; inf if it did not.
         last_positions: Positions at the end or at the failure, (n_replicas, n_atoms, 3) in Å.
+        cell: Cell of each replica, (n_replicas, 3, 3) in Å; None if all are that of the system.
     """
 
     positions: Tensor
@@ -96,10 +97,19 @@ class ReplicaTrajectories:
     times_ps: Tensor
     failed_ps: Tensor
     last_positions: Tensor
+    cell: Tensor | None = None
+
+    def cell_of(self, replica: int) -> Tensor | None:
+        """Return the cell of a replica, (3, 3) in Å, or None if it is that of the system."""
+        return None if self.cell is None else self.cell[replica]
 
 
 def simulate_replicas(
-    potential: Potential, detector: Detector, starts: Tensor, settings: SimulationSettings
+    potential: Potential,
+    detector: Detector,
+    starts: Tensor,
+    settings: SimulationSettings,
+    cell: Tensor | None = None,
 ) -> ReplicaTrajectories:
     """Simulate replicas up to the longest horizon, or until all of them have failed.
 
@@ -108,6 +118,7 @@ def simulate_replicas(
         detector: Detector that stops a replica, bound to the system.
         starts: Start frames over which the replicas are spread evenly, (n_starts, n_atoms, 3) in Å.
         settings: How to simulate.
+        cell: Cells of the start frames, (n_starts, 3, 3) in Å; that of the system if None.
 
     Returns:
         The recorded frames on the CPU.
@@ -115,7 +126,8 @@ def simulate_replicas(
     simulator = settings.simulator(potential, detector)
     generator = torch.Generator(potential.device).manual_seed(settings.seed)
     chosen = torch.linspace(0, len(starts) - 1, settings.n_replicas).round().long()
-    state = simulator.prepare(starts[chosen], generator)
+    own_cell = None if cell is None else cell[chosen]
+    state = simulator.prepare(starts[chosen], generator, cell=own_cell)
     simulator.forces.expected_steps = settings.n_steps
     record_every, step_ps = settings.record_every, settings.integrator.timestep_fs / 1000.0
     active = torch.ones(settings.n_replicas, dtype=torch.bool, device=potential.device)
@@ -143,4 +155,5 @@ def simulate_replicas(
         times_ps=torch.cat(times),
         failed_ps=failed_ps,
         last_positions=state.positions.cpu(),
+        cell=own_cell,
     )

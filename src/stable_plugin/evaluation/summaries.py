@@ -12,6 +12,7 @@ import numpy as np
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
+from stable_plugin.md.system import optional
 from stable_plugin.observables import Observable, TimeCorrelation
 
 MAX_ATOM_LABELS = 5
@@ -64,7 +65,9 @@ class ObservableComparison:
             observable.reset()
             for number in block.unique():
                 for replica in range(within.shape[1]):
-                    observable.update(trajectories.positions[within[:, replica] & (block == number), replica])
+                    frames = trajectories.positions[within[:, replica] & (block == number), replica]
+                    cell = trajectories.cell_of(replica)
+                    observable.update(frames, *optional(None if cell is None else cell.expand(len(frames), 3, 3)))
         n_frames = int(within.any(dim=1).sum())
         for correlation in self.correlations:
             correlation.reset()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, optional
 
 
 def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector, system: System) -> dict[int, str]:
@@ -26,7 +26,8 @@ def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector,
         Labels such as ``C1-H14`` by replica; replicas whose failure is not due to particular atoms are left out.
     """
     last = trajectories.last_positions.to(system.masses)
-    offending_atoms = detector.offending_atoms(last, torch.zeros_like(last))
+    cell = None if trajectories.cell is None else trajectories.cell.to(last)
+    offending_atoms = detector.offending_atoms(last, torch.zeros_like(last), *optional(cell))
     return {
         replica: "-".join(f"{system.symbols[atom]}{atom}" for atom in atoms)
         for replica, atoms in enumerate(offending_atoms)
@@ -52,7 +53,8 @@ def write_trajectories(
     stable = [replica for replica in order if trajectories.failed_ps[replica].isinf()][:n_trajectories]
     for replica in failed:
         frames = _recorded_frames(trajectories, system, replica)
-        last = _frame(system, trajectories.last_positions[replica], trajectories.failed_ps[replica].item())
+        failed_ps = trajectories.failed_ps[replica].item()
+        last = _frame(system, trajectories.last_positions[replica], failed_ps, trajectories.cell_of(replica))
         last.info["offending_atoms"] = labels.get(replica, "")
         ase.io.write(folder / f"failed_replica{replica:02d}.extxyz", [*frames, last])
     for replica in stable:
@@ -62,12 +64,17 @@ def write_trajectories(
 
 def _recorded_frames(trajectories: ReplicaTrajectories, system: System, replica: int) -> list[Any]:
     return [
-        _frame(system, trajectories.positions[index, replica], trajectories.times_ps[index].item())
+        _frame(
+            system,
+            trajectories.positions[index, replica],
+            trajectories.times_ps[index].item(),
+            trajectories.cell_of(replica),
+        )
         for index in trajectories.valid[:, replica].nonzero()[:, 0].tolist()
     ]
 
 
-def _frame(system: System, positions: Tensor, time_ps: float) -> Any:
-    frame = system.atoms(positions)
+def _frame(system: System, positions: Tensor, time_ps: float, cell: Tensor | None) -> Any:
+    frame = system.atoms(positions, cell=cell)
     frame.info["time_ps"] = round(time_ps, 6)
     return frame

@@ -15,7 +15,7 @@ from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.config import StABlEConfig
 from stable_plugin.integrations.structures import training_structures
 from stable_plugin.md.frames import read_frames
-from stable_plugin.md.system import System, stack_positions
+from stable_plugin.md.system import System, stack_cells, stack_positions
 from stable_plugin.models import NoInteraction, PotentialMaker, find_potential
 from stable_plugin.runtime.distributed import DistributedContext
 
@@ -76,10 +76,15 @@ def _build(
 ) -> TrainingLoop:
     reference = structures if config.reference is None else read_frames(config.reference)
     system = System.from_atoms(reference[0], config.bonds)
+    positions = stack_positions(structures, system, "structures")
+    reference_positions = stack_positions(reference, system, "reference")
+    cell, reference_cell = stack_cells(structures, system), stack_cells(reference, system)
     return assemble(
-        find_potential(module, system, potential),
-        stack_positions(structures, system, "structures"),
-        stack_positions(reference, system, "reference"),
+        find_potential(module, system.with_cells(cell, reference_cell), potential),
+        positions,
+        reference_positions,
         config,
         DistributedContext.current(),
+        cell=cell,
+        reference_cell=reference_cell,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, each_cell, optional
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.representation import ReprMixin
 
@@ -91,21 +91,22 @@ class Neighborhoods(ReprMixin, ABC):
         """Site of each atom, (n_atoms,), from zero without gaps."""
 
     @abstractmethod
-    def _memberships(self, frame: Tensor) -> Tensor:
+    def _memberships(self, frame: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return whether an atom is in the neighborhood of a site, (n_sites, n_atoms), for one frame (n_atoms, 3)."""
 
-    def members(self, positions: Tensor) -> Members:
+    def members(self, positions: Tensor, cell: Tensor | None = None) -> Members:
         """Return the neighborhoods of all sites of all frames; sample = frame * n_sites + site.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
         n_frames, n_atoms, _ = positions.shape
         n_sites = int(self.site_index.max()) + 1
         empty = torch.empty(0, dtype=torch.long, device=positions.device)
         samples, atoms = [empty], [empty]
-        for index, frame in enumerate(positions):
-            site, atom = self._memberships(frame).nonzero(as_tuple=True)
+        for index, (frame, own) in enumerate(zip(positions, each_cell(cell, n_frames), strict=True)):
+            site, atom = self._memberships(frame, *optional(own)).nonzero(as_tuple=True)
             samples.append(site + index * n_sites)
             atoms.append(atom + index * n_atoms)
         return Members(torch.cat(samples), torch.cat(atoms), n_frames * n_sites, (n_frames, n_atoms))
@@ -145,7 +146,7 @@ class Molecules(Neighborhoods):
     def site_index(self) -> Tensor:
         return self._site_index
 
-    def _memberships(self, frame: Tensor) -> Tensor:
+    def _memberships(self, frame: Tensor, cell: Tensor | None = None) -> Tensor:
         sites = torch.arange(int(self.site_index.max()) + 1, device=self.site_index.device)
         return (sites[:, None] == self.site_index).to(frame.device)
 
@@ -173,16 +174,16 @@ class NearestMolecules(Molecules):
             )
         self._anchor = torch.stack([(self.site_index == site).nonzero()[0, 0] for site in range(n_molecules)])
 
-    def _memberships(self, frame: Tensor) -> Tensor:
+    def _memberships(self, frame: Tensor, cell: Tensor | None = None) -> Tensor:
         site_index, anchor = self.site_index.to(frame.device), self._anchor.to(frame.device)
         # Relative to the first atom of the molecule, so that the center of a molecule across the boundary is right.
         pairs = torch.stack([torch.arange(len(site_index)).to(site_index), anchor[site_index]], dim=1)
-        arms = self.system.separations(frame, pairs)
+        arms = self.system.separations(frame, pairs, cell)
         count = torch.bincount(site_index)
         offset = torch.zeros(len(count), 3).to(frame).index_add(0, site_index, arms) / count[:, None]
         centers = frame[anchor] + offset
         pairs = torch.cartesian_prod(torch.arange(len(count)), torch.arange(len(count)))
-        distances = self.system.distances(centers, pairs).reshape(len(count), len(count))
+        distances = self.system.distances(centers, pairs, cell).reshape(len(count), len(count))
         near = torch.zeros_like(distances, dtype=torch.bool).scatter_(
             1, distances.topk(self.n, largest=False).indices, True
         )
@@ -216,10 +217,10 @@ class AtomsWithin(Neighborhoods):
     def site_index(self) -> Tensor:
         return self._site_index
 
-    def _memberships(self, frame: Tensor) -> Tensor:
+    def _memberships(self, frame: Tensor, cell: Tensor | None = None) -> Tensor:
         n_atoms = len(frame)
         pairs = torch.cartesian_prod(torch.arange(n_atoms), torch.arange(n_atoms))
-        return self.system.distances(frame, pairs).reshape(n_atoms, n_atoms) <= self.radius_A
+        return self.system.distances(frame, pairs, cell).reshape(n_atoms, n_atoms) <= self.radius_A
 
 
 def even_sample(

@@ -17,7 +17,8 @@ from stable_plugin.md.execution import Execution
 from stable_plugin.md.integrators import Integrator
 from stable_plugin.md.neighbors import Edges, NeighborList
 from stable_plugin.md.state import State
-from stable_plugin.md.window import NEVER, Window, stack_frames
+from stable_plugin.md.system import optional
+from stable_plugin.md.window import NEVER, Recorded, Window, stack_frames
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.allocator import keep_freed_memory
 from stable_plugin.runtime.threads import on_threads
@@ -125,6 +126,7 @@ class Simulator:
         self.capturing = execution.capture is not False and potential.device.type == "cuda"
         self.repeated_blocks = 0
         self._margin = 0.0
+        self._cells_differ = False
 
     def __repr__(self) -> str:
         return (
@@ -133,37 +135,57 @@ class Simulator:
             f"skin_A={self.neighbors.skin}, execution={self.execution!r})"
         )
 
-    def prepare(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
+    def prepare(
+        self,
+        positions: Tensor,
+        generator: torch.Generator,
+        velocities: Tensor | None = None,
+        cell: Tensor | None = None,
+    ) -> State:
         """Return a state to start from, with forces and energies; arguments as of :meth:`place`."""
-        return self.refresh(self.place(positions, generator, velocities))
+        return self.refresh(self.place(positions, generator, velocities, cell))
 
-    def place(self, positions: Tensor, generator: torch.Generator, velocities: Tensor | None = None) -> State:
+    def place(
+        self,
+        positions: Tensor,
+        generator: torch.Generator,
+        velocities: Tensor | None = None,
+        cell: Tensor | None = None,
+    ) -> State:
         """Return a state with forces and energies still zero, without a call of the model.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
             generator: Source of the velocities.
             velocities: In Å per ASE time; drawn from the Maxwell-Boltzmann distribution by default.
+            cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system by default.
         """
         system = self.potential.system
         positions = positions.to(self.potential.device, self.potential.dtype)
         if velocities is None:
             velocities = self.integrator.initial_velocities(positions.shape, system.masses, generator)
-        cell = system.cell if system.periodic else torch.zeros_like(system.cell)
+        own = system.cell if system.periodic else torch.zeros_like(system.cell)
+        cell = own.repeat(len(positions), 1, 1) if cell is None else cell
         return State(
             positions=positions,
             velocities=velocities.to(positions),
             forces=torch.zeros_like(positions),
             energies=torch.zeros(len(positions), dtype=torch.float64, device=positions.device),
             chain=self.integrator.initial_chain(positions),
-            cell=cell.to(positions).repeat(len(positions), 1, 1),
+            cell=cell.to(positions),
         )
 
     def refresh(self, state: State) -> State:
         """Return the state with forces and energies of the present weights."""
         with self.potential.frozen():
-            energies, forces = self.forces.plain(state.positions, self.potential.edges(state.positions))
+            edges = self.potential.edges(state.positions, self._different_cells(state))
+            energies, forces = self.forces.plain(state.positions, edges)
         return state.replace(energies=energies, forces=forces)
+
+    def _different_cells(self, state: State) -> Tensor | None:
+        """Return the cells of the replicas, (n_replicas, 3, 3), or None if all have that of the system."""
+        system = self.potential.system
+        return None if not system.periodic or bool((state.cell == system.cell).all()) else state.cell
 
     def check_record_every(self, record_every: int) -> None:
         """Raise an error if frames would be recorded that the detector has not checked.
@@ -222,7 +244,7 @@ class Simulator:
         finite = start.finite()
         active = torch.ones_like(finite) if active is None else active
         progress = _Progress(start, torch.where(active & ~finite, 0, NEVER), active & finite)
-        frames: list[tuple[Tensor, Tensor, Tensor]] = []
+        frames: list[Recorded] = []
         with self.potential.simulating():
             with on_threads(self.forces.choose_threads(start.positions)):
                 self.forces.settle(start.positions)
@@ -230,15 +252,17 @@ class Simulator:
                     block = range(first, min(first + self.block_steps, n_steps))
                     progress = self._timed_block(progress, block, plan)
                     if block.stop % record_every == 0:
-                        frames.append((progress.state.positions, progress.state.velocities, progress.moving))
+                        state = progress.state
+                        frames.append((state.positions, state.velocities, state.cell, progress.moving))
                     if on_block_end is not None:
                         on_block_end(block.stop)
             # Another number of threads changes the last digits, so it may change between windows only.
             self.forces.review_threads(progress.state.positions)
-        positions, velocities, valid = stack_frames(frames, start)
+        positions, velocities, cell, valid = stack_frames(frames, start)
         return Window(
             positions=positions,
             velocities=velocities,
+            cell=cell if self._cells_differ else None,
             valid=valid,
             unstable_step=progress.unstable_step,
             stopped=~progress.moving,
@@ -252,6 +276,7 @@ class Simulator:
         if self.potential.device.type == "cpu":
             keep_freed_memory()
         self.neighbors.invalidate()
+        self._cells_differ = self._different_cells(start) is not None
         self._margin = self._thermal_displacement()
         if not continues:
             self.detector.reset(start.n_replicas)
@@ -279,7 +304,7 @@ class Simulator:
         inputs = [*progress.tensors(), self._batch(moving, plan), done]
         search = False
         while True:
-            self.neighbors.update(positions, moving, self._margin)
+            self.neighbors.update(positions, moving, self._margin, self._cell(progress.state))
             *outputs, overflow = self._run_block(inputs, block, plan, search)
             if not overflow.any().item():
                 return _Progress.from_tensors(outputs)
@@ -314,7 +339,7 @@ class Simulator:
     def _captured_block(self, inputs: Sequence[Tensor], check: bool, plan: _Plan) -> CapturedBlock:
         module = self.potential.simulated_module
         addresses = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
-        depends_on = (self.neighbors.generation, addresses, id(plan.generator), plan.stop_unstable)
+        depends_on = (self.neighbors.generation, addresses, id(plan.generator), plan.stop_unstable, self._cells_differ)
 
         def steps(*tensors: Tensor) -> list[Tensor]:
             return self._block(tensors, self.block_steps, check, plan, search=False)
@@ -344,7 +369,7 @@ class Simulator:
         def force(positions: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal overflow
             if search:
-                return self.forces(positions, self.potential.edges(positions))
+                return self.forces(positions, self.potential.edges(positions, self._cell(state)))
             edges = self.neighbors.edges(positions, moving)
             overflow = overflow | (self.neighbors.did_overflow(positions) & moving)
             if len(batch) == len(moving):
@@ -366,10 +391,13 @@ class Simulator:
         *tensors, overflow = outputs
         progress = _Progress.from_tensors(tensors)
         state, unstable_step, moving = progress.state, progress.unstable_step, progress.moving
-        unstable, discarded = self.detector.classify(state.positions, state.velocities)
+        unstable, discarded = self.detector.classify(state.positions, state.velocities, *optional(self._cell(state)))
         unstable_step = torch.where(moving & unstable & (unstable_step == NEVER), step, unstable_step)
         moving = moving & ~(unstable if plan.stop_unstable else discarded)
         return [*_Progress(state, unstable_step, moving).tensors(), overflow]
+
+    def _cell(self, state: State) -> Tensor | None:
+        return state.cell if self._cells_differ else None
 
     def _batch(self, moving: Tensor, plan: _Plan) -> Tensor:
         """Return the replicas in the batch of the model call, (n_batch,): those that move, and others as padding."""

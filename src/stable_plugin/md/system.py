@@ -37,6 +37,7 @@ class System:
         spin: Spin multiplicity; None if not specified.
         is_extended: Whether a chain of bonds connects an atom to its own periodic image, as in a metal or an ionic
             crystal, which has no separate molecules.
+        cells: Cells of all frames, (n_frames, 3, 3) in Å, where they differ; None if all have :attr:`cell`.
     """
 
     numbers: Tensor
@@ -48,6 +49,7 @@ class System:
     charge: int | None = None
     spin: int | None = None
     is_extended: bool = False
+    cells: Tensor | None = None
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, bonds: Sequence[tuple[int, int]] | None = None) -> System:
@@ -98,17 +100,57 @@ class System:
     @cached_property
     def to_cell(self) -> Tensor:
         """Matrix from positions to fractional coordinates, (3, 3); zero in directions that are not periodic."""
-        repeats = torch.tensor(self.pbc, dtype=torch.float64)
         inverse: Tensor = torch.linalg.inv(self.cell.double().cpu())
-        return (inverse * repeats).to(self.cell.device)
+        return (inverse * self._repeats.cpu()).to(self.cell.device)
+
+    def inverse_of(self, cell: Tensor) -> Tensor:
+        """Return :attr:`to_cell` for other cells, without reading the host.
+
+        Args:
+            cell: Cell vectors, one per row, (..., 3, 3) in Å.
+
+        Returns:
+            (..., 3, 3) in 1/Å.
+        """
+        a, b, c = cell.unbind(dim=-2)
+        # The columns of the inverse are the reciprocal vectors; torch.linalg.inv would check for singular matrices.
+        columns = torch.stack([torch.linalg.cross(*pair) for pair in ((b, c), (c, a), (a, b))], dim=-1)
+        volume = (a * columns[..., 0]).sum(dim=-1)
+        return columns / volume[..., None, None] * self._repeats.to(cell)
+
+    @cached_property
+    def _repeats(self) -> Tensor:
+        return torch.tensor(self.pbc, dtype=torch.float64, device=self.cell.device)
 
     @property
     def minimum_image_cutoff(self) -> float:
-        """Largest cutoff in Å at which an atom sees one image of another: half the smallest height of the cell."""
+        """Largest cutoff in Å at which an atom sees one image of another: half the smallest height of the cell.
+
+        Where replicas differ in their cells, the smallest of :attr:`cells`.
+        """
         if not self.periodic:
             return inf
-        heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(self.cell.double().cpu()), dim=0)
-        return 0.5 * float(heights[torch.tensor(self.pbc)].min())
+        cells = self.cell[None] if self.cells is None else self.cells
+        heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(cells.double().cpu()), dim=1)
+        return 0.5 * float(heights[:, torch.tensor(self.pbc)].min())
+
+    def with_cells(self, *cells: Tensor | None) -> System:
+        """Return a copy that knows the cells which its frames have, see :attr:`cells`.
+
+        Args:
+            cells: Cells of frames, each (n_frames, 3, 3) in Å; None for frames in the cell of the system.
+        """
+        different = [each.to(self.cell) for each in cells if each is not None]
+        return replace(self, cells=torch.cat([self.cell[None], *different])) if different else self
+
+    def volume(self, cell: Tensor | None = None) -> Tensor:
+        """Return the volume of a cell, (), or of several, (...), in Å³, float64.
+
+        Args:
+            cell: Cell vectors, one per row, (..., 3, 3) in Å; those of the system if None.
+        """
+        volume: Tensor = torch.linalg.det((self.cell if cell is None else cell).double()).abs()
+        return volume
 
     @property
     def n_atoms(self) -> int:
@@ -150,7 +192,7 @@ class System:
             spin=spin if self.spin is None else self.spin,
         )
 
-    def separations(self, positions: Tensor, pairs: Tensor) -> Tensor:
+    def separations(self, positions: Tensor, pairs: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return vectors from the second to the first atom of pairs, to its nearest image in a periodic system.
 
         Exact for vectors shorter than :attr:`minimum_image_cutoff`.
@@ -158,6 +200,7 @@ class System:
         Args:
             positions: (..., n_atoms, 3) in Å.
             pairs: (n_pairs, 2).
+            cell: Cells of the frames, (..., 3, 3) in Å, with the leading axes of the positions; that of the system if None.
 
         Returns:
             (..., n_pairs, 3) in Å.
@@ -166,12 +209,13 @@ class System:
         vectors = positions[..., first, :] - positions[..., second, :]
         if not self.periodic:
             return vectors
-        images = torch.round(vectors @ self.to_cell.to(positions))
-        return vectors - images @ self.cell.to(positions)
+        to_cell = self.to_cell if cell is None else self.inverse_of(cell)
+        images = torch.round(vectors @ to_cell.to(positions))
+        return vectors - images @ (self.cell if cell is None else cell).to(positions)
 
-    def distances(self, positions: Tensor, pairs: Tensor) -> Tensor:
+    def distances(self, positions: Tensor, pairs: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the lengths of :meth:`separations`, (..., n_pairs) in Å."""
-        lengths: Tensor = torch.linalg.vector_norm(self.separations(positions, pairs), dim=-1)
+        lengths: Tensor = torch.linalg.vector_norm(self.separations(positions, pairs, cell), dim=-1)
         return lengths
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> System:
@@ -182,19 +226,21 @@ class System:
             masses=self.masses.to(device, dtype),
             bonds=self.bonds.to(device),
             cell=self.cell.to(device, dtype),
+            cells=None if self.cells is None else self.cells.to(device, dtype),
         )
 
-    def atoms(self, positions: Tensor, velocities: Tensor | None = None) -> Atoms:
+    def atoms(self, positions: Tensor, velocities: Tensor | None = None, cell: Tensor | None = None) -> Atoms:
         """Return one frame as an ASE structure.
 
         Args:
             positions: (n_atoms, 3) in Å.
             velocities: (n_atoms, 3) in Å per ASE time.
+            cell: Cell of this frame, (3, 3) in Å; that of the system if None.
         """
         frame = Atoms(
             numbers=self.numbers.cpu().numpy(),
             positions=positions.double().cpu().numpy(),
-            cell=self.cell.double().cpu().numpy() if self.periodic else None,
+            cell=(self.cell if cell is None else cell).double().cpu().numpy() if self.periodic else None,
             pbc=self.pbc,
         )
         frame.set_masses(self.masses.double().cpu().numpy())
@@ -212,8 +258,10 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
         name: Name of the argument in errors.
 
     Raises:
-        ValueError: If there is no frame, or one has different atoms or another order, cell, charge or spin, or
+        ValueError: If there is no frame, or one has different atoms or another order, pbc, charge or spin, or
             :func:`check_geometry` rejects it.
+
+    See :func:`stack_cells` for their cells, which may differ.
     """
     if len(frames) == 0:
         raise ValueError(f"{name} contains no frame: pass at least one structure.")
@@ -224,13 +272,10 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
                 f"{Atoms(list(system.symbols)).get_chemical_formula()} in a fixed order of atoms: "
                 "pass frames of one system, with its atoms in the same order."
             )
-        if tuple(frame.pbc.tolist()) != system.pbc or (
-            system.periodic
-            and not np.allclose(frame.cell.complete().array, system.cell.cpu().numpy(), atol=CELL_TOLERANCE)
-        ):
+        if tuple(frame.pbc.tolist()) != system.pbc:
             raise ValueError(
-                f"{name}[{index}] has pbc={frame.pbc.tolist()} and the cell {frame.cell.tolist()}, but the simulated "
-                f"system has pbc={list(system.pbc)} and {system.cell.tolist()}: pass frames with the same cell."
+                f"{name}[{index}] has pbc={frame.pbc.tolist()}, but the simulated system has pbc={list(system.pbc)}: pass "
+                "frames that are periodic in the same directions."
             )
         for label, expected in (("charge", system.charge), ("spin", system.spin)):
             if expected is not None and frame.info.get(label, expected) != expected:
@@ -250,3 +295,39 @@ def _whole_number(atoms: Atoms, name: str) -> int | None:
     if isinstance(value, bool) or int(value) != value:
         raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: set a whole number.")
     return int(value)
+
+
+def stack_cells(frames: Sequence[Atoms], system: System) -> Tensor | None:
+    """Return the cells of frames, (n_frames, 3, 3) in Å, float64, or None if all are that of the system.
+
+    Args:
+        frames: ASE structures.
+        system: System that the frames are of.
+    """
+    if not system.periodic:
+        return None
+    cells = np.stack([frame.cell.complete().array for frame in frames])
+    if np.allclose(cells, system.cell.cpu().numpy(), atol=CELL_TOLERANCE):
+        return None
+    return torch.tensor(cells, dtype=torch.float64)
+
+
+def optional(cell: Tensor | None) -> tuple[Tensor, ...]:
+    """Return a cell as a further positional argument, or no argument for None.
+
+    Detectors and observables that measure positions alone then serve systems with one cell.
+
+    Args:
+        cell: Cells of frames, (..., 3, 3) in Å, or None.
+    """
+    return () if cell is None else (cell,)
+
+
+def each_cell(cell: Tensor | None, n_frames: int) -> Sequence[Tensor | None]:
+    """Return the cell of every frame, (3, 3) in Å each, or None for each where all are that of the system.
+
+    Args:
+        cell: Cells of the frames, (n_frames, 3, 3) in Å, or None.
+        n_frames: Number of frames.
+    """
+    return [None] * n_frames if cell is None else list(cell)

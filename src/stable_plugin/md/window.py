@@ -21,6 +21,7 @@ class Window:
     Attributes:
         positions: Recorded frames, (n_frames, n_replicas, n_atoms, 3) in Å.
         velocities: Velocities of the same frames, in Å per ASE time.
+        cell: Cells of the same frames, (n_frames, n_replicas, 3, 3) in Å; None if all are that of the system.
         valid: Whether a frame is finite and within the discard limit, (n_frames, n_replicas).
         unstable_step: First step at which the replica was flagged as unstable, (n_replicas,); ``NEVER`` if it was not,
             zero if it was not finite at the start.
@@ -33,6 +34,7 @@ class Window:
 
     positions: Tensor
     velocities: Tensor
+    cell: Tensor | None
     valid: Tensor
     unstable_step: Tensor
     stopped: Tensor
@@ -67,11 +69,20 @@ class Window:
         """Return the valid frames of all replicas as one sample, (n_valid, n_atoms, 3) in Å."""
         return self.positions[self.valid]
 
+    def frame_cells(self) -> Tensor | None:
+        """Return the cells of :meth:`frames`, (n_valid, 3, 3) in Å, or None if all are that of the system."""
+        return None if self.cell is None else self.cell[self.valid]
 
-def stack_frames(frames: Sequence[tuple[Tensor, Tensor, Tensor]], start: State) -> tuple[Tensor, Tensor, Tensor]:
-    """Stack positions, velocities and validity of recorded frames, as :class:`Window` holds them; there may be none."""
+
+Recorded = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Positions, velocities, cells and validity of one recorded frame."""
+
+
+def stack_frames(frames: Sequence[Recorded], start: State) -> Recorded:
+    """Stack recorded frames as :class:`Window` holds them; there may be none."""
     if not frames:
         empty = start.positions.new_empty(0, *start.positions.shape)
-        return empty, empty, torch.empty(0, start.n_replicas, dtype=torch.bool, device=empty.device)
-    positions, velocities, valid = zip(*frames, strict=True)
-    return torch.stack(positions), torch.stack(velocities), torch.stack(valid)
+        valid = torch.empty(0, start.n_replicas, dtype=torch.bool, device=empty.device)
+        return empty, empty, start.cell.new_empty(0, *start.cell.shape), valid
+    positions, velocities, cell, valid = (torch.stack(each) for each in zip(*frames, strict=True))
+    return positions, velocities, cell, valid

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,22 @@ class Potential(ABC):
     def cutoff(self) -> float:
         """Longest edge in Å; ``inf`` for a model that takes no edges."""
 
-    def edges(self, positions: Tensor) -> Edges:
+    def edges(self, positions: Tensor, cell: Tensor | None = None) -> Edges:
         """Return the exact neighbor graph.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
+            cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
+
+        Raises:
+            ValueError: If cells are passed for a periodic model that takes no edges, and so would not see them.
         """
-        return edges_within(positions, self.cutoff, self.system)
+        if cell is not None and self.system.periodic and isinf(self.cutoff):
+            raise ValueError(
+                f"{type(self.module).__name__} builds its own neighbor graph, or none, and would not see that the cells of "
+                "the replicas differ: pass frames with the same cell."
+            )
+        return edges_within(positions, self.cutoff, self.system, cell)
 
     @abstractmethod
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, optional
 from stable_plugin.runtime.representation import ReprMixin
 
 
@@ -80,18 +80,19 @@ class Observable(ReprMixin, Metric):
             raise RuntimeError(f"{type(self).__name__} has no system yet: call bind(system, reference) first.")
         return self._system
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         """Set up the observable for a system, and compute the target from reference frames if none was passed.
 
         Args:
             system: System to be simulated.
             reference: (n_frames, n_atoms, 3) in Å.
+            cell: Cells of these frames, (n_frames, 3, 3) in Å; that of the system if None.
 
         Raises:
             ValueError: If the target passed to the constructor has a different shape from the observable.
         """
         self._system = system
-        from_reference = self.per_frame(reference).double().mean(dim=0)
+        from_reference = self.per_frame(reference, *optional(cell)).double().mean(dim=0)
         if self._given_target is not None and self._given_target.shape != from_reference.shape:
             raise ValueError(
                 f"target of {type(self).__name__} has shape {tuple(self._given_target.shape)}, but the observable has "
@@ -100,14 +101,16 @@ class Observable(ReprMixin, Metric):
         self.target = from_reference if self._given_target is None else self._given_target.to(from_reference.device)
 
     @abstractmethod
-    def per_frame(self, positions: Tensor) -> Tensor:
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the observable of each frame, (n_frames, n_values).
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None. A subclass without this argument
+                serves frames with one cell.
         """
 
-    def update(self, positions: Tensor) -> None:
+    def update(self, positions: Tensor, cell: Tensor | None = None) -> None:
         """Add a block of frames.
 
         Frames of one block may be correlated. For :meth:`standard_error`, blocks must be independent: pass a segment of
@@ -115,10 +118,11 @@ class Observable(ReprMixin, Metric):
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
         if len(positions) == 0:
             return
-        total = self.per_frame(positions).double().sum(dim=0)
+        total = self.per_frame(positions, *optional(cell)).double().sum(dim=0)
         self.total = self.total + total
         self.count = self.count + len(positions)
         self.squares = self.squares + total.square() / len(positions)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, each_cell
 from stable_plugin.observables.local import LocalObservable
 
 
@@ -20,7 +20,7 @@ class _ShortestDistances(LocalObservable):
         super().__init__(**kwargs)
         self.kinds: list[str] = []
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if system.is_extended or int(system.molecules.max()) == 0:
             raise ValueError(f"{type(self).__name__} finds no two molecules in the system: use it for liquids.")
         elements = sorted(set(system.symbols))
@@ -37,23 +37,23 @@ class _ShortestDistances(LocalObservable):
             for (one, other), flag in zip(pairs, present.tolist(), strict=True)
             if flag
         ]
-        self._prepare(reference)
-        super().bind(system, reference)
+        self._prepare(reference, cell)
+        super().bind(system, reference, cell)
 
-    def _prepare(self, reference: Tensor) -> None:
+    def _prepare(self, reference: Tensor, cell: Tensor | None = None) -> None:
         """Compute what the observable needs from the reference in addition to the target."""
 
-    def per_frame(self, positions: Tensor) -> Tensor:
-        return self.per_site(positions, self.system.molecules).nanmean(dim=1)
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self.per_site(positions, self.system.molecules, cell).nanmean(dim=1)
 
-    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
-        return self._values(self._shortest(positions, site_index.to(positions.device)))
+    def per_site(self, positions: Tensor, site_index: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._values(self._shortest(positions, site_index.to(positions.device), cell))
 
     @abstractmethod
     def _values(self, shortest: Tensor) -> Tensor:
         """Return the values from the shortest distances, both (n_frames, n_sites, n_kinds)."""
 
-    def _shortest(self, positions: Tensor, site_index: Tensor) -> Tensor:
+    def _shortest(self, positions: Tensor, site_index: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the shortest distances, (n_frames, n_sites, n_kinds); NaN for a pair that a site does not have.
 
         They are clipped to half the smallest height of the cell, up to which minimum-image distances are exact.
@@ -64,8 +64,8 @@ class _ShortestDistances(LocalObservable):
         between = site_index[:, None] != site_index
         counted = self._kind.to(positions.device) & between
         rows = []
-        for frame in positions:
-            distances = system.distances(frame, pairs).reshape(n_atoms, n_atoms)
+        for frame, own_cell in zip(positions, each_cell(cell, len(positions)), strict=True):
+            distances = system.distances(frame, pairs, own_cell).reshape(n_atoms, n_atoms)
             by_atom = torch.where(counted, distances, torch.inf).amin(dim=2)  # (n_kinds, n_atoms)
             by_site = by_atom.new_full((len(by_atom), int(site_index.max()) + 1), torch.inf)
             rows.append(by_site.scatter_reduce(1, site_index.expand_as(by_atom), by_atom, "amin").T)
@@ -140,8 +140,8 @@ class LocalContactAmplitudes(_ShortestDistances):
         0.25
     """
 
-    def _prepare(self, reference: Tensor) -> None:
-        self._means = self._shortest(reference, self.system.molecules.to(reference.device)).nanmean(dim=(0, 1))
+    def _prepare(self, reference: Tensor, cell: Tensor | None = None) -> None:
+        self._means = self._shortest(reference, self.system.molecules.to(reference.device), cell).nanmean(dim=(0, 1))
 
     def _values(self, shortest: Tensor) -> Tensor:
         return (shortest - self._means.to(shortest)).square()

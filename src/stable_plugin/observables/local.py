@@ -23,12 +23,13 @@ class LocalObservable(Observable):
     """
 
     @abstractmethod
-    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
+    def per_site(self, positions: Tensor, site_index: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the observable of each site, (n_frames, n_sites, n_values); NaN for a value that a site does not have.
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
             site_index: Site that each atom belongs to, (n_atoms,).
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
 
 
@@ -39,7 +40,7 @@ class _BondTypes(LocalObservable):
         super().__init__(**kwargs)
         self.kinds: list[str] = []
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if len(system.bonds) == 0:
             raise ValueError(
                 f"{type(self).__name__} finds no bonds in the system: pass them, System.from_atoms(..., bonds=...)."
@@ -47,17 +48,17 @@ class _BondTypes(LocalObservable):
         names = ["-".join(sorted(system.symbols[atom] for atom in pair)) for pair in system.bonds.tolist()]
         self._system, self.kinds = system, sorted(set(names))
         self._kind = torch.tensor([self.kinds.index(name) for name in names], device=system.bonds.device)
-        self._prepare(reference)
-        super().bind(system, reference)
+        self._prepare(reference, cell)
+        super().bind(system, reference, cell)
 
-    def _prepare(self, reference: Tensor) -> None:
+    def _prepare(self, reference: Tensor, cell: Tensor | None = None) -> None:
         """Compute what the observable needs from the reference in addition to the target."""
 
-    def per_frame(self, positions: Tensor) -> Tensor:
-        return self.per_site(positions, self.system.molecules).nanmean(dim=1)
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self.per_site(positions, self.system.molecules, cell).nanmean(dim=1)
 
-    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
-        lengths = self.system.distances(positions, self.system.bonds)
+    def per_site(self, positions: Tensor, site_index: Tensor, cell: Tensor | None = None) -> Tensor:
+        lengths = self.system.distances(positions, self.system.bonds, cell)
         values = self._bond_values(lengths)
         site_index, bonds = site_index.to(values.device), self.system.bonds.to(values.device)
         ends = site_index[bonds]
@@ -140,8 +141,8 @@ class LocalBondAmplitudes(_BondTypes):
         (['N-N'], 0.0128)
     """
 
-    def _prepare(self, reference: Tensor) -> None:
-        lengths = self.system.distances(reference, self.system.bonds).mean(dim=0)
+    def _prepare(self, reference: Tensor, cell: Tensor | None = None) -> None:
+        lengths = self.system.distances(reference, self.system.bonds, cell).mean(dim=0)
         total = lengths.new_zeros(len(self.kinds)).index_add(0, self._kind, lengths)
         counts = torch.bincount(self._kind, minlength=len(self.kinds))
         self._mean_lengths = (total / counts)[self._kind]

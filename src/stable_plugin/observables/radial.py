@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import System
+from stable_plugin.md.system import System, each_cell
 from stable_plugin.observables.base import smeared_counts
 from stable_plugin.observables.local import LocalObservable
 from stable_plugin.runtime import checks
@@ -94,7 +94,7 @@ class RadialDistribution(LocalObservable):
         name = "radial_distribution" if self.intramolecular else "intermolecular_radial_distribution"
         return name if self.pair is None else f"{name}_{self.pair[0]}_{self.pair[1]}"
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if not all(system.pbc):
             raise ValueError(
                 f"pbc={list(system.pbc)}, but {type(self).__name__} needs a density, so a system that is periodic in all "
@@ -114,43 +114,45 @@ class RadialDistribution(LocalObservable):
         self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * self.bin_width
         self._pairs = self._select_pairs(system)
         shells = 4.0 / 3.0 * pi * self.bin_width**3 * (torch.arange(n_bins + 1, dtype=torch.float64) ** 3).diff()
-        volume = torch.linalg.det(system.cell.double()).abs().cpu()
-        self._normalization = volume / (shells * len(self._pairs))
+        self._normalization = system.volume().cpu() / (shells * len(self._pairs))
         if self._curve is not None:
             self._given_target = _interpolate(self._curve, self.centers)
-        super().bind(system, reference)
+        super().bind(system, reference, cell)
 
-    def per_frame(self, positions: Tensor) -> Tensor:
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         one_row = torch.zeros(len(self._pairs), dtype=torch.long, device=positions.device)
-        return self._histograms(positions, [one_row], n_rows=1)[:, 0]
+        return self._histograms(positions, [one_row], n_rows=1, cell=cell)[:, 0]
 
-    def per_site(self, positions: Tensor, site_index: Tensor) -> Tensor:
+    def per_site(self, positions: Tensor, site_index: Tensor, cell: Tensor | None = None) -> Tensor:
         n_sites = int(site_index.max()) + 1
         ends = site_index.to(positions.device)[self._pairs.to(positions.device)].unbind(dim=1)
         # Each end of a pair counts half, so that the mean over the sites is the g(r) of the frame.
-        return 0.5 * n_sites * self._histograms(positions, ends, n_sites)
+        return 0.5 * n_sites * self._histograms(positions, ends, n_sites, cell)
 
-    def _histograms(self, positions: Tensor, ends: Sequence[Tensor], n_rows: int) -> Tensor:
+    def _histograms(self, positions: Tensor, ends: Sequence[Tensor], n_rows: int, cell: Tensor | None) -> Tensor:
         """Return g(r) of the pairs of each row, (n_frames, n_rows, n_bins).
 
         Args:
             positions: (n_frames, n_atoms, 3) in Å.
             ends: Rows that each pair counts in, tensors of shape (n_pairs,).
             n_rows: Number of rows.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
         system, pairs, centers = self.system, self._pairs.to(positions.device), self.centers.to(positions)
         # Pairs further apart contribute to no bin: smeared_counts truncates the Gaussians.
         cutoff = self.centers[-1].item() + self.bin_width + 6.0 * self.smearing
         normalization: Tensor = self._normalization.to(positions)
         frames = []
-        for frame in positions:
+        for frame, own_cell in zip(positions, each_cell(cell, len(positions)), strict=True):
             counts = frame.new_zeros(n_rows, len(centers))
             for part in torch.arange(len(pairs), device=pairs.device).split(MAX_DISTANCES):
-                distances = system.distances(frame, pairs[part])
+                distances = system.distances(frame, pairs[part], own_cell)
                 near = distances < cutoff
                 for rows in ends:
                     counts += smeared_counts(distances[near], rows[part[near]], n_rows, centers, self.smearing)
-            frames.append(counts)
+            frames.append(
+                counts if own_cell is None else counts * (system.volume(own_cell) / system.volume()).to(counts)
+            )
         return torch.stack(frames) * normalization
 
     def axis(self) -> dict[str, Any]:

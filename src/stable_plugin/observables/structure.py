@@ -41,13 +41,13 @@ class BondLengths(Observable):
         0.097
     """
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if len(system.bonds) == 0:
             raise ValueError("BondLengths finds no bonds in the system: pass them, System.from_atoms(..., bonds=...).")
-        super().bind(system, reference)
+        super().bind(system, reference, cell)
 
-    def per_frame(self, positions: Tensor) -> Tensor:
-        return self.system.distances(positions, self.system.bonds)
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self.system.distances(positions, self.system.bonds, cell)
 
     def axis(self) -> dict[str, Any]:
         labels = [] if self._system is None else self._system.bond_labels
@@ -87,12 +87,12 @@ class BondAmplitudes(Observable):
         super().__init__(target, **kwargs)
         self._lengths = BondLengths()
 
-    def bind(self, system: System, reference: Tensor) -> None:
-        self._lengths.bind(system, reference)
-        super().bind(system, reference)
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
+        self._lengths.bind(system, reference, cell)
+        super().bind(system, reference, cell)
 
-    def per_frame(self, positions: Tensor) -> Tensor:
-        lengths = self._lengths.per_frame(positions)
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        lengths = self._lengths.per_frame(positions, cell)
         return (lengths - self._lengths.known_target.to(positions)).square()
 
     def axis(self) -> dict[str, Any]:
@@ -150,16 +150,16 @@ class DistanceDistribution(Observable):
         n_bins = round(r_max / checks.bins("bin_width", bin_width, r_max))
         self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * bin_width
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if system.periodic:
             raise ValueError(
                 "DistanceDistribution is not defined for a periodic system, which has infinitely many pairs: use "
                 "RadialDistribution, or remove the periodic boundaries."
             )
-        super().bind(system, reference)
+        super().bind(system, reference, cell)
 
-    def per_frame(self, positions: Tensor) -> Tensor:
-        distances = self.system.distances(positions, torch.combinations(torch.arange(self.system.n_atoms), 2))
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        distances = self.system.distances(positions, torch.combinations(torch.arange(self.system.n_atoms), 2), cell)
         counts = smeared_histogram(distances, self.centers.to(positions), self.smearing)
         return counts * (100.0 / distances.shape[-1])
 
@@ -214,13 +214,13 @@ class AngleDistribution(Observable):
         self.smearing = checks.number("smearing", smearing, above=0, at_most=180)
         self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * (180.0 / n_bins)
 
-    def bind(self, system: System, reference: Tensor) -> None:
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if len(system.angles) == 0:
             raise ValueError("AngleDistribution finds no bond angle in the system: use another observable.")
-        super().bind(system, reference)
+        super().bind(system, reference, cell)
 
-    def per_frame(self, positions: Tensor) -> Tensor:
-        first, second = (self.system.separations(positions, self.system.angles[:, [end, 1]]) for end in (0, 2))
+    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        first, second = (self.system.separations(positions, self.system.angles[:, [end, 1]], cell) for end in (0, 2))
         cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1.0, 1.0)
         angles = torch.rad2deg(torch.arccos(cosine))
         return smeared_histogram(angles, self.centers.to(positions), self.smearing) * (100.0 / angles.shape[-1])

@@ -177,6 +177,31 @@ class PotentialConformance:
         moved = case.positions + images.to(case.positions) @ case.potential.system.cell
         self._assert_same(case.energies_and_forces(moved), case.energies_and_forces())
 
+    def test_replicas_of_different_cells_equal_calculator(self, periodic: str) -> None:
+        """Each replica has the energy and the forces of the calculator in its own cell."""
+        case = self._case(periodic)
+        strained = []
+        for index, positions in enumerate(case.positions):
+            atoms = case.atoms.copy()
+            atoms.positions = positions.double().numpy()
+            atoms.set_cell(atoms.cell.array * (1.0 + 0.03 * index), scale_atoms=True)
+            strained.append(atoms)
+        case.positions = torch.tensor(np.stack([atoms.positions for atoms in strained])).to(case.positions)
+        cell = torch.tensor(np.stack([atoms.cell.array for atoms in strained])).to(case.positions)
+        if isinf(case.potential.cutoff):
+            assert_raises(ValueError, "cells", lambda: case.potential.edges(case.positions, cell))
+            return
+        with case.potential.frozen():
+            edges = case.potential.edges(case.positions, cell)
+            energies, forces = case.potential.energies_and_forces(case.positions, edges)
+        calculator = self.make_calculator(case.module, case.atoms)
+        for index, atoms in enumerate(strained):
+            atoms.calc = calculator
+            total = energies[index].item() + case.potential.constant_energy
+            assert abs(total - atoms.get_potential_energy()) <= (self.calculator_tolerance or self.energy_tolerance)
+            tolerance = self.calculator_tolerance or self.force_tolerance
+            assert_close(forces[index], torch.tensor(atoms.get_forces()), tolerance)
+
     def test_replicas_are_independent(self, structure: str) -> None:
         """The result of a replica does not depend on the others in the batch, nor on its place among them."""
         case = self._case(structure)

@@ -43,19 +43,22 @@ class Edges:
         return Edges(slot[self.index // n_atoms] * n_atoms + self.index % n_atoms, self.shifts)
 
 
-def edges_within(positions: Tensor, cutoff: float, system: System) -> Edges:
+def edges_within(positions: Tensor, cutoff: float, system: System, cell: Tensor | None = None) -> Edges:
     """Return all edges shorter than the cutoff.
 
     Args:
         positions: (n_replicas, n_atoms, 3) in Å.
         cutoff: In Å; ``inf`` for a model that takes no edges.
         system: System that the positions belong to.
+        cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
     """
     if isinf(cutoff):
         return no_edges(positions)
     at = positions.detach()
     pairs = (
-        pairs_within(at, cutoff, system) if system.periodic else all_pairs(len(at), system.n_atoms, positions.device)
+        pairs_within(at, cutoff, system, cell)
+        if system.periodic
+        else all_pairs(len(at), system.n_atoms, positions.device)
     )
     return select_edges(pairs, pairs.squared_distances(at) < cutoff**2, at, cutoff)
 

@@ -63,13 +63,14 @@ class NeighborList:
         """Search for pairs again at the next :meth:`update`, so that a run does not depend on the one before."""
         self._stale = True
 
-    def update(self, positions: Tensor, active: Tensor, margin: float = 0.0) -> None:
+    def update(self, positions: Tensor, active: Tensor, margin: float = 0.0, cell: Tensor | None = None) -> None:
         """Search for pairs if those of an earlier step may not last for the next steps; reads the host.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å, finite where active.
             active: Replicas that move, (n_replicas,).
             margin: Distance in Å that an atom is expected to move in these steps.
+            cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
         """
         if isinf(self.cutoff):
             return
@@ -78,7 +79,7 @@ class NeighborList:
         if not self._needs_search(positions, active, margin):
             return
         if self.system.periodic:
-            pairs = pairs_within(positions, self.cutoff + self.skin, self.system)
+            pairs = pairs_within(positions, self.cutoff + self.skin, self.system, cell)
             self.searches += 1
         else:
             pairs = all_pairs(len(positions), self.system.n_atoms, positions.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import vesin
@@ -70,7 +70,7 @@ def all_pairs(n_replicas: int, n_atoms: int, device: torch.device) -> Pairs:
     return Pairs(first.repeat(n_replicas) + offset, second.repeat(n_replicas) + offset, replica, None)
 
 
-def pairs_within(positions: Tensor, cutoff: float, system: System) -> Pairs:
+def pairs_within(positions: Tensor, cutoff: float, system: System, cell: Tensor | None = None) -> Pairs:
     """Return every pair of a periodic system closer than the cutoff, images included, for any cell.
 
     The cost is linear in the number of atoms.
@@ -79,16 +79,18 @@ def pairs_within(positions: Tensor, cutoff: float, system: System) -> Pairs:
         positions: (n_replicas, n_atoms, 3) in Å, inside the cell or not.
         cutoff: In Å.
         system: System with the cell and the periodic directions.
+        cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
     """
     search = vesin.NeighborList(cutoff=cutoff, full_list=False)
-    cell, to_cell = system.cell.double().cpu(), system.to_cell.cpu()
+    cells, to_cells = _lattices(system, cell)
     tables: list[Tensor] = []
     for replica, frame in enumerate(positions.detach().double().cpu()):
         if not bool(torch.isfinite(frame).all()) or frame.abs().max() > MAX_COORDINATE_A:
             continue
         # Wrapped into the cell, where the search is exact however far atoms have diffused.
-        images = torch.floor(frame @ to_cell)
-        found = search.compute((frame - images @ cell).numpy(), cell.numpy(), list(system.pbc), quantities="ijS")
+        vectors = cells[replica if len(cells) > 1 else 0]
+        images = torch.floor(frame @ to_cells[replica if len(cells) > 1 else 0])
+        found = search.compute((frame - images @ vectors).numpy(), vectors.numpy(), list(system.pbc), quantities="ijS")
         first, second, crossed = (torch.from_numpy(part.astype("int64")) for part in found)
         shift = (crossed - images[second].long() + images[first].long()).double()
         tables.append(
@@ -97,5 +99,16 @@ def pairs_within(positions: Tensor, cutoff: float, system: System) -> Pairs:
     table = torch.cat(tables) if tables else torch.empty(0, 6, dtype=torch.float64)
     first, second, replica_index = table[:, :3].long().to(positions.device).unbind(dim=1)
     offset = replica_index * system.n_atoms
-    shifts = (table[:, 3:] @ cell).to(positions)
-    return Pairs(first + offset, second + offset, replica_index, shifts)
+    if len(cells) == 1:
+        shifts = table[:, 3:] @ cells[0]
+    else:
+        shifts = torch.einsum("pi,pij->pj", table[:, 3:], cells[table[:, 2].long()])
+    return Pairs(first + offset, second + offset, replica_index, shifts.to(positions))
+
+
+def _lattices(system: System, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the cells and their inverses, both (n_cells, 3, 3), float64 on the CPU; one cell if it serves all."""
+    if cell is None or len(cell) == 1:
+        own = system.cell if cell is None else cell[0]
+        return own.double().cpu()[None], replace(system, cell=own).to_cell.cpu()[None]
+    return cell.double().cpu(), system.inverse_of(cell.double().cpu())
