@@ -154,6 +154,7 @@ OTHER_KIND = {
     "local": (("molecule", r"is not a neighborhood: pass Molecules\(\)"), (3, "is not a neighborhood: pass")),
     "integrator": ((300.0, "pass an instance of Integrator"), (None, "pass an instance of Integrator")),
     "detector": (("bonds", "pass an instance of Detector or None"),),
+    "potential": (("gap", "is not a family: use one of"), (3, "is not a function: pass one of")),
     "observables": (
         ("lengths", "pass an instance of Observable"),
         (3, "pass an instance of Observable"),

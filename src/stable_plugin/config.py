@@ -22,6 +22,7 @@ from stable_plugin.md.execution import Execution
 from stable_plugin.md.frames import Frames, read_frames
 from stable_plugin.md.integrators import Integrator, Langevin
 from stable_plugin.md.neighborhoods import Neighborhoods
+from stable_plugin.models import PotentialMaker, potential_maker
 from stable_plugin.observables.base import Observable
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.checks import Count, Number, Seed
@@ -191,6 +192,11 @@ class StABlEConfig(SystemConfig):
         StABlEConfig(n_replicas=64, window_ps=0.2)
     """
 
+    potential: str | PotentialMaker | None = None
+    """What makes the potential of a module that has no method ``stable_potential`` and holds no model of a known family: a
+    function ``(module, system)`` that returns a ``stable_plugin.models.Potential``, the full name of one, or the name of the
+    family to use. Found in the module if None."""
+
     n_replicas: Annotated[int, Count(at_most=checks.MAX_REPLICAS)] = 32
     """Replicas simulated at once, in each process if training runs in several. The published value is 128."""
 
@@ -248,6 +254,8 @@ class StABlEConfig(SystemConfig):
         super().__post_init__()
         _check_type("schedule", self.schedule, Schedule)
         _check_type("execution", self.execution, Execution)
+        if self.potential is not None:
+            potential_maker(self.potential)
         if not callable(self.loss):
             raise ValueError(f"loss={self.loss!r} is not a function: pass one of (mean, target) that returns a scalar.")
         if self.n_replicas * (self.window_steps // self.record_steps) < MIN_FRAMES:

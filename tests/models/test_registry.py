@@ -9,7 +9,7 @@ from ase.build import molecule
 from torch import nn
 from toys import Oscillators
 
-from stable_plugin import System
+from stable_plugin import StABlEConfig, System
 from stable_plugin.models import (
     ModelFamily,
     ModulePotential,
@@ -72,8 +72,8 @@ def declared(monkeypatch):
 def test_families_lists_built_in_ones():
     assert {"mace", "fairchem", "sevennet"} <= {family.name for family in families()}
     assert repr(get_family("mace")) == "MACEFamily(name='mace')"
-    with pytest.raises(ValueError, match=r"family='nequip' is not known: use one of .*mace"):
-        get_family("nequip")
+    with pytest.raises(ValueError, match=r"family='gap' is not known: use one of .*mace"):
+        get_family("gap")
 
 
 def test_setup_cfg_declares_built_in_families():
@@ -129,6 +129,63 @@ def test_find_potential_asks_the_module_first():
 def test_find_potential_reports_what_to_do():
     with pytest.raises(TypeError, match=r"no potential found in Linear: .*MACE.*method stable_potential\(system\)"):
         find_potential(nn.Linear(1, 1), NITROGEN)
+
+
+def make_soft(module, system):
+    return ModulePotential(module.inner, system)
+
+
+def make_nothing(module, system):
+    return None
+
+
+class Holder(nn.Module):
+    """A module that nobody can give a method ``stable_potential``."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Oscillators(2.0)
+
+
+@pytest.mark.parametrize("potential", [make_soft, f"{__name__}.make_soft", f"{__name__}.make_soft.__call__"])
+def test_find_potential_calls_what_it_is_given(potential):
+    holder = Holder()
+    assert find_potential(holder, NITROGEN, potential).module is holder.inner
+
+
+def test_find_potential_takes_a_class_of_potentials():
+    module = Oscillators(2.0)
+    assert find_potential(module, NITROGEN, ModulePotential).module is module
+
+
+def test_find_potential_takes_a_family(declared):
+    declared(f"{__name__}:FAMILY")
+    model = FAMILY.load("acme-1", stiffness=3.0)
+    assert find_potential(nn.Sequential(Holder(), model), NITROGEN, "acme").module.k.item() == 3.0
+    with pytest.raises(TypeError, match=r"potential='acme': Holder contains no model of Acme"):
+        find_potential(Holder(), NITROGEN, "acme")
+
+
+def test_find_potential_names_what_was_returned():
+    with pytest.raises(TypeError, match=r"potential=make_nothing returned a NoneType: return a stable_plugin"):
+        find_potential(Holder(), NITROGEN, make_nothing)
+
+
+@pytest.mark.parametrize(
+    ("potential", "message"),
+    [
+        ("no_such_family", r"potential='no_such_family' is not a family: use one of .*mace"),
+        ("no_such_package.make", r"potential='no_such_package\.make' cannot be imported \(ModuleNotFoundError"),
+        ("torch.no_such_function", r"potential='torch\.no_such_function' cannot be imported \(AttributeError"),
+        ("torch.__version__", r"potential='torch\.__version__' is a string"),
+        ("torch.nn.Linear", r"is not a function: pass one of \(module, system\)"),
+        (Holder(), r"is not a function: pass one of \(module, system\)"),
+        (3, r"potential=3 is not a function"),
+    ],
+)
+def test_config_refuses_unusable_potentials(potential, message):
+    with pytest.raises(ValueError, match=message):
+        StABlEConfig(potential=potential)
 
 
 def test_load_potential_lists_what_it_knows(tmp_path):

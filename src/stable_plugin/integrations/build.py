@@ -16,7 +16,7 @@ from stable_plugin.config import StABlEConfig
 from stable_plugin.integrations.structures import training_structures
 from stable_plugin.md.frames import read_frames
 from stable_plugin.md.system import System, stack_cells, stack_positions
-from stable_plugin.models import NoInteraction, find_potential
+from stable_plugin.models import NoInteraction, PotentialMaker, find_potential
 from stable_plugin.runtime.distributed import DistributedContext
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def build_training_loop(config: StABlEConfig, module: nn.Module, dataloader: Any
     structures = (
         training_structures(module, dataloader) if config.structures is None else read_frames(config.structures)
     )
-    loop = _build(config, module, structures)
+    loop = _build(config, module, structures, config.potential)
     log.info(
         "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
         "%s, samples are %s, %s at %g K",
@@ -71,14 +71,16 @@ def validate(config: StABlEConfig, device: torch.device | str = "cpu") -> None:
         _build(config, NoInteraction().to(device), read_frames(config.structures))
 
 
-def _build(config: StABlEConfig, module: nn.Module, structures: Sequence[Atoms]) -> TrainingLoop:
+def _build(
+    config: StABlEConfig, module: nn.Module, structures: Sequence[Atoms], potential: str | PotentialMaker | None = None
+) -> TrainingLoop:
     reference = structures if config.reference is None else read_frames(config.reference)
     system = System.from_atoms(reference[0], config.bonds)
     positions = stack_positions(structures, system, "structures")
     reference_positions = stack_positions(reference, system, "reference")
     cell, reference_cell = stack_cells(structures, system), stack_cells(reference, system)
     return assemble(
-        find_potential(module, system.with_cells(cell, reference_cell)),
+        find_potential(module, system.with_cells(cell, reference_cell), potential),
         positions,
         reference_positions,
         config,

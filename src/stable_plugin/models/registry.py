@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 GROUP = "stable_plugin.models"
 """Entry point group of families."""
+
+PotentialMaker = Callable[[Any, System], Potential]
+"""A function of the trained module and the simulated system that returns the potential."""
 
 
 @cache
@@ -56,7 +59,7 @@ def get_family(name: str) -> ModelFamily:
     raise ValueError(f"family={name!r} is not known: use one of {', '.join(each.name for each in families())}.")
 
 
-def find_potential(module: Any, system: System) -> Potential:
+def find_potential(module: Any, system: System, potential: str | PotentialMaker | None = None) -> Potential:
     """Return the potential inside a module, for instance inside a LightningModule.
 
     Submodules are visited from the outside to the inside. One with a method ``stable_potential(system)`` is asked for its
@@ -65,15 +68,23 @@ def find_potential(module: Any, system: System) -> Potential:
     Args:
         module: Where to look.
         system: What is simulated.
+        potential: What makes the potential instead, see :func:`potential_maker`.
 
     Raises:
         TypeError: If no potential is found.
     """
-    parts: Iterable[Any] = module.modules() if isinstance(module, nn.Module) else [module]
-    for part in parts:
+    if potential is not None:
+        made = potential_maker(potential)(module, system)
+        if not isinstance(made, Potential):
+            raise TypeError(
+                f"potential={_shown(potential)} returned a {type(made).__name__}: return a stable_plugin.models.Potential, "
+                "for instance a ModulePotential."
+            )
+        return made
+    for part in _parts(module):
         if hasattr(part, "stable_potential"):
-            potential: Potential = part.stable_potential(system)
-            return potential
+            own: Potential = part.stable_potential(system)
+            return own
         for family in families():
             if family.owns(part):
                 return family.make_potential(part, system)
@@ -81,8 +92,30 @@ def find_potential(module: Any, system: System) -> Potential:
     raise TypeError(
         f"no potential found in {type(module).__name__}: it contains no model of a known family ({titles}). Add a method "
         "stable_potential(system) to the module that returns a stable_plugin.models.Potential, for instance a "
-        "ModulePotential."
+        "ModulePotential, or pass potential=, a function of module and system that does."
     )
+
+
+def potential_maker(potential: str | PotentialMaker) -> PotentialMaker:
+    """Return the function that makes a potential.
+
+    Args:
+        potential: A function ``(module, system)`` that returns a :class:`~stable_plugin.models.Potential`; its full name,
+            such as ``my_package.my_module.my_function``; or the name of a family, whose first model in the module is used.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if isinstance(potential, str):
+        return _imported(potential) if "." in potential else _maker_of_family(potential)
+    if isinstance(potential, type) and issubclass(potential, Potential):
+        return potential
+    if not callable(potential) or isinstance(potential, type | nn.Module):
+        raise ValueError(
+            f"potential={potential!r} is not a function: pass one of (module, system) that returns a "
+            "stable_plugin.models.Potential, its full name, or the name of a family."
+        )
+    return potential
 
 
 def load_potential(source: str | Path, family: str | None = None, **arguments: Any) -> nn.Module:
@@ -111,6 +144,44 @@ def load_potential(source: str | Path, family: str | None = None, **arguments: A
                 f"{', '.join(chosen.loader_arguments) or 'no arguments'}."
             )
     return chosen.load(source, **arguments)
+
+
+def _parts(module: Any) -> Iterable[Any]:
+    return module.modules() if isinstance(module, nn.Module) else [module]
+
+
+def _imported(name: str) -> PotentialMaker:
+    try:
+        found: Any = pkgutil.resolve_name(name)
+    except Exception as error:  # importing runs a module, which can raise anything
+        raise ValueError(
+            f"potential={name!r} cannot be imported ({type(error).__name__}: {error}): pass the full name of a function of "
+            "(module, system)."
+        ) from error
+    if isinstance(found, str):
+        raise ValueError(f"potential={name!r} is a string: pass the full name of a function of (module, system).")
+    return potential_maker(found)
+
+
+def _maker_of_family(name: str) -> PotentialMaker:
+    known = {family.name: family for family in families()}
+    if name not in known:
+        raise ValueError(
+            f"potential={name!r} is not a family: use one of {', '.join(known)}, or pass the full name of a function of "
+            "(module, system), such as my_package.my_function."
+        )
+
+    def make(module: Any, system: System) -> Potential:
+        for part in _parts(module):
+            if known[name].owns(part):
+                return known[name].make_potential(part, system)
+        raise TypeError(f"potential={name!r}: {type(module).__name__} contains no model of {known[name].title}.")
+
+    return make
+
+
+def _shown(potential: Any) -> str:
+    return getattr(potential, "__qualname__", repr(potential))
 
 
 def _family_of(source: str | Path) -> ModelFamily:

@@ -7,9 +7,11 @@ from pytorch_lightning import LightningModule, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from small_training import kwargs_of, short_callback, small_module, trainer
+from torch import nn
 
 from stable_plugin import BondDeviation, Langevin, Schedule, StABlECallback, StABlEMixin
 from stable_plugin.integrations.lightning import ExtxyzDataModule
+from stable_plugin.models import ModulePotential
 
 
 def weights(module):
@@ -85,6 +87,45 @@ def test_callback_leaves_stable_potential_unchanged(tmp_path, frames):
     assert callback.loop.phase == "done"
     assert run.current_epoch <= 1
     assert torch.equal(weights(module), weights(fresh))
+
+
+class Springs(LightningModule):
+    """A module of another package, without a method ``stable_potential``."""
+
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+    def training_step(self, batch, batch_idx):
+        return 0.0 * self.k
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-9)
+
+
+class SpringEnergies(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.k = module.k
+
+    def forward(self, positions):
+        return self.k * positions.square().sum(dim=(1, 2))
+
+
+def spring_potential(module, system):
+    """Return the potential of a ``Springs``, as a user writes it for modules of another package."""
+    return ModulePotential(SpringEnergies(module), system)
+
+
+@pytest.mark.parametrize("potential", [spring_potential, f"{__name__}.spring_potential"])
+def test_callback_takes_the_potential_of_other_modules(tmp_path, frames, potential):
+    data = torch.utils.data.DataLoader([0.0] * 4)
+    with pytest.raises(TypeError, match=r"no potential found in Springs.*or pass potential="):
+        trainer(tmp_path, short_callback(structures=frames)).fit(Springs(), data)
+    module, callback = Springs(), short_callback(structures=frames, potential=potential)
+    trainer(tmp_path, callback).fit(module, data)
+    assert callback.loop.potential.module.k is module.k
+    assert callback.windows and any(entry.phase == "learn" for entry in callback.windows)
 
 
 def test_callback_finds_structures_in_training_data(tmp_path, frames):

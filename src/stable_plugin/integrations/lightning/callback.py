@@ -40,8 +40,8 @@ class StABlECallback(Callback):
     ``repaired.ckpt``, in the folder of the first checkpoint callback or in ``default_root_dir``.
 
     Optimizer, clipping, precision, accumulation, loggers and checkpoints stay the Trainer's. Works with Trainers of
-    ``pytorch_lightning`` and of ``lightning``, and with a module that holds a MACE model, or has a method
-    ``stable_potential(system)``.
+    ``pytorch_lightning`` and of ``lightning``, and with a module that holds a model of a known family, or has a method
+    ``stable_potential(system)``; ``potential=`` is for all others.
 
     Source: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984.
 
