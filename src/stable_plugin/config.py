@@ -151,6 +151,7 @@ class SystemConfig:
             self.observables = [self.observables]
         if self.observables is not None and not self.observables:
             raise ValueError("observables=[] is empty: pass at least one observable, or None for the defaults.")
+        _check_type("name", self.name, str)
         _check_type("integrator", self.integrator, Integrator)
         _check_type("detector", self.detector, Detector, type(None))
         for each in self.observables or ():
