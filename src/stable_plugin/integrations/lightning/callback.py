@@ -188,6 +188,7 @@ class StABlECallback(Callback):
         if not (trainer.is_global_zero and self.windows):
             return
         self._baseline.warn_worse(trainer)
+        self.session.warn_energy_drift()
         if self.repaired_path is not None:
             self._baseline.warn_outdated_best(trainer, self.repaired_path)
         for record in self.loop.unverified():
