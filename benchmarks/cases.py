@@ -13,7 +13,7 @@ from ase.io import read
 from mace import modules
 
 from stable_plugin import BondDeviation, Detector, System
-from stable_plugin.md.frames import read_labeled
+from stable_plugin.md.labels import read_labeled
 from stable_plugin.models import Potential
 from stable_plugin.models.base import default_dtype
 from stable_plugin.models.mace import MACEPotential

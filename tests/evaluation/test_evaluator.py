@@ -12,7 +12,7 @@ from toys import tiny_mace
 from stable_plugin import BondDeviation, BondLengths, Execution, Langevin, VelocityAutocorrelation
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.evaluation import Evaluator, evaluate, mean_energy_error
-from stable_plugin.md.frames import read_labeled
+from stable_plugin.md.labels import read_labeled
 from stable_plugin.models import ModulePotential
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"

@@ -13,7 +13,7 @@ from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.evaluation import Evaluator
 from stable_plugin.evaluation.label_errors import label_errors
 from stable_plugin.md import Simulator
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.neighbors import edges_within
 from stable_plugin.md.system import stack_cells, stack_positions
 from stable_plugin.models.base import Potential

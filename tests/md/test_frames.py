@@ -9,7 +9,8 @@ from ase.build import molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, read_frames, read_labeled
+from stable_plugin.md.frames import read_frames
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 
 TRAIN = Path(__file__).parents[2] / "recipes" / "data" / "aspirin_train.extxyz"
 
@@ -77,11 +78,6 @@ def test_read_frames_missing_file(tmp_path):
         read_frames(tmp_path / "nothing.extxyz", "train")
 
 
-def test_read_frames_rejects_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a file"):
-        read_frames(tmp_path)
-
-
 @pytest.mark.parametrize("lines_lost", [1, 10])
 def test_read_frames_rejects_a_truncated_file(tmp_path, lines_lost):
     path = tmp_path / "cut.extxyz"
@@ -125,8 +121,13 @@ def test_read_labeled_names_only_missing_keys():
 
 
 def test_read_labeled_finds_calculator_keys():
+    (frame,) = read_labeled([calculated(-4.0)], "train")
+    assert frame.info[ENERGY_KEY] == -4.0
+
+
+def test_read_labeled_lists_the_keys_of_a_calculator():
     with pytest.raises(ValueError, match=r"Found per frame: \['energy', 'forces'\]"):
-        read_labeled([calculated()], "train")
+        read_labeled([calculated()], "train", "dft_energy")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

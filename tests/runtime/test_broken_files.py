@@ -20,8 +20,9 @@ from stable_plugin.evaluation import Evaluator
 from stable_plugin.integrations.fairchem.checkpoints import STATE_FILE, load_with
 from stable_plugin.integrations.lightning import ExtxyzDataModule
 from stable_plugin.integrations.lightning.checkpoint_io import AtomicCheckpointIO
-from stable_plugin.md.frames import read_frames, read_labeled
+from stable_plugin.md.frames import read_frames
 from stable_plugin.md.geometry import check_geometry
+from stable_plugin.md.labels import read_labeled
 from stable_plugin.models import load_potential
 from stable_plugin.models.fairchem.files import FairchemModel, save_fairchem
 from stable_plugin.models.mace import save_mace

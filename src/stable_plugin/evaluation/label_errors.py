@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import optional, stack_cells, stack_positions
 from stable_plugin.models import Potential
 
@@ -22,7 +22,7 @@ def label_errors(potential: Potential, labeled: Sequence[Atoms]) -> tuple[Tensor
 
     Args:
         potential: Potential of the system that the frames are of.
-        labeled: Frames from :func:`stable_plugin.md.frames.read_labeled`.
+        labeled: Frames from :func:`stable_plugin.md.labels.read_labeled`.
 
     Returns:
         Energy errors per atom, (n_frames,) in eV, and force errors, (n_frames, n_atoms, 3) in eV/Å.
@@ -49,7 +49,7 @@ def mean_energy_error(potential: Potential, labeled: Sequence[Atoms]) -> float:
 
     Args:
         potential: Potential of the system that the frames are of.
-        labeled: Frames from :func:`stable_plugin.md.frames.read_labeled`.
+        labeled: Frames from :func:`stable_plugin.md.labels.read_labeled`.
 
     Returns:
         Mean over the frames of predicted minus labeled energy, in eV per atom.
@@ -62,7 +62,7 @@ def mean_absolute_errors(potential: Potential, labeled: Sequence[Atoms] | None) 
 
     Args:
         potential: Potential of the system that the frames are of.
-        labeled: Frames from :func:`stable_plugin.md.frames.read_labeled`, or None.
+        labeled: Frames from :func:`stable_plugin.md.labels.read_labeled`, or None.
 
     Returns:
         ``force_mae_mev_per_A`` in meV/Å and ``energy_mae_mev_per_atom`` in meV per atom; None without labeled frames.

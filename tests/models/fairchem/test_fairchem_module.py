@@ -7,7 +7,7 @@ from pytorch_lightning import Trainer
 
 from stable_plugin import Execution, Schedule, StABlECallback, System
 from stable_plugin.integrations.lightning import ExtxyzDataModule
-from stable_plugin.md.frames import read_labeled
+from stable_plugin.md.labels import read_labeled
 from stable_plugin.models.fairchem import FairchemModule
 from stable_plugin.models.fairchem.files import load_fairchem
 

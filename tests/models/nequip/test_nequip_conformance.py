@@ -10,13 +10,14 @@ from ase.build import molecule
 
 from stable_plugin import System
 from stable_plugin.models import find_potential
-from stable_plugin.models.nequip import NequIPPotential
 from stable_plugin.testing import PotentialConformance
 
 pytest.importorskip("nequip")
 from nequip.integrations.ase import NequIPCalculator
 from nequip.integrations.utils import basic_transforms
 from nequip_tools import make_model
+
+from stable_plugin.models.nequip import NequIPPotential
 
 
 class NequIPConformance(PotentialConformance):

@@ -7,7 +7,8 @@ from typing import Any
 from ase import Atoms
 from pytorch_lightning import LightningDataModule
 
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY, Frames, read_labeled
+from stable_plugin.md.frames import Frames, read_all, split_isolated
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, find_keys, isolated_energies, read_labeled
 from stable_plugin.runtime import checks
 
 
@@ -15,11 +16,17 @@ class ExtxyzDataModule(LightningDataModule):
     """Labeled structures for a LightningModule of this package, which builds the graphs that its model needs.
 
     Args:
-        train: Training frames: a file (extxyz, or anything ASE reads) or structures.
+        train: Training frames: files (extxyz, or anything ASE reads) or structures, as
+            :func:`~stable_plugin.md.frames.read_frames` takes them.
         valid: Validation frames.
         batch_size: Frames per optimizer step.
         energy_key: Key of the total energy in eV.
         forces_key: Key of the forces in eV/Å.
+
+    Attributes:
+        train_frames: Labeled training frames, without isolated atoms.
+        valid_frames: Labeled validation frames; None without validation.
+        isolated_energies: Energies of the isolated atoms among the training frames, in eV by atomic number.
 
     Raises:
         ValueError: If there are fewer than two frames, or one has no energy or forces.
@@ -36,7 +43,11 @@ class ExtxyzDataModule(LightningDataModule):
         super().__init__()
         self.batch_size = checks.count("batch_size", batch_size)
         # Read now, so that errors in the files show up before anything long starts.
-        self.train_frames: list[Atoms] = read_labeled(train, "train", energy_key, forces_key, least=2)
+        frames, isolated = split_isolated(read_all(train, "train"))
+        if frames:
+            energy_key, forces_key = find_keys(frames, "train", energy_key, forces_key)
+        self.train_frames: list[Atoms] = read_labeled(frames, "train", energy_key, forces_key, least=2)
+        self.isolated_energies = isolated_energies(isolated, "train", energy_key)
         self.valid_frames: list[Atoms] | None = (
             None if valid is None else read_labeled(valid, "valid", energy_key, forces_key)
         )

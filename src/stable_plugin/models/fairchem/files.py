@@ -13,7 +13,7 @@ import torch
 from ase import Atoms
 from torch import nn
 
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import default_dtype, save_new
 from stable_plugin.models.fairchem.potential import FairchemPotential, energy_task, resolve_charge_and_spin

@@ -12,7 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError
 
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.fairchem.files import (
     FairchemModel,

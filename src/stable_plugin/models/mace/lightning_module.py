@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
-from stable_plugin.md.frames import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import default_dtype
 from stable_plugin.models.lightning_module import PotentialModule
