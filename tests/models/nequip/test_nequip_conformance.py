@@ -12,7 +12,7 @@ from stable_plugin import System
 from stable_plugin.models import find_potential
 from stable_plugin.testing import PotentialConformance
 
-pytest.importorskip("nequip")
+pytest.importorskip("nequip.model")
 from nequip.integrations.ase import NequIPCalculator
 from nequip.integrations.utils import basic_transforms
 from nequip_tools import make_model

@@ -10,7 +10,7 @@ from ase.io import read
 from stable_plugin import System
 from stable_plugin.models import find_potential, get_family, load_potential
 
-pytest.importorskip("nequip")
+pytest.importorskip("nequip.model")
 import nequip_tools
 from nequip.data.dataset import ASEDataset
 from nequip.integrations.ase import NequIPCalculator
