@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from torch import optim
 
 from stable_plugin.algorithm.records import WindowRecord
-from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.algorithm.systems_loop import AnyLoop
 from stable_plugin.config import StABlEArguments, takes
 from stable_plugin.integrations.build import validate
 from stable_plugin.integrations.lightning import outcome
@@ -88,7 +88,7 @@ class StABlECallback(Callback):
         validate(self.config, device)
 
     @property
-    def loop(self) -> TrainingLoop:
+    def loop(self) -> AnyLoop:
         """The training loop, once training has started."""
         return self.session.loop
 
@@ -197,8 +197,8 @@ class StABlECallback(Callback):
         if not (trainer.is_global_zero and self.windows):
             return
         self._baseline.warn_worse(trainer)
-        if not self.session.is_verified:
-            outcome.warn_not_verified(self.windows[-1])
+        for record in self.loop.unverified():
+            outcome.warn_not_verified(record)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write a checkpoint when the run is interrupted, to resume from with ``trainer.fit(ckpt_path=...)``."""

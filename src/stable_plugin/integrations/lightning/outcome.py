@@ -138,8 +138,9 @@ def warn_not_verified(record: WindowRecord) -> None:
         record: The last window.
     """
     log.warning(
-        "the potential is not verified to be stable: training ended in the %s phase, with %.0f %% of the replicas unstable in "
+        "the potential is not verified to be stable%s: training ended in the %s phase, with %.0f %% of the replicas unstable in "
         "window %d. Raise max_epochs, max_steps or max_windows and resume with ckpt_path, or see the last windows in the log.",
+        f" for {record.system}" if record.system else "",
         record.phase,
         100.0 * record.unstable_fraction,
         record.window,
