@@ -167,7 +167,7 @@ def test_worse_forces_of_a_run_are_reported(tmp_path, frames, caplog):
     schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=3)
     valid = read(TRAIN, "10:14")
     # The learning rate is far too high, so the steps spoil the fit.
-    callback, module = fit(tmp_path, frames, valid=valid, start_epoch=1, learning_rate=0.5, schedule=schedule)
+    callback, module = fit(tmp_path, frames, valid=valid, start_epoch=1, learning_rate=1.0, schedule=schedule)
     before = callback._baseline.metrics["valid/forces_mae"]
     after = module.trainer.callback_metrics["valid/forces_mae"].item()
     assert after > 1.1 * before > 0.0
