@@ -96,7 +96,9 @@ def count_elements(frames: Sequence[Atoms], numbers: Sequence[int]) -> NDArray[n
         frames: Structures.
         numbers: Atomic numbers of the elements.
     """
-    return np.array([[np.count_nonzero(frame.numbers == number) for number in numbers] for frame in frames], dtype=float)
+    return np.array(
+        [[np.count_nonzero(frame.numbers == number) for number in numbers] for frame in frames], dtype=float
+    )
 
 
 def evenly_chosen(frames: Sequence[Atoms]) -> list[Atoms]:

@@ -89,7 +89,7 @@ class PotentialModule(LightningModule):
         return [TrainingThreads()]
 
     def setup(self, stage: str) -> None:
-        """Build a new model from the training frames, unless there is one.
+        """Build a new model from the training frames, or align the isolated atoms of an existing one with their labels.
 
         Args:
             stage: As Lightning passes it.
@@ -99,7 +99,7 @@ class PotentialModule(LightningModule):
         """
         data = getattr(self.trainer, "datamodule", None)
         frames = getattr(data, "train_frames", None)
-        if frames is None and self.model is not None:
+        if self.model is not None and (frames is None or stage != "fit"):
             return
         if frames is None:
             raise ValueError(

@@ -17,9 +17,9 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import default_dtype
+from stable_plugin.models.isolated_atoms import E0s, check_mode, require_elements
 from stable_plugin.models.lightning_module import PotentialModule
 from stable_plugin.models.mace.files import load_mace, quiet_e3nn, save_mace
-from stable_plugin.models.isolated_atoms import E0s, check_mode, require_elements
 from stable_plugin.models.mace.heads import choose_head, heads_of, isolated_atoms, shift_isolated_atoms
 from stable_plugin.models.mace.potential import MACEPotential
 from stable_plugin.runtime import checks
@@ -278,7 +278,10 @@ class MACEModule(PotentialModule):
         with default_dtype(self.model_dtype):
             graphs: Any = [
                 mace_data.AtomicData.from_config(
-                    mace_data.config_from_atoms(frame, keys, head_name=self._head_of(frame)), table, cutoff, heads=self._heads()
+                    mace_data.config_from_atoms(frame, keys, head_name=self._head_of(frame)),
+                    table,
+                    cutoff,
+                    heads=self._heads(),
                 )
                 for frame in frames
             ]
