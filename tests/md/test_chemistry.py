@@ -40,7 +40,7 @@ def kinds(atoms):
 def slab(adsorbate, metal, height):
     """Return a molecule on a metal surface."""
     surface = fcc111(metal, (3, 3, 3), vacuum=8.0)
-    add_adsorbate(surface, adsorbate, height, "ontop")
+    add_adsorbate(surface, adsorbate, height)
     return surface
 
 

@@ -55,7 +55,7 @@ def test_from_frames_drops_a_bond_that_reacts(caplog):
         system = System.from_frames(frames)
     assert system.bonds.tolist() == [[0, 1], [0, 3], [0, 4]]
     assert "12, 13, 14, 15, 16, 17, 18, 19" in caplog.text
-    assert "1 bond(s) hold in less than 90% of the frames" in caplog.text
+    assert "1 bond(s) are broken in more than 10% of the frames" in caplog.text
 
 
 def test_from_frames_rejects_another_order():

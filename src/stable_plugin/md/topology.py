@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 MAX_ANALYZED_ATOMS = 100_000
 """Most atoms, in all frames together, whose bonds are searched for; evenly spaced frames are taken."""
 
-PERSISTENT_FRACTION = 0.9
-"""A bond holds in at least this fraction of the frames."""
+MAX_BROKEN_FRACTION = 0.1
+"""A bond is persistent if it is broken in at most this fraction of the frames."""
 
 MAX_CHANGED = 2
 """Most bonds that a reaction changes in one frame of a small system."""
@@ -90,7 +90,8 @@ def find_topology(frames: Sequence[Atoms], name: str = "reference") -> Topology:
     added = np.zeros(len(frames), dtype=int)
     added[chosen] = [_n_covalent(pairs - set(usual), numbers) for pairs in found]
     _check_frames(broken[:, covalent].sum(axis=1), added, int(covalent.sum()), name)
-    persistent = broken.mean(axis=0) <= 1.0 - PERSISTENT_FRACTION
+    # One failed frame of a short reference is for the detector to report.
+    persistent = broken.sum(axis=0) <= max(1.0, MAX_BROKEN_FRACTION * len(frames))
     _log_changes(broken[:, covalent], persistent[covalent], added, name)
     return Topology([pair for pair, keep in zip(usual, persistent, strict=True) if keep], framework)
 
@@ -169,7 +170,7 @@ def _log_changes(broken: np.ndarray, persistent: np.ndarray, added: np.ndarray, 
         log.warning(
             f"StABlE: {int(broken.any(axis=0).sum())} bond(s) are broken and {int(added.sum())} added in {name} frames "
             f"{_listed(frames)}, by a reaction, a failure, or because they are of another molecule; "
-            f"{int((~persistent).sum())} bond(s) hold in less than {PERSISTENT_FRACTION:.0%} of the frames and are not "
+            f"{int((~persistent).sum())} bond(s) are broken in more than {MAX_BROKEN_FRACTION:.0%} of the frames and not "
             "watched. Remove those frames, or pass bonds=[(i, j), ...], if that is wrong."
         )
 
