@@ -14,7 +14,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq
 ENV := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-mace-only test-fairchem-only test-cuda test-slow check examples list-examples coverage mutants docs \
+.PHONY: help env demo test test-mace-only test-fairchem-only test-nequip test-cuda test-slow check examples list-examples coverage mutants docs \
         wheel bench bench-cuda data clean
 
 help:  ## list the targets
@@ -79,6 +79,9 @@ mutants: $(ENV)  ## change single operations of the core and see whether tests n
 
 test-mace-only: .venv-mace/.installed  ## run the tests without fairchem
 	.venv-mace/bin/python -m pytest -q -m "not slow"
+
+test-nequip: .venv-nequip/.installed  ## run NequIP's tests in an environment of its own
+	.venv-nequip/bin/python -m pytest -q tests/models/nequip
 
 test-fairchem-only: .venv-fairchem/.installed  ## run the tests without MACE
 	.venv-fairchem/bin/python -m pytest -q -m "not slow"

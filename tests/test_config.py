@@ -148,6 +148,8 @@ OUT_OF_RANGE = {
     "start_epoch": (-1, 0.5),
     "chunk": (0, None),
     "seed": (-1, 2**63 - 1, None),
+    "weight": (0.0, -1.0, None),
+    "max_systems": (0, 1.5, None),
 }
 OTHER_KIND = {
     "even_sampling": ((100, "is not a pair of integers: pass"), ((1, 2, 3), "is not a pair of integers: pass")),
@@ -160,6 +162,8 @@ OTHER_KIND = {
         (3, "pass an instance of Observable"),
         ([], "is empty: pass at least one observable"),
     ),
+    "name": ((3, "pass an instance of str"), (None, "pass an instance of str")),
+    "systems": (([], "is not a list of systems: pass instances of SystemConfig"), (3, "is not a list of systems")),
     "schedule": (({"stable_ps": 1.0}, "pass an instance of Schedule"),),
     "execution": ((None, "pass an instance of Execution"),),
     "loss": ((2.0, r"is not a function: pass one of \(mean, target\)"),),

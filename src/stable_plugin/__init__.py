@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from stable_plugin.config import Schedule, StABlEConfig
+from stable_plugin.config import Schedule, StABlEConfig, SystemConfig
 from stable_plugin.detectors import (
     AnyOf,
     BondDeviation,
@@ -82,6 +82,7 @@ __all__ = [
     "StABlEMixin",
     "StABlERunner",
     "System",
+    "SystemConfig",
     "VelocityAutocorrelation",
     "__version__",
     "evaluate",

@@ -11,7 +11,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from math import ceil
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -105,6 +105,12 @@ class Schedule:
 class SystemConfig:
     """What is simulated, and what it should reproduce: one system at one state point."""
 
+    name: str = ""
+    """Name in logs and reports, where there are several systems; the chemical formula if empty."""
+
+    weight: Annotated[float, Number(above=0)] = 1.0
+    """Weight of the system's gradient relative to that of other systems."""
+
     structures: Frames | None = None
     """Start frames of the replicas: a file, or ASE structures. The training data's structures if None."""
 
@@ -145,6 +151,7 @@ class SystemConfig:
             self.observables = [self.observables]
         if self.observables is not None and not self.observables:
             raise ValueError("observables=[] is empty: pass at least one observable, or None for the defaults.")
+        _check_type("name", self.name, str)
         _check_type("integrator", self.integrator, Integrator)
         _check_type("detector", self.detector, Detector, type(None))
         for each in self.observables or ():
@@ -196,6 +203,13 @@ class StABlEConfig(SystemConfig):
     """What makes the potential of a module that has no method ``stable_potential`` and holds no model of a known family: a
     function ``(module, system)`` that returns a ``stable_plugin.models.Potential``, the full name of one, or the name of the
     family to use. Found in the module if None."""
+
+    systems: Sequence[SystemConfig] | None = None
+    """Several systems that the potential is trained on, instead of the one that the fields of :class:`SystemConfig`
+    describe. If None, and the structures have several compositions: one system per composition."""
+
+    max_systems: Annotated[int, Count()] = 8
+    """Most systems that are made of the compositions in the data; the most frequent compositions are taken."""
 
     n_replicas: Annotated[int, Count(at_most=checks.MAX_REPLICAS)] = 32
     """Replicas simulated at once, in each process if training runs in several. The published value is 128."""
@@ -264,6 +278,34 @@ class StABlEConfig(SystemConfig):
                 f"window_ps={self.window_ps:g}: lower it, or use more replicas."
             )
         checks.steps("check_every_fs", self.check_every_fs, self.integrator.timestep_fs)
+        if self.systems is not None:
+            self._check_systems(self.systems)
+
+    def _check_systems(self, systems: Sequence[SystemConfig]) -> None:
+        if not isinstance(systems, Sequence) or not systems:
+            raise ValueError(f"systems={systems!r} is not a list of systems: pass instances of SystemConfig, or None.")
+        own = [each.name for each in fields(SystemConfig) if not _is_default(each, getattr(self, each.name))]
+        if own:
+            raise ValueError(
+                f"systems= and {', '.join(f'{name}=' for name in own)} were both passed: set {own[0]} in each of the systems."
+            )
+        for number, system in enumerate(systems):
+            _check_type(f"systems[{number}]", system, SystemConfig)
+            if system.structures is None:
+                raise ValueError(f"systems[{number}] has structures=None: pass start frames for each of the systems.")
+            self.for_system(system)
+
+    def for_system(self, system: SystemConfig) -> StABlEConfig:
+        """Return the settings with a system in the place of the list of systems.
+
+        Args:
+            system: One of the systems.
+
+        Raises:
+            ValueError: If the system does not fit to the settings of the run, as its timestep to ``window_ps``.
+        """
+        own = {each.name: getattr(system, each.name) for each in fields(SystemConfig)}
+        return replace(self, systems=None, **own)
 
     @property
     def window_steps(self) -> int:

@@ -26,6 +26,7 @@ def assemble(
     *,
     cell: Tensor | None = None,
     reference_cell: Tensor | None = None,
+    name: str = "",
 ) -> TrainingLoop:
     """Return the training loop for a potential.
 
@@ -38,6 +39,7 @@ def assemble(
             if None.
         cell: Cells of the start frames, (n_frames, 3, 3) in Å; that of the system if None.
         reference_cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
+        name: Name of the system in records, where several are trained on.
 
     Raises:
         ValueError: If there are fewer than two reference frames, or frames, system and settings do not fit together.
@@ -70,4 +72,4 @@ def assemble(
         even_sampling=config.even_sampling,
     )
     streams = RandomStreams(context.seed(config.seed), potential.device)
-    return TrainingLoop(config, ReplicaPool(simulator, structures, config, streams, context, cell), estimator)
+    return TrainingLoop(config, ReplicaPool(simulator, structures, config, streams, context, cell), estimator, name)

@@ -22,6 +22,7 @@ class WindowRecord:
         steps: Optimizer steps taken on it.
         learning_rate: Learning rate of the last of these steps.
         wall_s: Wall time of the simulation in s.
+        system: Name of the system, where several are trained on; windows are then numbered for each.
     """
 
     window: int
@@ -33,6 +34,7 @@ class WindowRecord:
     steps: int = 0
     learning_rate: float | None = None
     wall_s: float = 0.0
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class Progress:
         window_ps: Time simulated in this window, in ps.
         simulated_ps: Time simulated in all windows, in ps.
         latest: Record of the window before; None in the first one.
+        system: Name of the system, where several are trained on.
     """
 
     phase: Phase
     window_ps: float
     simulated_ps: float
     latest: WindowRecord | None
+    system: str = ""

@@ -83,6 +83,10 @@ class PhaseTracker:
             self.phase = "done"
         return self.phase
 
+    def simulate_again(self) -> None:
+        """Begin another simulation phase, to verify weights that have changed since the last one."""
+        self._enter_simulation()
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the schedule."""
         state = asdict(self)

@@ -22,6 +22,7 @@ from stable_plugin.md.simulator import Simulator
 from stable_plugin.md.state import State
 from stable_plugin.md.window import Window
 from stable_plugin.models.base import Potential
+from stable_plugin.runtime.distributed import DistributedContext
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,16 @@ class TrainingLoop:
         config: The settings.
         replicas: The replicas and their simulator.
         estimator: Turns windows into samples, and samples into gradients.
+        name: Name of the system in records, where several are trained on.
 
     Attributes:
         windows: Records of the windows simulated so far.
         on_progress: Called every few steps of a simulation; may raise to interrupt it.
     """
 
-    def __init__(self, config: StABlEConfig, replicas: ReplicaPool, estimator: WindowEstimator) -> None:
+    def __init__(self, config: StABlEConfig, replicas: ReplicaPool, estimator: WindowEstimator, name: str = "") -> None:
         self.config = config
+        self.name = name
         self.replicas = replicas
         self.estimator = estimator
         self.tracker = PhaseTracker(config.schedule)
@@ -68,6 +71,34 @@ class TrainingLoop:
     def phase(self) -> Phase:
         """The present phase: ``simulate``, ``learn`` or ``done``."""
         return self.tracker.phase
+
+    @property
+    def context(self) -> DistributedContext:
+        """Processes that train together."""
+        return self.replicas.context
+
+    @property
+    def unstable_fraction(self) -> float:
+        """Fraction of unstable replicas in the latest window."""
+        return self.windows[-1].unstable_fraction if self.windows else 0.0
+
+    @property
+    def is_new_window(self) -> bool:
+        """Whether the latest gradient is the first one from its window."""
+        return self._data is not None and self._data.steps == 1
+
+    def unverified(self) -> list[WindowRecord]:
+        """Return the last window, in a list, unless the replicas were stable for long enough with the present weights."""
+        is_verified = self.phase == "done" and self.windows[-1].phase == "simulate"
+        return [] if is_verified else self.windows[-1:]
+
+    def record_learning_rate(self, learning_rate: float) -> None:
+        """Record the learning rate of a step in the window that it is taken on."""
+        self.windows[-1].learning_rate = learning_rate
+
+    def simulate_again(self) -> None:
+        """Begin another simulation phase, because the weights have changed since the last one."""
+        self.tracker.simulate_again()
 
     @property
     def md_steps(self) -> int:
@@ -162,7 +193,7 @@ class TrainingLoop:
 
         def show(steps: int) -> None:
             done_ps = steps * self.config.integrator.timestep_fs / 1000.0
-            self.on_progress(Progress(phase, done_ps, self.simulated_ps + done_ps, latest))
+            self.on_progress(Progress(phase, done_ps, self.simulated_ps + done_ps, latest, self.name))
 
         return self.replicas.simulate(start, show), time.perf_counter() - began
 
@@ -175,6 +206,7 @@ class TrainingLoop:
                 unstable_fraction=fraction,
                 observable_loss=self.estimator.observed_loss(window.frames(), window.frame_cells()),
                 wall_s=wall_s,
+                system=self.name,
             )
         )
         self.replicas.streams.window = len(self.windows)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from ase import Atoms
 from torch import nn
 
 from stable_plugin.algorithm.assembly import assemble
+from stable_plugin.algorithm.systems_loop import AnyLoop, SystemsLoop
 from stable_plugin.algorithm.training_loop import TrainingLoop
-from stable_plugin.config import StABlEConfig
+from stable_plugin.config import MIN_FRAMES, StABlEConfig
 from stable_plugin.integrations.structures import training_structures
+from stable_plugin.md.compositions import split_by_composition
 from stable_plugin.md.frames import read_frames
 from stable_plugin.md.system import System, stack_cells, stack_positions
-from stable_plugin.models import NoInteraction, PotentialMaker, find_potential
+from stable_plugin.models import NoInteraction, find_potential
 from stable_plugin.runtime.distributed import DistributedContext
 
 log = logging.getLogger(__name__)
 
+SEED_STRIDE = 1_000_003
+"""Distance between the seeds of two systems, more than those of the processes of one system are apart."""
 
-def build_training_loop(config: StABlEConfig, module: nn.Module, dataloader: Any) -> TrainingLoop:
-    """Return the training loop for a model and its training data.
+MAX_NAMES = 10
+"""Most names of compositions in one message."""
+
+
+def build_training_loop(config: StABlEConfig, module: nn.Module, dataloader: Any) -> AnyLoop:
+    """Return the training loop for a model and its training data: that of one system, or of several.
 
     Args:
         config: The settings.
@@ -34,24 +43,14 @@ def build_training_loop(config: StABlEConfig, module: nn.Module, dataloader: Any
         ValueError: If structures, reference, model and settings do not fit together.
         TypeError: If potential or structures cannot be found.
     """
-    structures = (
-        training_structures(module, dataloader) if config.structures is None else read_frames(config.structures)
-    )
-    loop = _build(config, module, structures, config.potential)
-    log.info(
-        "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
-        "%s, samples are %s, %s at %g K",
-        config.n_replicas,
-        structures[0].get_chemical_formula(),
-        len(loop.potential.system.bonds),
-        len(structures),
-        len(structures if config.reference is None else read_frames(config.reference)),
-        loop.simulator.detector,
-        ", ".join(observable.name for observable in loop.estimator.observables),
-        "whole frames" if loop.estimator.local is None else loop.estimator.local,
-        type(config.integrator).__name__,
-        config.integrator.temperature_K,
-    )
+    if config.systems is None and config.structures is None:
+        config = replace(config, structures=training_structures(module, dataloader))
+    loop = _build(config, module)
+    loops = list(loop.loops.values()) if isinstance(loop, SystemsLoop) else [loop]
+    if config.systems is None:
+        _log_compositions(config, [each.config for each in loops])
+    for each in loops:
+        _log_choices(each)
     return loop
 
 
@@ -67,24 +66,137 @@ def validate(config: StABlEConfig, device: torch.device | str = "cpu") -> None:
     Raises:
         ValueError: As for :func:`build_training_loop`.
     """
-    if config.structures is not None:
-        _build(config, NoInteraction().to(device), read_frames(config.structures))
+    if config.systems is not None or config.structures is not None:
+        # The potential of the settings is made from the user's module.
+        _build(replace(config, potential=None), NoInteraction().to(device))
 
 
-def _build(
-    config: StABlEConfig, module: nn.Module, structures: Sequence[Atoms], potential: str | PotentialMaker | None = None
-) -> TrainingLoop:
+def single_systems(config: StABlEConfig) -> list[StABlEConfig]:
+    """Return the settings of each system by itself: those of ``systems``, or one for each composition in the structures.
+
+    Args:
+        config: The settings, with ``structures`` or ``systems``.
+
+    Raises:
+        ValueError: If no composition has frames enough for a target, or bonds are set for several compositions.
+    """
+    if config.systems is not None:
+        named = [replace(system, name=system.name or _formula(system)) for system in config.systems]
+        names = [system.name for system in named]
+        if len(set(names)) < len(names):
+            raise ValueError(f"systems have the names {names}: set a different name for each.")
+        singles = [config.for_system(system) for system in named]
+    else:
+        singles = _by_composition(config)
+    if len(singles) == 1:
+        return singles
+    return [replace(single, seed=config.seed + SEED_STRIDE * number) for number, single in enumerate(singles)]
+
+
+def _by_composition(config: StABlEConfig) -> list[StABlEConfig]:
+    assert config.structures is not None
+    starts = split_by_composition(read_frames(config.structures))
+    references = starts if config.reference is None else split_by_composition(read_frames(config.reference))
+    if len(starts) == 1 and len(references) == 1:
+        return [config]
+    usable = [name for name in starts if len(starts[name][0]) > 1 and len(references.get(name, ())) >= MIN_FRAMES]
+    taken = usable[: config.max_systems]
+    if not taken:
+        raise ValueError(
+            f"structures have {len(starts)} compositions ({_listed(list(starts))}), none with {MIN_FRAMES} reference frames, "
+            "which targets and reference bond lengths need: pass structures= and reference= of the systems to simulate."
+        )
+    if config.bonds is not None and len(taken) > 1:
+        raise ValueError(
+            f"bonds= belongs to one composition, but the structures have several ({_listed(taken)}): pass systems= with the "
+            "bonds of each."
+        )
+    singles = [
+        # Detectors and observables hold what they are bound to.
+        replace(config, name=name, structures=starts[name], reference=references[name], **_own_parts(config))
+        for name in taken
+    ]
+    return singles
+
+
+def _own_parts(config: StABlEConfig) -> dict[str, Any]:
+    return copy.deepcopy({name: getattr(config, name) for name in ("observables", "detector", "local")})
+
+
+def _build(config: StABlEConfig, module: nn.Module) -> AnyLoop:
+    singles = single_systems(config)
+    loops = [_build_single(single, module) for single in singles]
+    if len(loops) == 1:
+        return loops[0]
+    names = [single.name for single in singles]
+    return SystemsLoop(dict(zip(names, loops, strict=True)), [single.weight for single in singles])
+
+
+def _build_single(config: StABlEConfig, module: nn.Module) -> TrainingLoop:
+    assert config.structures is not None
+    structures = read_frames(config.structures)
     reference = structures if config.reference is None else read_frames(config.reference)
     system = System.from_frames(reference, config.bonds)
     positions = stack_positions(structures, system, "structures")
     reference_positions = stack_positions(reference, system, "reference")
     cell, reference_cell = stack_cells(structures, system), stack_cells(reference, system)
     return assemble(
-        find_potential(module, system.with_cells(cell, reference_cell), potential),
+        find_potential(module, system.with_cells(cell, reference_cell), config.potential),
         positions,
         reference_positions,
         config,
         DistributedContext.current(),
         cell=cell,
         reference_cell=reference_cell,
+        name=config.name,
     )
+
+
+def _log_compositions(config: StABlEConfig, singles: Sequence[StABlEConfig]) -> None:
+    """Log which compositions of the structures are simulated, and which are not."""
+    assert config.structures is not None
+    starts = split_by_composition(read_frames(config.structures))
+    if len(starts) == 1:
+        return
+    taken = {single.name or _formula(single): len(read_frames(single.structures or [])) for single in singles}
+    left_out = [name for name in starts if name not in taken]
+    log.info(
+        "StABlE: %d compositions in the structures; simulated: %s%s",
+        len(starts),
+        ", ".join(f"{name} ({n_frames} frames)" for name, n_frames in taken.items()),
+        f"; left out, with fewer than {MIN_FRAMES} reference frames or beyond max_systems={config.max_systems}: "
+        f"{_listed(left_out)}"
+        if left_out
+        else "",
+    )
+
+
+def _log_choices(loop: TrainingLoop) -> None:
+    config = loop.config
+    assert config.structures is not None
+    structures = read_frames(config.structures)
+    reference = structures if config.reference is None else read_frames(config.reference)
+    log.info(
+        "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
+        "%s, samples are %s, %s at %g K",
+        config.n_replicas,
+        structures[0].get_chemical_formula(),
+        len(loop.potential.system.bonds),
+        len(structures),
+        len(reference),
+        loop.simulator.detector,
+        ", ".join(observable.name for observable in loop.estimator.observables),
+        "whole frames" if loop.estimator.local is None else loop.estimator.local,
+        type(config.integrator).__name__,
+        config.integrator.temperature_K,
+    )
+
+
+def _formula(system: Any) -> str:
+    formula: str = read_frames(system.structures)[0].get_chemical_formula()
+    return formula
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

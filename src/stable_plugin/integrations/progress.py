@@ -103,7 +103,10 @@ class _RichBar:
 
 
 def _describe(progress: Progress) -> str:
-    parts = [f"StABlE {progress.phase}", f"{progress.simulated_ps:.2f} ps"]
+    parts = [
+        f"StABlE {progress.system} {progress.phase}" if progress.system else f"StABlE {progress.phase}",
+        f"{progress.simulated_ps:.2f} ps",
+    ]
     if progress.latest is not None:
         parts.append(f"unstable {progress.latest.unstable_fraction:.0%}")
         parts.append(f"loss {progress.latest.observable_loss:.2e}")

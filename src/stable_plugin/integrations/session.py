@@ -18,7 +18,7 @@ from stable_plugin.algorithm.estimator import Estimate
 from stable_plugin.algorithm.gradients import ObservableWeight, TemporaryLearningRate, add_gradients, norm
 from stable_plugin.algorithm.records import Progress, WindowRecord
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
-from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.algorithm.systems_loop import AnyLoop
 from stable_plugin.config import StABlEConfig
 from stable_plugin.integrations.build import build_training_loop
 from stable_plugin.integrations.progress import ProgressLine
@@ -52,7 +52,7 @@ class Session:
         self.config = config
         self.weight = ObservableWeight(config.observable_weight, config.gradient_ratio)
         self.resume = ResumePoint()
-        self._loop: TrainingLoop | None = None
+        self._loop: AnyLoop | None = None
         self._loaded: dict[str, Any] = {}
         self._pending: dict[str, Any] | None = None
         self._learning_rate = TemporaryLearningRate()
@@ -71,7 +71,7 @@ class Session:
         return self._loop is not None
 
     @property
-    def loop(self) -> TrainingLoop:
+    def loop(self) -> AnyLoop:
         """The loop, once :meth:`begin` has built it."""
         if self._loop is None:
             raise RuntimeError("StABlE training has not begun: the loop is built when training starts.")
@@ -85,7 +85,7 @@ class Session:
     @property
     def is_verified(self) -> bool:
         """Whether the replicas were stable for ``stable_ps`` with the present weights."""
-        return self.done and self.loop.windows[-1].phase == "simulate"
+        return self.done and not self.loop.unverified()
 
     def begin(
         self,
@@ -142,16 +142,17 @@ class Session:
         if estimate is None:
             optimizer.zero_grad(set_to_none=True)
             return None
-        latest = self.loop.windows[-1]
+        fraction = self.loop.unstable_fraction
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.is_nonfinite(estimate, own):
             optimizer.zero_grad(set_to_none=True)
-            return {"stable/unstable_fraction": latest.unstable_fraction, "stable/nonfinite_steps": self._n_nonfinite}
-        factor = self.weight(estimate.gradients, own, new_window=latest.steps == 1)
+            return {"stable/unstable_fraction": fraction, "stable/nonfinite_steps": self._n_nonfinite}
+        factor = self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
         add_gradients(parameters, estimate.gradients, factor)
-        latest.learning_rate = self._learning_rate.set(optimizer, self.config.learning_rate, self.loop.lr_factor)
+        rate = self._learning_rate.set(optimizer, self.config.learning_rate, self.loop.lr_factor)
+        self.loop.record_learning_rate(rate)
         return {
-            "stable/unstable_fraction": latest.unstable_fraction,
+            "stable/unstable_fraction": fraction,
             "stable/observable_loss": estimate.loss,
             "stable/ess_fraction": estimate.ess_fraction,
             "stable/simulated_ps": self.loop.simulated_ps,
@@ -198,7 +199,8 @@ class Session:
         self._n_logged_windows = len(self.loop.windows)
         for record in windows:
             log.info(
-                "window %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
+                "%swindow %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
+                f"{record.system}: " if record.system else "",
                 record.window,
                 record.phase,
                 100.0 * record.unstable_fraction,
@@ -217,7 +219,7 @@ class Session:
             "resume": self.resume.state_dict(),
             "n_logged_windows": self._n_logged_windows,
         }
-        return {"processes": self._loop.replicas.context.gather(own), "weight": self.weight.state_dict()}
+        return {"processes": self._loop.context.gather(own), "weight": self.weight.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned: the loop's part once it is built, the global random streams at once.
@@ -242,7 +244,7 @@ class Session:
         self.weight.load_state_dict(state_dict["weight"])
 
     @contextmanager
-    def _monitored(self) -> Iterator[TrainingLoop]:
+    def _monitored(self) -> Iterator[AnyLoop]:
         """Yield the loop with a progress line; save the worst frame if the potential turns out to be unusable."""
 
         def show(progress: Progress) -> None:
@@ -255,7 +257,7 @@ class Session:
             with torch.autocast(self.loop.potential.device.type, enabled=False):
                 yield self.loop
         except UnusablePotentialError as error:
-            path = self._folder / f"worst_frame{self.loop.replicas.context.suffix}.extxyz"
+            path = self._folder / f"worst_frame{self.loop.context.suffix}.extxyz"
             path.parent.mkdir(parents=True, exist_ok=True)
             ase.io.write(path, error.frame)
             error.args = (f"{error} The worst frame is in {path}.",)
@@ -285,9 +287,10 @@ class _StandardError(logging.StreamHandler[Any]):
 
 
 def _numbers(record: WindowRecord) -> dict[str, float]:
+    prefix = f"stable/{record.system}/{record.phase}" if record.system else f"stable/{record.phase}"
     return {
-        f"stable/{record.phase}/unstable_fraction": record.unstable_fraction,
-        f"stable/{record.phase}/observable_loss": record.observable_loss,
+        f"{prefix}/unstable_fraction": record.unstable_fraction,
+        f"{prefix}/observable_loss": record.observable_loss,
         "stable/window": record.window,
         "stable/simulated_ps": record.simulated_ps,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stable_plugin.models.averages import WeightAverage
 from stable_plugin.models.base import Potential
 from stable_plugin.models.family import ModelFamily
 from stable_plugin.models.module import ModulePotential, NoInteraction
@@ -20,6 +21,7 @@ __all__ = [
     "NoInteraction",
     "Potential",
     "PotentialMaker",
+    "WeightAverage",
     "families",
     "find_potential",
     "get_family",

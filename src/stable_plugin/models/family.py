@@ -11,6 +11,7 @@ from ase import Atoms
 from torch import nn
 
 from stable_plugin.md.system import System
+from stable_plugin.models.averages import WeightAverage
 from stable_plugin.models.base import Potential
 
 if TYPE_CHECKING:
@@ -112,6 +113,14 @@ class ModelFamily(ABC):
 
     def lightning_module(self) -> type[PotentialModule] | None:
         """Return the LightningModule that trains a model of this family, or None if there is none."""
+        return None
+
+    def average(self, holder: Any) -> WeightAverage | None:
+        """Return the average of weights that the family's own trainer keeps, or None if there is none.
+
+        Args:
+            holder: The LightningModule, or a callback of the Trainer.
+        """
         return None
 
     def __repr__(self) -> str:

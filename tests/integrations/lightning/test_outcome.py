@@ -59,32 +59,51 @@ def test_repaired_checkpoint_resumes_as_done(tmp_path, frames):
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in module.state_dict().items())
 
 
-def test_monitored_checkpoints_from_before_are_reported(tmp_path, frames, caplog):
-    # A loss that only grows: the best checkpoint is the one from before the first StABlE step.
-    class Growing(ModelCheckpoint):
-        def on_validation_end(self, run, module):
-            run.callback_metrics["grows"] = torch.tensor(float(run.current_epoch))
-            super().on_validation_end(run, module)
+class Growing(ModelCheckpoint):
+    """Monitors a loss that only grows: the best checkpoint is the one from before the first StABlE step."""
 
-    best = Growing(tmp_path / "best", monitor="grows", mode="min")
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2)
-    callback, _ = fit(tmp_path, frames, best, valid=frames[:2], start_epoch=2, schedule=schedule)
+    def on_validation_end(self, run, module):
+        run.callback_metrics["grows"] = torch.tensor(float(run.current_epoch))
+        super().on_validation_end(run, module)
+
+
+TWO_WINDOWS = {"schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2), "start_epoch": 2}
+
+
+def assert_holds(path, module):
+    saved = torch.load(path, weights_only=False)["state_dict"]
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("save_last", [True, "link"])
+def test_best_and_last_become_the_repaired_weights(tmp_path, frames, caplog, save_last):
+    best = Growing(tmp_path / "best", "best", monitor="grows", mode="min", save_last=save_last)
+    callback, module = fit(tmp_path, frames, best, valid=frames[:2], **TWO_WINDOWS)
     assert sum(record.steps for record in callback.windows) > 0
-    message = f"the best checkpoint ('{best.best_model_path}') is from before the first StABlE step"
-    assert message in caplog.text and f"use {callback.repaired_path!r} instead" in caplog.text
+    for name in ("best", "last", "repaired"):
+        assert_holds(tmp_path / "best" / f"{name}.ckpt", module)
+    kept = tmp_path / "best" / "best-not-repaired.ckpt"
+    assert torch.load(kept, weights_only=False)["epoch"] == 0
+    assert f"best checkpoint by grows is not repaired and is kept as '{kept}'" in caplog.text
+    assert best.best_model_path == str(tmp_path / "best" / "best.ckpt")
 
 
-def test_newer_best_checkpoint_is_not_reported(tmp_path, frames, caplog):
-    class Falling(ModelCheckpoint):
-        def on_validation_end(self, run, module):
-            run.callback_metrics["falls"] = torch.tensor(-float(run.current_epoch))
-            super().on_validation_end(run, module)
+def test_best_checkpoint_named_after_its_score_is_kept(tmp_path, frames, caplog):
+    best = Growing(tmp_path / "best", "{epoch}-{grows:.1f}", monitor="grows", mode="min")
+    callback, module = fit(tmp_path, frames, best, valid=frames[:2], **TWO_WINDOWS)
+    kept = tmp_path / "best" / "epoch=0-grows=0.0.ckpt"
+    assert best.best_model_path == callback.repaired_path
+    assert_holds(best.best_model_path, module)
+    assert torch.load(kept, weights_only=False)["epoch"] == 0
+    assert f"kept as '{kept}': from here on the best checkpoint is {callback.repaired_path!r}" in caplog.text
 
-    best = Falling(tmp_path / "best", monitor="falls", mode="min")
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2)
-    callback, _ = fit(tmp_path, frames, best, valid=frames[:2], start_epoch=1, schedule=schedule)
-    assert callback.repaired_path and best.best_model_path
-    assert "before the first StABlE step: use" not in caplog.text
+
+def test_best_checkpoint_stays_without_a_repair(tmp_path, frames):
+    best = Growing(tmp_path / "best", "best", monitor="grows", mode="min")
+    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=9.0)
+    callback, _ = fit(tmp_path, frames, best, valid=frames[:2], start_epoch=4, schedule=schedule)
+    assert callback.repaired_path is None
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["best.ckpt"]
 
 
 def test_end_without_verification_is_reported(tmp_path, frames, caplog):

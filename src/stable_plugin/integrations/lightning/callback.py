@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from torch import optim
 
 from stable_plugin.algorithm.records import WindowRecord
-from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.algorithm.systems_loop import AnyLoop
 from stable_plugin.config import StABlEArguments, takes
 from stable_plugin.integrations.build import validate
 from stable_plugin.integrations.lightning import outcome
@@ -20,11 +20,12 @@ from stable_plugin.integrations.lightning.checkpoint_io import explain_write_err
 from stable_plugin.integrations.lightning.compatibility import (
     refuse_manual_optimization,
     refuse_sharded_weights,
-    refuse_weight_averages,
+    weight_averages,
 )
 from stable_plugin.integrations.lightning.preemption import EpochPosition, RequeueSignal
 from stable_plugin.integrations.progress import ProgressLine
 from stable_plugin.integrations.session import NonFiniteGradientError, Session, show_log
+from stable_plugin.models import WeightAverage
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ class StABlECallback(Callback):
     From ``start_epoch`` on, the potential simulates replicas of the training structures. When too many fail, the
     gradient of a reference observable joins that of the user's own loss in each optimizer step, until none fails.
     Training ends when the replicas stay stable for ``schedule.stable_ps``. The repaired weights are then in
-    ``repaired.ckpt``, in the folder of the first checkpoint callback or in ``default_root_dir``.
+    ``repaired.ckpt``, in the folder of the first checkpoint callback or in ``default_root_dir``, and ``best`` and ``last``
+    of the checkpoint callbacks mean them too. Averages of weights that NequIP keeps are set to the weights after each
+    step.
 
     Optimizer, clipping, precision, accumulation, loggers and checkpoints stay the Trainer's. Works with Trainers of
     ``pytorch_lightning`` and of ``lightning``, and with a module that holds a model of a known family, or has a method
@@ -68,6 +71,7 @@ class StABlECallback(Callback):
         self._position = EpochPosition(self.session.resume)
         self._requeue_signal: RequeueSignal | None = None
         self._baseline = outcome.Baseline()
+        self._averages: list[WeightAverage] = []
 
     def __repr__(self) -> str:
         return repr(self.config).replace(type(self.config).__name__, type(self).__name__, 1)
@@ -84,7 +88,7 @@ class StABlECallback(Callback):
         validate(self.config, device)
 
     @property
-    def loop(self) -> TrainingLoop:
+    def loop(self) -> AnyLoop:
         """The training loop, once training has started."""
         return self.session.loop
 
@@ -102,7 +106,7 @@ class StABlECallback(Callback):
             )
         if stage == "fit":
             self.check_module(pl_module)
-            refuse_weight_averages(trainer, pl_module)
+            self._averages = weight_averages(trainer, pl_module)
             refuse_sharded_weights(trainer)
             self._check_start_epoch(trainer)
             show_log()
@@ -142,6 +146,7 @@ class StABlECallback(Callback):
         """Simulate until it is time to learn, or training is done."""
         self._position.on_train_epoch_start(trainer)
         if trainer.current_epoch >= self.config.start_epoch:
+            self._adopt_averages(trainer)
             self.session.simulate()
             self.log_windows(trainer)
 
@@ -167,6 +172,9 @@ class StABlECallback(Callback):
     ) -> None:
         """Restore the optimizers' learning rates, and mark a point to resume from."""
         self.session.after_step(trainer.optimizers)
+        if trainer.current_epoch >= self.config.start_epoch:
+            for average in self._averages:
+                average.follow()
         self._position.on_train_batch_end(trainer, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -185,13 +193,12 @@ class StABlECallback(Callback):
         """Write the checkpoint of the repaired weights, and log what the user should know about the result."""
         if self.session.done:
             self.repaired_path = outcome.save_repaired(trainer)
+            outcome.hand_over(trainer, self.repaired_path)
         if not (trainer.is_global_zero and self.windows):
             return
         self._baseline.warn_worse(trainer)
-        if self.repaired_path is not None:
-            self._baseline.warn_outdated_best(trainer, self.repaired_path)
-        if not self.session.is_verified:
-            outcome.warn_not_verified(self.windows[-1])
+        for record in self.loop.unverified():
+            outcome.warn_not_verified(record)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write a checkpoint when the run is interrupted, to resume from with ``trainer.fit(ckpt_path=...)``."""
@@ -234,6 +241,17 @@ class StABlECallback(Callback):
         self.session.load_state_dict(state_dict)
         if state_dict:
             self._baseline.load_state_dict(state_dict["baseline"])
+
+    def _adopt_averages(self, trainer: Trainer) -> None:
+        """Go on from the averages of weights, which are what the trainer hands back; they follow the weights from here on."""
+        if self._averages and trainer.current_epoch == self.config.start_epoch:
+            log.info(
+                "%s keeps averages of the weights: StABlE training goes on from the averages, which are then set to the "
+                "weights after each step, so that what is handed back has been simulated with.",
+                ", ".join(average.name for average in self._averages),
+            )
+        for average in self._averages:
+            average.adopt()
 
     def _check_start_epoch(self, trainer: Trainer) -> None:
         max_epochs = trainer.max_epochs

@@ -1,4 +1,4 @@
-"""Refusal of Trainers and modules whose training StABlECallback cannot repair, before anything long starts."""
+"""What trainers and modules keep beside the weights, and refusal of those whose training StABlECallback cannot repair."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import AveragedModel
+
+from stable_plugin.models import WeightAverage, families
 
 AVERAGE_NAMES = re.compile(r"(?<![A-Z])EMA(?![a-z])|ExponentialMovingAverage|WeightAverag|AveragedModel")
 """Names of classes that keep averages of weights: Lightning's, torch's, torch_ema's, NequIP's, SchNetPack's."""
@@ -19,17 +21,27 @@ SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrateg
 """Strategies that divide the weights between processes."""
 
 
-def refuse_weight_averages(trainer: Any, module: Any) -> None:
-    """Refuse averages of weights: users would get averages that were never simulated with.
+def weight_averages(trainer: Any, module: Any) -> list[WeightAverage]:
+    """Return the averages of weights that a family of models knows how to set; refuse all others.
+
+    Users would get averages that were never simulated with.
 
     Args:
         trainer: Trainer with all its callbacks.
         module: The LightningModule.
 
+    Returns:
+        The averages of module and callbacks.
+
     Raises:
-        MisconfigurationException: If the module or a callback keeps an average.
+        MisconfigurationException: If the module or a callback keeps an average that no family knows.
     """
+    found = []
     for holder in (*trainer.callbacks, module):
+        known = next((average for family in families() if (average := family.average(holder)) is not None), None)
+        if known is not None:
+            found.append(known)
+            continue
         kept = next(_averages(holder), None)
         if kept is not None:
             raise MisconfigurationException(
@@ -37,6 +49,7 @@ def refuse_weight_averages(trainer: Any, module: Any) -> None:
                 "training with StABlECallback, starting from the averaged weights if they are better. It may stay in an "
                 "earlier training without StABlECallback."
             )
+    return found
 
 
 def refuse_sharded_weights(trainer: Any) -> None:

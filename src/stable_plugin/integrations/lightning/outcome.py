@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,23 +18,24 @@ log = logging.getLogger(__name__)
 REPAIRED = "repaired"
 """Name of the checkpoint of the repaired weights."""
 
+NOT_REPAIRED = "-not-repaired"
+"""Added to the name of a best checkpoint whose place the repaired weights take."""
+
 
 class Baseline:
-    """Validation errors and best checkpoints before the first step with the observable's gradient.
+    """Validation errors before the first step with the observable's gradient.
 
     Attributes:
         metrics: Errors of energies and forces as validated last, by name; None before the first step.
-        best_scores: Best score of each checkpoint callback.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] | None = None
-        self.best_scores: list[float | None] = []
 
     def record(self, trainer: Any) -> None:
         """Record the present values, at the first step only."""
         if self.metrics is None:
-            self.metrics, self.best_scores = _errors(trainer), _best_scores(trainer)
+            self.metrics = _errors(trainer)
 
     def warn_worse(self, trainer: Any) -> None:
         """Warn about energies and forces that are worse than before the first step by more than the allowed ratio."""
@@ -50,33 +53,13 @@ class Baseline:
                     bound,
                 )
 
-    def warn_outdated_best(self, trainer: Any, repaired: str) -> None:
-        """Warn if the checkpoint callbacks keep nothing but checkpoints from before the first step.
-
-        Args:
-            trainer: The Trainer.
-            repaired: Checkpoint to use instead.
-        """
-        callbacks = trainer.checkpoint_callbacks
-        if not callbacks or any(getattr(callback, "monitor", None) is None for callback in callbacks):
-            return
-        if self.metrics is not None and _best_scores(trainer) == self.best_scores:
-            best = ", ".join(repr(callback.best_model_path) for callback in callbacks if callback.best_model_path)
-            log.warning(
-                "every ModelCheckpoint monitors a metric (%s), and the best checkpoint (%s) is from before the first StABlE "
-                "step: use %r instead.",
-                ", ".join(callback.monitor for callback in callbacks),
-                best or "none was written",
-                repaired,
-            )
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"metrics": self.metrics, "best_scores": self.best_scores}
+        return {"metrics": self.metrics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.metrics, self.best_scores = state["metrics"], state["best_scores"]
+        self.metrics = state["metrics"]
 
 
 def save_repaired(trainer: Any) -> str:
@@ -94,11 +77,58 @@ def save_repaired(trainer: Any) -> str:
     folders = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
     folder = str(next((folder for folder in folders if folder), trainer.default_root_dir))
     # Existing files are those that the first process sees.
-    path: str = trainer.strategy.broadcast(_new_path(folder))
+    path: str = trainer.strategy.broadcast(_new_path(folder, REPAIRED))
     trainer.save_checkpoint(path)
     if trainer.is_global_zero:
         log.info("the repaired weights are in %r", path)
     return path
+
+
+def hand_over(trainer: Any, repaired: str) -> None:
+    """Let ``best`` and ``last`` of the checkpoint callbacks mean the repaired weights; every process must call this.
+
+    A callback that monitors a metric keeps weights that were not simulated with: an error of energies and forces is smallest
+    before the repair. Trainers load them after training, and users compile or package them.
+
+    Args:
+        trainer: The Trainer.
+        repaired: Checkpoint of the repaired weights.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        last, best = (getattr(callback, f"{kind}_model_path", "") for kind in ("last", "best"))
+        if last and "://" not in last:
+            _replace(trainer, last)
+        if best and getattr(callback, "monitor", None) is not None:
+            _hand_over_best(trainer, callback, repaired)
+
+
+def _hand_over_best(trainer: Any, callback: Any, repaired: str) -> None:
+    best = Path(callback.best_model_path)
+    # A name such as epoch=3-val_loss=0.1.ckpt says what is in the file, so another file takes over.
+    if "=" in best.name or "://" in callback.best_model_path or not trainer.strategy.broadcast(best.is_file()):
+        callback.best_model_path = repaired
+        kept, place = str(best), repaired
+    else:
+        kept, place = _new_path(str(best.parent), f"{best.stem}{NOT_REPAIRED}"), str(best)
+        if trainer.is_global_zero:
+            shutil.copyfile(best, kept)
+        _replace(trainer, place)
+    if trainer.is_global_zero:
+        log.warning(
+            "the best checkpoint by %s is not repaired and is kept as %r: from here on the best checkpoint is %r, with the "
+            "repaired weights.",
+            callback.monitor,
+            kept,
+            place,
+        )
+
+
+def _replace(trainer: Any, path: str) -> None:
+    """Write the present checkpoint in the place of a file or a link."""
+    if trainer.is_global_zero and os.path.islink(path):
+        os.unlink(path)
+    trainer.strategy.barrier()
+    trainer.save_checkpoint(path)
 
 
 def warn_not_verified(record: WindowRecord) -> None:
@@ -108,19 +138,20 @@ def warn_not_verified(record: WindowRecord) -> None:
         record: The last window.
     """
     log.warning(
-        "the potential is not verified to be stable: training ended in the %s phase, with %.0f %% of the replicas unstable in "
+        "the potential is not verified to be stable%s: training ended in the %s phase, with %.0f %% of the replicas unstable in "
         "window %d. Raise max_epochs, max_steps or max_windows and resume with ckpt_path, or see the last windows in the log.",
+        f" for {record.system}" if record.system else "",
         record.phase,
         100.0 * record.unstable_fraction,
         record.window,
     )
 
 
-def _new_path(folder: str) -> str:
-    path, version = os.path.join(folder, f"{REPAIRED}.ckpt"), 0
+def _new_path(folder: str, stem: str) -> str:
+    path, version = os.path.join(folder, f"{stem}.ckpt"), 0
     while os.path.lexists(path):
         version += 1
-        path = os.path.join(folder, f"{REPAIRED}-v{version}.ckpt")
+        path = os.path.join(folder, f"{stem}-v{version}.ckpt")
     return path
 
 
@@ -133,8 +164,3 @@ def _errors(trainer: Any) -> dict[str, float]:
         return quantity and measure and "train" not in lower
 
     return {name: float(torch.as_tensor(value)) for name, value in trainer.callback_metrics.items() if is_error(name)}
-
-
-def _best_scores(trainer: Any) -> list[float | None]:
-    scores = [getattr(callback, "best_model_score", None) for callback in trainer.checkpoint_callbacks]
-    return [None if score is None else float(score) for score in scores]

@@ -1,0 +1,226 @@
+"""The loops of several systems that one potential is trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from stable_plugin.algorithm.estimator import Estimate
+from stable_plugin.algorithm.records import Progress, WindowRecord
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
+from stable_plugin.algorithm.schedule import Phase
+from stable_plugin.algorithm.training_loop import TrainingLoop
+from stable_plugin.models.base import Potential
+from stable_plugin.runtime.distributed import DistributedContext
+
+log = logging.getLogger(__name__)
+
+
+class SystemsLoop:
+    """Trains one potential on several systems, each with a loop of its own.
+
+    The systems take turns: each one simulates until it has something to learn from, or was stable for long enough. An
+    optimizer step follows the weighted average of the gradients of those that learn. A system that was stable rests
+    meanwhile; as the weights have changed since, it is simulated again when the others have finished. Training ends when
+    all systems were stable with the same weights, or have used up their windows.
+
+    Args:
+        loops: Loops of the systems by name, at least one; their potentials hold the same module.
+        weights: Weight of the gradient of each system, relative to the others.
+
+    Attributes:
+        windows: Records of the windows of all systems, in the order in which they were simulated.
+    """
+
+    def __init__(self, loops: Mapping[str, TrainingLoop], weights: Sequence[float]) -> None:
+        self.loops = dict(loops)
+        self.windows: list[WindowRecord] = []
+        self._weights = dict(zip(loops, weights, strict=True))
+        self._learning: list[str] = []
+        self._n_gradients = 0
+        self._verified_at: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.loops)})"
+
+    @property
+    def potential(self) -> Potential:
+        """The potential in training, on the first system."""
+        return next(iter(self.loops.values())).potential
+
+    @property
+    def context(self) -> DistributedContext:
+        """Processes that train together."""
+        return next(iter(self.loops.values())).context
+
+    @property
+    def on_progress(self) -> Callable[[Progress], None]:
+        """Called every few steps of a simulation; may raise to interrupt it."""
+        return next(iter(self.loops.values())).on_progress
+
+    @on_progress.setter
+    def on_progress(self, call: Callable[[Progress], None]) -> None:
+        for loop in self.loops.values():
+            loop.on_progress = call
+
+    @property
+    def phase(self) -> Phase:
+        """The present phase: ``learn`` if a system learns, ``done`` if all are done with the present weights."""
+        phases = {loop.phase for loop in self.loops.values()}
+        if "learn" in phases:
+            return "learn"
+        return "simulate" if "simulate" in phases or self._outdated() else "done"
+
+    @property
+    def md_steps(self) -> int:
+        """Timesteps simulated so far, summed over the replicas of all systems and processes."""
+        return sum(loop.md_steps for loop in self.loops.values())
+
+    @property
+    def simulated_ps(self) -> float:
+        """Time simulated so far per replica, summed over the systems, in ps."""
+        return sum(loop.simulated_ps for loop in self.loops.values())
+
+    @property
+    def unstable_fraction(self) -> float:
+        """Fraction of unstable replicas in the latest windows, averaged over the systems."""
+        fractions = [loop.unstable_fraction for loop in self.loops.values()]
+        return sum(fractions) / len(fractions)
+
+    @property
+    def lr_factor(self) -> float:
+        """Factor of the next step's learning rate: the smallest of the systems that learn."""
+        return min(self.loops[name].lr_factor for name in self._learning)
+
+    @property
+    def is_new_window(self) -> bool:
+        """Whether a window that was just simulated takes part in the latest gradient."""
+        return any(self.loops[name].is_new_window for name in self._learning)
+
+    def unverified(self) -> list[WindowRecord]:
+        """Return the last window of each system that was not stable for long enough with the present weights."""
+        outdated = self._outdated()
+        return [
+            record
+            for name, loop in self.loops.items()
+            for record in (loop.unverified() or (loop.windows[-1:] if name in outdated else []))
+        ]
+
+    def record_learning_rate(self, learning_rate: float) -> None:
+        """Record the learning rate of a step in the windows that it is taken on."""
+        for name in self._learning:
+            self.loops[name].record_learning_rate(learning_rate)
+
+    def simulation_phase(self) -> None:
+        """Simulate the systems that do not learn until they have something to learn from, or were stable long enough."""
+        for name in self.loops:
+            with self._collected(name) as loop:
+                loop.simulation_phase()
+                self._note_verified(name)
+        outdated = self._outdated()
+        if outdated and not any(loop.phase == "learn" for loop in self.loops.values()):
+            log.info("the weights have changed since %s were stable: they are simulated again", ", ".join(outdated))
+            for name in outdated:
+                self.loops[name].simulate_again()
+                del self._verified_at[name]
+            self.simulation_phase()
+
+    def gradient(self) -> Estimate | None:
+        """Return the weighted average of the systems' gradients, or None when training is done; simulate when needed."""
+        while True:
+            estimates = {}
+            for name in self.loops:
+                with self._collected(name) as loop:
+                    estimate = None if loop.phase == "done" else loop.gradient()
+                if estimate is None:
+                    self._note_verified(name)
+                else:
+                    estimates[name] = estimate
+            self._learning = list(estimates)
+            if estimates:
+                self._n_gradients += 1
+                return self._average(estimates)
+            if self.phase == "done":
+                return None
+            self.simulation_phase()
+
+    def _average(self, estimates: Mapping[str, Estimate]) -> Estimate:
+        total = sum(self._weights[name] for name in estimates)
+        fractions = [self._weights[name] / total for name in estimates]
+        parts = list(estimates.values())
+        return Estimate(
+            loss=sum(fraction * part.loss for fraction, part in zip(fractions, parts, strict=True)),
+            mean=torch.cat([part.mean for part in parts]),
+            gradients=[
+                torch.stack([fraction * each for fraction, each in zip(fractions, tensors, strict=True)]).sum(dim=0)
+                for tensors in zip(*(part.gradients for part in parts), strict=True)
+            ],
+            ess_fraction=min(part.ess_fraction for part in parts),
+        )
+
+    def _note_verified(self, name: str) -> None:
+        loop = self.loops[name]
+        if loop.phase == "done" and not loop.unverified():
+            self._verified_at.setdefault(name, self._n_gradients)
+        else:
+            self._verified_at.pop(name, None)
+
+    def _outdated(self) -> list[str]:
+        """Return the systems that were stable with weights that have changed since."""
+        return [
+            name
+            for name, loop in self.loops.items()
+            if loop.phase == "done" and self._verified_at.get(name, self._n_gradients) < self._n_gradients
+        ]
+
+    @contextmanager
+    def _collected(self, name: str) -> Iterator[TrainingLoop]:
+        """Yield a loop, and collect the records of its new windows, also if it is interrupted."""
+        loop = self.loops[name]
+        n_before = len(loop.windows)
+        try:
+            yield loop
+        except UnusablePotentialError as error:
+            error.args = (f"{name}: {error}",)
+            raise
+        finally:
+            self.windows += loop.windows[n_before:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that this process needs to continue as if it had not been interrupted."""
+        return {
+            "loops": {name: loop.state_dict() for name, loop in self.loops.items()},
+            "order": [record.system for record in self.windows],
+            "n_gradients": self._n_gradients,
+            "verified_at": dict(self._verified_at),
+            "learning": list(self._learning),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state: The state of this process.
+
+        Raises:
+            ValueError: If the state is of other systems.
+        """
+        if "loops" not in state or set(state["loops"]) != set(self.loops):
+            raise ValueError(
+                f"the checkpoint is of the systems {sorted(state.get('loops', {})) or 'of one system'}, this run has "
+                f"{sorted(self.loops)}: resume with the same systems."
+            )
+        for name, loop in self.loops.items():
+            loop.load_state_dict(state["loops"][name])
+        records = {name: iter(loop.windows) for name, loop in self.loops.items()}
+        self.windows = [next(records[name]) for name in state["order"]]
+        self._n_gradients, self._verified_at = state["n_gradients"], dict(state["verified_at"])
+        self._learning = list(state["learning"])
+
+
+AnyLoop = TrainingLoop | SystemsLoop
+"""The loop of one system, or of several."""

@@ -1,0 +1,211 @@
+"""One potential trained on several systems."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from torch import nn
+
+from stable_plugin import BondDeviation, BondLengths, Langevin, Schedule, StABlEConfig, System
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
+from stable_plugin.algorithm.systems_loop import SystemsLoop
+from stable_plugin.config import SystemConfig
+from stable_plugin.integrations.build import build_training_loop, single_systems, validate
+from stable_plugin.md.compositions import split_by_composition
+from stable_plugin.models import ModulePotential
+
+
+class SharedSpring(nn.Module):
+    """Bonds of 1 Å with one stiffness, in molecules of any size."""
+
+    def __init__(self, stiffness=2.0):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(stiffness, dtype=torch.float64))
+
+    def stable_potential(self, system):
+        return ModulePotential(_Bonds(self, system), system)
+
+
+class _Bonds(nn.Module):
+    def __init__(self, shared, system):
+        super().__init__()
+        self.shared, self.pairs = shared, system.bonds
+
+    def forward(self, positions):
+        first, second = self.pairs.unbind(1)
+        lengths = (positions[:, first] - positions[:, second]).norm(dim=-1)
+        return 0.5 * self.shared.k * (lengths - 1.0).square().sum(-1)
+
+
+def chains(symbols, n_frames=3, spread=0.02):
+    """Return frames of a chain of atoms 1 Å apart."""
+    rng = np.random.default_rng(len(symbols))
+    positions = np.arange(len(symbols))[:, None] * np.array([1.0, 0.0, 0.0])
+    return [Atoms(symbols, positions + rng.normal(scale=spread, size=positions.shape)) for _ in range(n_frames)]
+
+
+def settings(**changes):
+    values = {
+        "n_replicas": 4,
+        "window_ps": 0.02,
+        "record_every_fs": 5.0,
+        "integrator": Langevin(300.0, 0.5, 10.0),
+        "detector": BondDeviation(0.3),
+        "observables": BondLengths(),
+        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.04, max_windows=4),
+    }
+    return StABlEConfig(**{**values, **changes})
+
+
+OH, WATER = chains("OH"), chains("HOH")
+
+
+def system(frames, **changes):
+    values = {"integrator": Langevin(300.0, 0.5, 10.0), "detector": BondDeviation(0.3), "observables": BondLengths()}
+    return SystemConfig(structures=frames, **{**values, **changes})
+
+
+def several(**changes):
+    plain = {"detector": None, "observables": None, "integrator": Langevin()}
+    return settings(**{**plain, "systems": [system(OH), system(WATER, weight=3.0)], **changes})
+
+
+def test_split_by_composition_counts_frames_and_order():
+    other = [Atoms("HO", OH[0].positions)]
+    named = split_by_composition([*OH, *WATER, *WATER, *other])
+    assert {name: len(frames) for name, frames in named.items()} == {"H2O": 6, "HO": 3, "HO_2": 1}
+    periodic = OH[0].copy()
+    periodic.set_cell([9.0, 9.0, 9.0])
+    periodic.pbc = True
+    assert list(split_by_composition([*OH, periodic])) == ["HO", "HO_2"]
+
+
+def test_loop_of_one_composition_is_that_of_one_system():
+    loop = build_training_loop(settings(structures=OH), SharedSpring(), None)
+    assert not isinstance(loop, SystemsLoop)
+    assert {record.system for record in loop.windows} == set()
+
+
+def test_loop_takes_a_system_for_each_composition(caplog):
+    caplog.set_level("INFO", "stable_plugin")
+    config = settings(structures=[*WATER, Atoms("He"), *OH, chains("FH", 1)[0]])
+    loop = build_training_loop(config, SharedSpring(), None)
+    assert list(loop.loops) == ["H2O", "HO"]
+    assert "simulated: H2O (3 frames), HO (3 frames); left out" in caplog.text
+    assert "He, HF" in caplog.text
+    detectors = [each.simulator.detector for each in loop.loops.values()]
+    assert detectors[0] is not detectors[1]
+    limited = build_training_loop(settings(structures=[*OH, *WATER], max_systems=1), SharedSpring(), None)
+    assert limited.potential.system.n_atoms == 2
+
+
+def test_loop_refuses_single_frames_of_each_composition():
+    with pytest.raises(ValueError, match=r"2 compositions \(H2O, HO\), none with 2 reference frames.*pass structures="):
+        validate(settings(structures=[WATER[0], OH[0]]))
+    with pytest.raises(ValueError, match=r"bonds= belongs to one composition.*pass systems="):
+        validate(settings(structures=[*OH, *WATER], bonds=[(0, 1)]))
+
+
+def test_reference_frames_go_to_their_composition():
+    singles = single_systems(settings(structures=[OH[0], WATER[0]], reference=[*WATER, *OH, *OH]))
+    assert {single.name: len(single.reference) for single in singles} == {"HO": 6, "H2O": 3}
+    assert len({single.seed for single in singles}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": []}, r"systems=\[\] is not a list of systems: pass instances of SystemConfig"),
+        ({"systems": [OH]}, r"systems\[0\]=.*pass an instance of SystemConfig"),
+        ({"structures": OH}, r"systems= and structures= were both passed: set structures in each of the systems"),
+        ({"systems": [SystemConfig()]}, r"systems\[0\] has structures=None: pass start frames"),
+        ({"systems": [system(OH, integrator=Langevin(300.0, 0.7))]}, r"window_ps"),
+    ],
+)
+def test_config_rejects_systems(changes, message):
+    with pytest.raises(ValueError, match=message):
+        several(**changes)
+
+
+def test_systems_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"systems have the names \['HO', 'HO'\]: set a different name"):
+        validate(several(systems=[system(OH), system(OH)]))
+
+
+def test_gradient_is_the_weighted_average():
+    loop = build_training_loop(several(), SharedSpring(0.2), None)
+    alone = []
+    for single in single_systems(several()):
+        alone.append(build_training_loop(single, SharedSpring(0.2), None).gradient())
+    estimate = loop.gradient()
+    expected = [0.25 * one + 0.75 * other for one, other in zip(*(each.gradients for each in alone), strict=True)]
+    torch.testing.assert_close(estimate.gradients, expected, rtol=1e-12, atol=0.0)
+    assert estimate.loss == pytest.approx(0.25 * alone[0].loss + 0.75 * alone[1].loss)
+    assert estimate.ess_fraction == min(each.ess_fraction for each in alone)
+    assert {record.system for record in loop.windows} == {"HO", "H2O"}
+    assert loop.windows[-1].system == "H2O"
+    assert loop.is_new_window
+
+
+def test_stable_system_is_simulated_again_with_the_final_weights():
+    # A stiff spring holds the first system; the second never learns within its windows.
+    config = several(
+        systems=[system(OH, detector=BondDeviation(5.0, None)), system(WATER, detector=BondDeviation(0.08, None))],
+        schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.04, max_windows=2),
+    )
+    loop = build_training_loop(config, SharedSpring(2.0), None)
+    n_gradients = 0
+    while (estimate := loop.gradient()) is not None:
+        n_gradients += 1
+        assert loop.phase == "learn" or n_gradients > 0
+        with torch.no_grad():
+            for parameter, gradient in zip(loop.potential.trainable_parameters(), estimate.gradients, strict=True):
+                parameter -= 0.01 * gradient.sign()
+    assert loop.phase == "done"
+    order = [record.system for record in loop.windows]
+    assert n_gradients > 0
+    # Two windows of 0.02 ps are stable_ps, at the beginning and once more at the end.
+    assert order[:2] == ["HO", "HO"]
+    assert order[-2:] == ["HO", "HO"]
+    assert order.count("HO") == 4
+    assert [record.system for record in loop.unverified()] == ["H2O"]
+
+
+def test_loop_resumes_bit_for_bit():
+    def steps(loop, n):
+        gradients = []
+        for _ in range(n):
+            estimate = loop.gradient()
+            gradients.append(estimate.gradients[0].clone())
+            with torch.no_grad():
+                loop.potential.trainable_parameters()[0].sub_(0.05 * estimate.gradients[0].sign())
+        return gradients
+
+    module = SharedSpring(0.2)
+    loop = build_training_loop(several(), module, None)
+    steps(loop, 3)
+    state, weights = loop.state_dict(), {name: each.clone() for name, each in module.state_dict().items()}
+    expected = steps(loop, 4)
+    other = SharedSpring(0.2)
+    other.load_state_dict(weights)
+    resumed = build_training_loop(several(), other, None)
+    resumed.load_state_dict(state)
+    assert [record.system for record in resumed.windows] == state["order"]
+    torch.testing.assert_close(steps(resumed, 4), expected, rtol=0.0, atol=0.0)
+    with pytest.raises(ValueError, match=r"checkpoint is of the systems \['H2O', 'HO'\], this run has"):
+        build_training_loop(several(systems=[system(OH), system(chains("FH"))]), other, None).load_state_dict(state)
+
+
+def test_system_of_an_unusable_potential_is_named():
+    config = several(systems=[system(OH), system(WATER, detector=BondDeviation(0.06, 0.06))])
+    loop = build_training_loop(config, SharedSpring(-5.0), None)
+    with pytest.raises(UnusablePotentialError, match=r"H2O: all 4 replicas failed"):
+        for _ in range(20):
+            loop.gradient()
+
+
+def test_systems_have_their_own_temperature():
+    hot = system(WATER, integrator=Langevin(600.0, 0.5, 10.0))
+    loop = build_training_loop(several(systems=[system(OH), hot]), SharedSpring(), None)
+    assert [each.simulator.integrator.temperature_K for each in loop.loops.values()] == [300.0, 600.0]
+    assert System.from_atoms(WATER[0]).n_atoms == loop.loops["H2O"].potential.system.n_atoms
