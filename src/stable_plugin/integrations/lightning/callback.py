@@ -197,6 +197,7 @@ class StABlECallback(Callback):
         if not (trainer.is_global_zero and self.windows):
             return
         self._baseline.warn_worse(trainer)
+        self.session.warn_energy_drift()
         for record in self.loop.unverified():
             outcome.warn_not_verified(record)
 
