@@ -93,12 +93,13 @@ def repair_recipe(
     trainer = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "enable_model_summary": False}
     source = _absolute(model) if Path(model).is_file() else model
     return {
-        "job": {"run_dir": "runs/repair"},
+        "job": {"run_dir": "runs/repair", "device_type": None, "seed": 0},
         "runner": {
             "_target_": "stable_plugin.StABlERunner",
             "title": f"Repair of {Path(model).name}",
+            "control": False,
             "output": output,
-            "data": {"_target_": "stable_plugin.ExtxyzDataModule", "train": data, "valid": valid},
+            "data": {"_target_": "stable_plugin.ExtxyzDataModule", "train": data, "valid": valid, "batch_size": 10},
             "model": {"_target_": _target(module), module.model_argument: source},
             # The potential is trained already; runner.supervised.max_epochs=N fine-tunes it first.
             "supervised": {**trainer, "max_epochs": 0},
@@ -107,6 +108,11 @@ def repair_recipe(
                 "structures": data,
                 "reference": reference,
                 "integrator": integrator,
+                "n_replicas": StABlEConfig.n_replicas,
+                "window_ps": StABlEConfig.window_ps,
+                "learning_rate": StABlEConfig.learning_rate,
+                "schedule": {"_target_": "stable_plugin.Schedule"},
+                "seed": StABlEConfig.seed,
             },
             "stable_trainer": {
                 **trainer,
@@ -120,6 +126,9 @@ def repair_recipe(
                 "labeled": valid or data,
                 "reference": reference or data,
                 "integrator": integrator,
+                "n_replicas": StABlEConfig.n_replicas,
+                "horizons_ps": [1.0],
+                "seed": StABlEConfig.seed,
             },
         },
     }
