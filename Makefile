@@ -14,7 +14,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -qq
 ENV := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-mace-only test-fairchem-only test-nequip test-cuda test-slow check examples list-examples coverage mutants docs \
+.PHONY: help env demo test test-mace-only test-fairchem-only test-nequip test-schnet test-cuda test-slow check examples list-examples coverage mutants docs \
         wheel bench bench-cuda data clean
 
 help:  ## list the targets
@@ -82,6 +82,9 @@ test-mace-only: .venv-mace/.installed  ## run the tests without fairchem
 
 test-nequip: .venv-nequip/.installed  ## run NequIP's tests in an environment of its own
 	.venv-nequip/bin/python -m pytest -q tests/models/nequip
+
+test-schnet: .venv-schnet/.installed  ## run SchNetPack's tests in an environment of its own
+	.venv-schnet/bin/python -m pytest -q tests/models/schnet
 
 test-fairchem-only: .venv-fairchem/.installed  ## run the tests without MACE
 	.venv-fairchem/bin/python -m pytest -q -m "not slow"

@@ -31,7 +31,13 @@ for module in pkgutil.walk_packages(stable_plugin.__path__, "stable_plugin.", on
         found[module.name] = str(error)
 print(json.dumps(found))
 """
-FAMILIES = {"mace": "mace", "fairchem": "fairchem,torchtnt", "sevennet": "sevenn", "nequip": "nequip"}
+FAMILIES = {
+    "mace": "mace",
+    "fairchem": "fairchem,torchtnt",
+    "sevennet": "sevenn",
+    "nequip": "nequip",
+    "schnet": "schnetpack",
+}
 TRAINERS = "pytorch_lightning,lightning,lightning_fabric"
 RECIPES_AND_REPORTS = "hydra,omegaconf,pydantic,jinja2"
 """Dependencies of the package that the core does not import."""

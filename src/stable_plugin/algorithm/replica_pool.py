@@ -66,8 +66,7 @@ class ReplicaPool:
         self.simulator = simulator
         self.streams = streams
         self.context = context
-        self._structures = structures
-        self._cell = cell
+        self._structures, self._cell = structures, cell
         self._rewind_fraction = config.rewind_fraction
         self._n_steps, self._record_every = config.window_steps, config.record_steps
         taken = (context.rank * config.n_replicas + torch.arange(config.n_replicas)) % len(structures)
@@ -84,6 +83,11 @@ class ReplicaPool:
             f"{type(self).__name__}(n_replicas={self.n_replicas}, n_structures={len(self._structures)}, "
             f"window_steps={self._n_steps}, record_every={self._record_every}, rewind_fraction={self._rewind_fraction:g})"
         )
+
+    @property
+    def start_frames(self) -> tuple[Tensor, Tensor | None]:
+        """Start frames, (n_frames, n_atoms, 3) in Å, and their cells; None if all are that of the system."""
+        return self._structures, self._cell
 
     @property
     def n_replicas(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate
 from stable_plugin.algorithm.records import Progress, WindowRecord
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
@@ -100,6 +101,12 @@ class SystemsLoop:
     def is_new_window(self) -> bool:
         """Whether a window that was just simulated takes part in the latest gradient."""
         return any(self.loops[name].is_new_window for name in self._learning)
+
+    def energy_zero(self) -> EnergyZero:
+        """Return what holds the zero of energy on the start frames of all systems."""
+        loops = list(self.loops.values())
+        frames, cells = zip(*(loop.replicas.start_frames for loop in loops), strict=True)
+        return EnergyZero([loop.potential for loop in loops], frames, cells, loops[0].replicas.model_calls)
 
     def unverified(self) -> list[WindowRecord]:
         """Return the last window of each system that was not stable for long enough with the present weights."""

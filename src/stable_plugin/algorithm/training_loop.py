@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate
 from stable_plugin.algorithm.records import Progress, WindowRecord
 from stable_plugin.algorithm.replica_pool import ReplicaPool
@@ -86,6 +87,11 @@ class TrainingLoop:
     def is_new_window(self) -> bool:
         """Whether the latest gradient is the first one from its window."""
         return self._data is not None and self._data.steps == 1
+
+    def energy_zero(self) -> EnergyZero:
+        """Return what holds the zero of energy on the start frames."""
+        frames, cell = self.replicas.start_frames
+        return EnergyZero([self.potential], [frames], [cell], self.replicas.model_calls)
 
     def unverified(self) -> list[WindowRecord]:
         """Return the last window, in a list, unless the replicas were stable for long enough with the present weights."""

@@ -14,6 +14,7 @@ import ase.io
 import torch
 from torch import Tensor, nn, optim
 
+from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate
 from stable_plugin.algorithm.gradients import ObservableWeight, TemporaryLearningRate, add_gradients, norm
 from stable_plugin.algorithm.records import Progress, WindowRecord
@@ -53,6 +54,7 @@ class Session:
         self.weight = ObservableWeight(config.observable_weight, config.gradient_ratio)
         self.resume = ResumePoint()
         self._loop: AnyLoop | None = None
+        self._zero: EnergyZero | None = None
         self._loaded: dict[str, Any] = {}
         self._pending: dict[str, Any] | None = None
         self._learning_rate = TemporaryLearningRate()
@@ -105,9 +107,11 @@ class Session:
             on_progress: Called every few steps of a simulation; may raise to interrupt it.
         """
         self._loop = build_training_loop(self.config, module, dataloader)
+        self._zero = self._loop.energy_zero()
         self._n_logged_windows = 0
         if self._pending is not None:
             self._loop.load_state_dict(self._pending["loop"])
+            self._zero.load_state_dict(self._pending["energy_zero"])
             self._n_logged_windows = self._pending["n_logged_windows"]
             self._pending = None
         self._folder, self._line, self._on_progress = Path(folder), line, on_progress
@@ -119,6 +123,7 @@ class Session:
 
     def gradient(self) -> Estimate | None:
         """Return the observable's gradient for the next optimizer step, or None when training is done."""
+        self._hold_energies(EnergyZero.mark)
         with self._monitored() as loop:
             return loop.gradient()
 
@@ -189,9 +194,20 @@ class Session:
         return True
 
     def after_step(self, optimizers: Iterable[optim.Optimizer]) -> None:
-        """Restore the optimizers' own learning rates."""
+        """Restore the optimizers' own learning rates, and the zero of energy, which the step has moved."""
+        self._hold_energies(EnergyZero.restore)
         for optimizer in optimizers:
             self._learning_rate.restore(optimizer)
+
+    def warn_energy_drift(self) -> None:
+        """Warn of a drift of the energies' zero that the model keeps no constant for."""
+        self._hold_energies(EnergyZero.warn)
+
+    def _hold_energies(self, action: Callable[[EnergyZero], None]) -> None:
+        if self._zero is None or self._loop is None:
+            return
+        with torch.autocast(self._loop.potential.device.type, enabled=False):
+            action(self._zero)
 
     def new_windows(self) -> list[dict[str, float]]:
         """Return numbers to log of the windows simulated since the last call."""
@@ -212,10 +228,11 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all processes; every process must call this."""
-        if self._loop is None:
+        if self._loop is None or self._zero is None:
             return self._loaded
         own = {
             "loop": self._loop.state_dict(),
+            "energy_zero": self._zero.state_dict(),
             "resume": self.resume.state_dict(),
             "n_logged_windows": self._n_logged_windows,
         }

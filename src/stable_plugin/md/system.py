@@ -35,6 +35,7 @@ class System:
         pbc: Periodic directions.
         charge: Total charge in units of e; None if not specified.
         spin: Spin multiplicity; None if not specified.
+        head: Name of the head of a multi-head model; None if not specified.
         is_extended: Whether a chain of bonds connects an atom to its own periodic image, as in a metal or an ionic
             crystal, which has no separate molecules.
         cells: Cells of all frames, (n_frames, 3, 3) in Å, where they differ; None if all have :attr:`cell`.
@@ -48,6 +49,7 @@ class System:
     pbc: tuple[bool, bool, bool] = (False, False, False)
     charge: int | None = None
     spin: int | None = None
+    head: str | None = None
     is_extended: bool = False
     cells: Tensor | None = None
 
@@ -82,6 +84,7 @@ class System:
             pbc=tuple(atoms.pbc.tolist()),
             charge=_whole_number(atoms, "charge"),
             spin=_whole_number(atoms, "spin"),
+            head=atoms.info.get("head"),
             is_extended=is_extended,
         )
 
@@ -277,14 +280,27 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
                 f"{name}[{index}] has pbc={frame.pbc.tolist()}, but the simulated system has pbc={list(system.pbc)}: pass "
                 "frames that are periodic in the same directions."
             )
-        for label, expected in (("charge", system.charge), ("spin", system.spin)):
-            if expected is not None and frame.info.get(label, expected) != expected:
-                raise ValueError(
-                    f"{name}[{index}] has {label}={frame.info[label]}, but the simulated system has "
-                    f"{label}={expected}: pass frames with the same charge and spin."
-                )
         check_geometry(frame, f"{name}[{index}]")
+    for label, expected in (("charge", system.charge), ("spin", system.spin), ("head", system.head)):
+        _check_label(frames, label, expected, name)
     return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)
+
+
+def _check_label(frames: Sequence[Atoms], label: str, expected: int | str | None, name: str) -> None:
+    """Raise an error unless all frames state what the system has, or none of them states anything."""
+    stated = [index for index, frame in enumerate(frames) if frame.info.get(label) is not None]
+    for index in stated:
+        if frames[index].info[label] != expected:
+            raise ValueError(
+                f"{name}[{index}] has {label}={frames[index].info[label]}, but the simulated system has {label}={expected}: "
+                f"pass frames with the same {label}, reference frames among them."
+            )
+    if stated and len(stated) < len(frames):
+        index = next(index for index in range(len(frames)) if index not in stated)
+        raise ValueError(
+            f"{name}[{stated[0]}] has {label}={frames[stated[0]].info[label]}, but {name}[{index}] states none: set "
+            f"atoms.info[{label!r}] in all frames."
+        )
 
 
 def _whole_number(atoms: Atoms, name: str) -> int | None:

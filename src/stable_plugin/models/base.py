@@ -60,6 +60,17 @@ class Potential(ABC):
         """Total energy of the model minus the interaction energy of one replica, in eV."""
         return 0.0
 
+    def shift_energies(self, per_atom_eV: float) -> bool:
+        """Add a constant to the energy of every atom, which changes no force, where the model keeps such a constant.
+
+        Args:
+            per_atom_eV: The constant in eV.
+
+        Returns:
+            Whether the model has been changed.
+        """
+        return False
+
     @property
     @abstractmethod
     def cutoff(self) -> float:

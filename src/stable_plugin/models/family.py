@@ -123,6 +123,19 @@ class ModelFamily(ABC):
         """
         return None
 
+    def export_again(self, callback: Any, module: Any, suffix: str) -> str | None:
+        """Replace the model file that a callback of the family's own trainer has written; called in one process.
+
+        Args:
+            callback: A callback of the Trainer.
+            module: The LightningModule, with the weights to write.
+            suffix: Added to the name of the file that is replaced.
+
+        Returns:
+            Path of the file; None if the callback writes none.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
 

@@ -202,6 +202,18 @@ class PotentialConformance:
             tolerance = self.calculator_tolerance or self.force_tolerance
             assert_close(forces[index], torch.tensor(atoms.get_forces()), tolerance)
 
+    def test_shifted_energies_have_the_same_forces(self, structure: str) -> None:
+        """A constant per atom changes the energies by it and the forces not at all, if the model takes one."""
+        case = self._case(structure)
+        energies, forces = case.energies_and_forces()
+        before = case.potential.constant_energy
+        if not case.potential.shift_energies(0.25):
+            skip("the model keeps no constant per atom")
+        shifted, same_forces = case.energies_and_forces()
+        change = shifted.double() - energies.double() + case.potential.constant_energy - before
+        assert_close(change, torch.full_like(change, 0.25 * len(case.atoms)), max(self.energy_tolerance, 1e-5))
+        assert_close(same_forces, forces, self.force_tolerance)
+
     def test_replicas_are_independent(self, structure: str) -> None:
         """The result of a replica does not depend on the others in the batch, nor on its place among them."""
         case = self._case(structure)

@@ -36,27 +36,40 @@ def calculator_of(module, folder, **settings):
         return MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64", **settings)
 
 
-@pytest.mark.parametrize("head", ["coarse", "fine", None])
+@pytest.mark.parametrize("head", ["Default", "fine", None])
 def test_mace_potential_uses_the_named_head(head, aspirin_frames, aspirin_positions, tmp_path):
     system = System.from_atoms(aspirin_frames[0])
     module = tiny_mace(
         system.numbers,
-        heads=["coarse", "fine"],
+        heads=["Default", "fine"],
         atomic_energies=np.array([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]]),
         atomic_inter_scale=[1.5, 0.7],
         atomic_inter_shift=[0.1, -0.2],
     )
     potential = MACEPotential(module, system, head)
-    assert repr(potential) == f"MACEPotential(ScaleShiftMACE, C9H8O4, head={head or 'fine'!r})"
+    assert repr(potential) == f"MACEPotential(ScaleShiftMACE, C9H8O4, head={head or 'Default'!r})"
     # C9H8O4, elements in the order H, C, O.
-    assert potential.constant_energy == pytest.approx(-8 - 18 - 12 if head == "coarse" else -32 - 45 - 24)
-    calculator = calculator_of(module, tmp_path, head=head or "fine")
+    assert potential.constant_energy == pytest.approx(-32 - 45 - 24 if head == "fine" else -8 - 18 - 12)
+    calculator = calculator_of(module, tmp_path, head=head)
     positions = aspirin_positions[:2]
     energies, forces = potential.energies_and_forces(positions, potential.edges(positions))
     for frame, energy, force in zip(aspirin_frames[:2], energies, forces, strict=True):
         atoms = Atoms(frame.symbols, positions=frame.positions, calculator=calculator)
         assert energy.item() + potential.constant_energy == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
         np.testing.assert_allclose(force.numpy(), atoms.get_forces(), rtol=0, atol=1e-10)
+
+
+def test_mace_potential_head_of_the_system_comes_first(aspirin_frames):
+    atoms = aspirin_frames[0].copy()
+    atoms.info["head"] = "fine"
+    module = tiny_mace(atoms.numbers, heads=["pt_head", "fine"], atomic_energies=np.zeros((2, 3)),
+                       atomic_inter_scale=[1.0, 1.0], atomic_inter_shift=[0.0, 0.0])  # fmt: skip
+    assert MACEPotential(module, System.from_atoms(atoms), "pt_head").settings() == {"head": "fine"}
+    message = (
+        r"head=None, but the model has the heads \['pt_head', 'fine'\], none of which is called 'default': pass head="
+    )
+    with pytest.raises(ValueError, match=message):
+        MACEPotential(module, System.from_atoms(aspirin_frames[0]))
 
 
 def test_mace_potential_names_unknown_head(system):

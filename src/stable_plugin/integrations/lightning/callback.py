@@ -39,8 +39,8 @@ class StABlECallback(Callback):
     gradient of a reference observable joins that of the user's own loss in each optimizer step, until none fails.
     Training ends when the replicas stay stable for ``schedule.stable_ps``. The repaired weights are then in
     ``repaired.ckpt``, in the folder of the first checkpoint callback or in ``default_root_dir``, and ``best`` and ``last``
-    of the checkpoint callbacks mean them too. Averages of weights that NequIP keeps are set to the weights after each
-    step.
+    of the checkpoint callbacks mean them too. Averages of weights that NequIP and SchNetPack keep are set to the weights
+    after each step.
 
     Optimizer, clipping, precision, accumulation, loggers and checkpoints stay the Trainer's. Works with Trainers of
     ``pytorch_lightning`` and of ``lightning``, and with a module that holds a model of a known family, or has a method
@@ -192,11 +192,11 @@ class StABlECallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint of the repaired weights, and log what the user should know about the result."""
         if self.session.done:
-            self.repaired_path = outcome.save_repaired(trainer)
-            outcome.hand_over(trainer, self.repaired_path)
+            self.repaired_path = outcome.save_repaired(trainer, pl_module)
         if not (trainer.is_global_zero and self.windows):
             return
         self._baseline.warn_worse(trainer)
+        self.session.warn_energy_drift()
         for record in self.loop.unverified():
             outcome.warn_not_verified(record)
 

@@ -12,6 +12,7 @@ import torch
 
 from stable_plugin.algorithm.records import WindowRecord
 from stable_plugin.config import MAX_ENERGY_MAE_RATIO, MAX_FORCE_MAE_GROWTH
+from stable_plugin.models import families
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +63,19 @@ class Baseline:
         self.metrics = state["metrics"]
 
 
-def save_repaired(trainer: Any) -> str:
-    """Write the checkpoint of the repaired weights; every process must call this.
+def save_repaired(trainer: Any, module: Any) -> str:
+    """Write the checkpoint of the repaired weights, and let others mean these weights too; every process must call this.
 
     It goes to the folder of the first checkpoint callback, or to ``default_root_dir``. An existing file is never
     overwritten; as with ModelCheckpoint, the name gets a version instead.
 
+    A callback that monitors a metric keeps weights that were not simulated with: an error of energies and forces is smallest
+    before the repair. Trainers load these weights after training, and users compile or package them. So ``best`` and ``last``
+    are handed over to the repaired weights, and the previous best is kept under another name.
+
     Args:
         trainer: The Trainer.
+        module: The LightningModule.
 
     Returns:
         Path of the checkpoint.
@@ -78,41 +84,33 @@ def save_repaired(trainer: Any) -> str:
     folder = str(next((folder for folder in folders if folder), trainer.default_root_dir))
     # Existing files are those that the first process sees.
     path: str = trainer.strategy.broadcast(_new_path(folder, REPAIRED))
+    replaced = [place for callback in trainer.checkpoint_callbacks for place in _hand_over(trainer, callback, path)]
+    # Only now: a checkpoint contains the paths that the callbacks hold.
     trainer.save_checkpoint(path)
+    for place in replaced:
+        _replace(trainer, place)
     if trainer.is_global_zero:
         log.info("the repaired weights are in %r", path)
+        _export_again(trainer, module)
     return path
 
 
-def hand_over(trainer: Any, repaired: str) -> None:
-    """Let ``best`` and ``last`` of the checkpoint callbacks mean the repaired weights; every process must call this.
-
-    A callback that monitors a metric keeps weights that were not simulated with: an error of energies and forces is smallest
-    before the repair. Trainers load them after training, and users compile or package them.
-
-    Args:
-        trainer: The Trainer.
-        repaired: Checkpoint of the repaired weights.
-    """
-    for callback in trainer.checkpoint_callbacks:
-        last, best = (getattr(callback, f"{kind}_model_path", "") for kind in ("last", "best"))
-        if last and "://" not in last:
-            _replace(trainer, last)
-        if best and getattr(callback, "monitor", None) is not None:
-            _hand_over_best(trainer, callback, repaired)
-
-
-def _hand_over_best(trainer: Any, callback: Any, repaired: str) -> None:
-    best = Path(callback.best_model_path)
+def _hand_over(trainer: Any, callback: Any, repaired: str) -> list[str]:
+    """Return the files of a checkpoint callback that the repaired weights replace; keep the best under another name."""
+    last, best = (getattr(callback, f"{kind}_model_path", "") for kind in ("last", "best"))
+    replaced = [last] if last and "://" not in last else []
+    if not best or getattr(callback, "monitor", None) is None:
+        return replaced
     # A name such as epoch=3-val_loss=0.1.ckpt says what is in the file, so another file takes over.
-    if "=" in best.name or "://" in callback.best_model_path or not trainer.strategy.broadcast(best.is_file()):
+    is_named = "=" in os.path.basename(best) or "://" in best or not trainer.strategy.broadcast(os.path.isfile(best))
+    if is_named:
         callback.best_model_path = repaired
-        kept, place = str(best), repaired
+        kept, place = best, repaired
     else:
-        kept, place = _new_path(str(best.parent), f"{best.stem}{NOT_REPAIRED}"), str(best)
+        kept, place = _new_path(os.path.dirname(best), f"{Path(best).stem}{NOT_REPAIRED}"), best
+        replaced.append(best)
         if trainer.is_global_zero:
             shutil.copyfile(best, kept)
-        _replace(trainer, place)
     if trainer.is_global_zero:
         log.warning(
             "the best checkpoint by %s is not repaired and is kept as %r: from here on the best checkpoint is %r, with the "
@@ -121,6 +119,16 @@ def _hand_over_best(trainer: Any, callback: Any, repaired: str) -> None:
             kept,
             place,
         )
+    return replaced
+
+
+def _export_again(trainer: Any, module: Any) -> None:
+    """Replace the models that callbacks of the families' own trainers have exported."""
+    for callback in trainer.callbacks:
+        for family in families():
+            path = family.export_again(callback, module, NOT_REPAIRED)
+            if path is not None:
+                log.info("%r is the repaired potential; %r is the one before", path, path + NOT_REPAIRED)
 
 
 def _replace(trainer: Any, path: str) -> None:

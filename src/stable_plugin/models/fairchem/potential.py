@@ -121,6 +121,22 @@ class FairchemPotential(Potential):
         per_atom = self._per_atom(recorded, energies.reshape(-1).double(), positions.shape[1])
         return per_atom * float(self.task.normalizer.rmsd)
 
+    @torch.no_grad()
+    def shift_energies(self, per_atom_eV: float) -> bool:
+        bias = self._readout_bias()
+        if bias is None or self._readout is None:
+            return False
+        bias += per_atom_eV / (float(self.task.normalizer.rmsd) * self._readout.weight)
+        return True
+
+    def _readout_bias(self) -> Tensor | None:
+        """Return the constant in the last layer of the energy head; None if it has none, or the head is not used yet."""
+        if self._readout is None or self._readout.layer is None:
+            return None
+        layers = [part for part in self.module.output_heads.get_submodule(self._readout.layer).modules()]
+        last = [part for part in layers if isinstance(part, nn.Linear)][-1:]
+        return last[0].bias if last else None
+
     def compilable(self) -> Potential:
         raise ValueError(
             f"compile=True is not available for fairchem models (here {type(self.module).__name__}), whose energies "

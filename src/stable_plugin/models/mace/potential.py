@@ -13,6 +13,7 @@ from stable_plugin.md.neighbors import Edges
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential, default_dtype
 from stable_plugin.models.mace.files import quiet_e3nn
+from stable_plugin.models.mace.heads import choose_head, heads_of, shift_isolated_atoms
 from stable_plugin.runtime.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ class MACEPotential(Potential):
     Args:
         module: A ``mace.modules.MACE`` or a subclass that returns energies per atom.
         system: What is simulated.
-        head: Name of the head of a multi-head model; the last one, which is MACE's default, if not given.
+        head: Name of the head of a multi-head model, where the system names none; if None, the one that MACE's own
+            calculator takes by default.
 
     Raises:
         ValueError: If the model does not know an element of the system, or does not have the head.
@@ -46,15 +48,13 @@ class MACEPotential(Potential):
                 f"the model does not know the element(s) {', '.join(unknown)} (it knows the atomic numbers {known}): "
                 "train it on frames that contain them, or choose a foundation model that does."
             )
-        self._heads = heads = list(getattr(module, "heads", ["Default"]))
-        if head is not None and head not in heads:
-            raise ValueError(f"head={head!r} is not one of the model's heads {heads}: use one of these.")
+        self._heads = heads_of(module)
+        self._head = self._heads.index(choose_head(self._heads, system.head or head))
         if any(type(part).__name__ == "ChebychevBasis" for part in module.modules()):
             log.warning(
                 "the model has radial_type='chebyshev', and torch has no derivative of these polynomials: its forces are not "
                 "the gradient of its energy, in MACE's own calculator either. Use a model with another radial_type."
             )
-        self._head = heads.index(head) if head is not None else len(heads) - 1
         species = torch.tensor([known.index(z) for z in system.numbers.tolist()], device=self.device)
         self._one_hot = nn.functional.one_hot(species, len(known)).to(self.dtype)
         self._constants: dict[int, dict[str, Tensor]] = {}
@@ -71,6 +71,10 @@ class MACEPotential(Potential):
     @property
     def constant_energy(self) -> float:
         return float(self._isolated_energies().sum())
+
+    def shift_energies(self, per_atom_eV: float) -> bool:
+        shift_isolated_atoms(self.module, per_atom_eV, self._head)
+        return True
 
     def energies(self, positions: Tensor, edges: Edges) -> Tensor:
         return self._interaction_energy(self.module(self.graph(positions, edges), compute_force=False))
