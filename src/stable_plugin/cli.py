@@ -161,7 +161,7 @@ def _add_evaluate(commands: Any) -> None:
         "--threshold",
         metavar="A",
         type=float,
-        default=0.5,
+        default=None,
         help="a replica has failed when a bond is this far from its mean length, in Å (default: 0.5)",
     )
     command.add_argument("--replicas", metavar="N", type=int, default=32, help="replicas (default: 32)")
@@ -226,7 +226,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.reference,
         options.labeled,
         integrator=Langevin(options.temperature_K, options.timestep_fs, options.friction_per_ps),
-        detector=BondDeviation(threshold=options.threshold),
+        detector=None if options.threshold is None else BondDeviation(threshold=options.threshold),
         n_replicas=options.replicas,
         horizons_ps=options.ps,
         seed=options.seed,

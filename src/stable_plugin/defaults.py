@@ -17,6 +17,7 @@ from stable_plugin.detectors import AnyOf, BondDeviation, Detector, Intermolecul
 from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
 from stable_plugin.md.system import System, optional
 from stable_plugin.observables import (
+    AngleDistribution,
     BondAmplitudes,
     BondLengths,
     DistanceDistribution,
@@ -36,6 +37,9 @@ TRAINING_DEVIATION_A = BondDeviation().threshold
 
 HOT_FACTOR = 1.1
 """Threshold of bonds relative to their largest deviation in a hot reference."""
+
+EVALUATION_DEVIATION_A = 0.5
+"""Deviation of a bond from its mean length in Å that counts as a failure in an evaluation, as published."""
 
 BROKEN_DEVIATION_A = 0.6
 """Deviation of a bond in Å that only a broken one has, in a reference of any temperature."""
@@ -115,6 +119,18 @@ def default_observables(system: System) -> list[Observable]:
     if not has_molecules(system):
         return list(radial) or [_distances(system)]
     return [BondLengths(), BondAmplitudes(), *(radial if system.is_extended else [])]
+
+
+def evaluated_observables(system: System) -> list[Observable]:
+    """Return the observables to look at in an evaluation: more than are trained on.
+
+    Args:
+        system: The system that is simulated.
+    """
+    angles: list[Observable] = [AngleDistribution()] if len(system.angles) > 0 else []
+    if system.periodic or not has_molecules(system):
+        return [*default_observables(system), *angles]
+    return [BondLengths(), _distances(system), *angles]
 
 
 def default_detector(

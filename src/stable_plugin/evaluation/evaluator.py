@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from ase import Atoms
 from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
-from stable_plugin.detectors import BondDeviation, Detector
+from stable_plugin.defaults import EVALUATION_DEVIATION_A, default_detector, evaluated_observables
+from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
 from stable_plugin.evaluation.trajectories import offending_atom_labels, write_trajectories
 from stable_plugin.md import Execution, Integrator, Langevin
+from stable_plugin.md.compositions import split_by_composition
 from stable_plugin.md.frames import Frames, read_frames
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 from stable_plugin.md.system import System, optional, stack_cells, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
-from stable_plugin.observables import (
-    AngleDistribution,
-    BondLengths,
-    DistanceDistribution,
-    Observable,
-    TimeCorrelation,
-    trajectory_from_atoms,
-)
+from stable_plugin.observables import Observable, TimeCorrelation, trajectory_from_atoms
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -41,8 +42,10 @@ class Evaluator:
         starts: Start frames, as a file or ASE structures, that the potential was not trained on.
         reference: Frames for reference bond lengths and observables; ``starts`` if None.
         labeled: Frames with energies and forces, for the errors on them; no errors are reported if None.
-        detector: Detector that decides when a replica has failed; bonds 0.5 Å off their mean length if None.
-        observables: Observables to compare; bond lengths, h(r) and bond angles if None.
+        detector: Detector that decides when a replica has failed; if None, that of training, with bonds 0.5 Å off their
+            mean length.
+        observables: Observables to compare; if None, bond lengths, h(r) and bond angles of molecules, and those that
+            training takes for other systems.
         dynamics: Observables of trajectories to compare. ``reference`` must then be one trajectory, contiguous in
             time, with frames ``record_every_fs`` apart.
         integrator: Thermostat, temperature and timestep; Langevin at 300 K with 0.5 fs if None.
@@ -55,6 +58,11 @@ class Evaluator:
         energy_key: Key of the total energy in ``labeled``.
         forces_key: Key of the forces in ``labeled``.
         seed: Seed of velocities and noise. With equal seeds, two potentials can be compared replica by replica.
+
+    Attributes:
+        others: Evaluators of the other compositions by name, where the start frames have several. This one is of the most
+            frequent; the errors are on labeled frames of all compositions.
+        name: Chemical formula of the system, numbered where several compositions share it.
 
     Raises:
         ValueError: If a setting is out of range, or frames and settings do not match.
@@ -81,8 +89,37 @@ class Evaluator:
         forces_key: str = FORCES_KEY,
         seed: int = StABlEConfig.seed,
     ) -> None:
-        start_frames = read_frames(starts, "starts")
-        reference_frames = start_frames if reference is None else read_frames(reference, "reference")
+        settings = SimulationSettings(
+            integrator=integrator or Langevin(),
+            n_replicas=n_replicas,
+            horizons_ps=horizons_ps,
+            record_every_fs=record_every_fs,
+            check_every_fs=check_every_fs,
+            execution=execution or Execution(),
+            seed=seed,
+        )
+        all_starts = split_by_composition(read_frames(starts, "starts"))
+        references = all_starts if reference is None else split_by_composition(read_frames(reference, "reference"))
+        self.name, *other_names = _simulated(all_starts, references)
+        start_frames, reference_frames = all_starts[self.name], references.get(self.name, [])
+        if not reference_frames:  # frames of another system, which stack_positions names
+            reference_frames = next(iter(references.values()))
+        self.others = {
+            name: Evaluator(
+                all_starts[name],
+                references[name],
+                detector=copy.deepcopy(detector),
+                observables=copy.deepcopy(observables),
+                integrator=integrator,
+                n_replicas=n_replicas,
+                horizons_ps=horizons_ps,
+                record_every_fs=record_every_fs,
+                check_every_fs=check_every_fs,
+                execution=execution,
+                seed=seed,
+            )
+            for name in other_names
+        }
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
         system = System.from_frames(reference_frames, bonds)
         self.starts = stack_positions(start_frames, system, "starts")
@@ -92,19 +129,15 @@ class Evaluator:
             stack_cells(reference_frames, system),
         )
         self.system = system.with_cells(self._start_cells, self._reference_cells)
-        self.detector = detector or BondDeviation(threshold=0.5)
-        self.comparison = ObservableComparison(
-            observables or [BondLengths(), DistanceDistribution(), AngleDistribution()], dynamics
+        self.settings = settings
+        self.detector = detector or default_detector(
+            self.system,
+            self.reference,
+            settings.integrator.temperature_K,
+            self._reference_cells,
+            EVALUATION_DEVIATION_A,
         )
-        self.settings = SimulationSettings(
-            integrator=integrator or Langevin(),
-            n_replicas=n_replicas,
-            horizons_ps=horizons_ps,
-            record_every_fs=record_every_fs,
-            check_every_fs=check_every_fs,
-            execution=execution or Execution(),
-            seed=seed,
-        )
+        self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
         self.validate()
 
@@ -124,8 +157,6 @@ class Evaluator:
         Raises:
             ValueError: If they do not match.
         """
-        if self.labeled is not None:
-            stack_positions(self.labeled, self.system, "labeled")
         for correlation in self.comparison.correlations:
             if correlation.interval_fs != self.settings.record_every_fs:
                 raise ValueError(
@@ -166,12 +197,14 @@ class Evaluator:
         for observable in self.comparison.observables:
             observable.bind(potential.system, reference, *optional(cell))
         self._bind_correlations()
+        # Before the simulation, which can take hours; models that draw random numbers draw the same ones in it.
+        with torch.random.fork_rng(devices=[]):
+            errors = mean_absolute_errors(module, self.labeled)
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
         atom_labels = offending_atom_labels(replicas, self.detector, potential.system)
         if trajectories is not None:
             write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
-        errors = mean_absolute_errors(potential, self.labeled)
         horizons_ps = self.settings.horizons_ps
         return Evaluation(
             summaries=[
@@ -196,6 +229,28 @@ class Evaluator:
             "or check its units.",
             system.atoms(replicas.last_positions[0].to(system.masses), cell=replicas.cell_of(0)),
         )
+
+
+def _simulated(starts: Mapping[str, Sequence[Atoms]], references: Mapping[str, Sequence[Atoms]]) -> list[str]:
+    """Return the names of the compositions that are simulated, and log those that are not."""
+    if len(starts) == 1:
+        return list(starts)
+    usable = [name for name, frames in starts.items() if len(frames[0]) > 1 and len(references.get(name, ())) > 1]
+    taken = usable[: StABlEConfig.max_systems]
+    if not taken:
+        raise ValueError(
+            f"starts have {len(starts)} compositions ({', '.join(list(starts)[:10])}), none with two reference frames: pass "
+            "reference= with frames of the systems to simulate."
+        )
+    left_out = [name for name in starts if name not in taken]
+    log.info(
+        "starts have %d compositions; simulated: %s; left out, with one reference frame or beyond the first %d: %s",
+        len(starts),
+        ", ".join(taken),
+        StABlEConfig.max_systems,
+        ", ".join(left_out[:10]) or "none",
+    )
+    return taken
 
 
 def evaluate(module: nn.Module, starts: Frames, reference: Frames | None = None, **arguments: Any) -> Evaluation:

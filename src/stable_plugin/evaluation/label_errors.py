@@ -1,20 +1,49 @@
-"""Errors of predicted energies and forces on labeled frames."""
+"""Errors of predicted energies and forces on labeled frames, of any compositions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
 
+from stable_plugin.md.compositions import split_by_composition
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
-from stable_plugin.md.system import optional, stack_cells, stack_positions
-from stable_plugin.models import Potential
+from stable_plugin.md.system import System, optional, stack_cells, stack_positions
+from stable_plugin.models import Potential, find_potential
+from stable_plugin.models.isolated_atoms import EnergyOffset, fit_offset
 
 FRAMES_PER_CALL = 64
 """Frames in one call of the model."""
+
+FORCES = "force_mae_mev_per_A"
+ENERGIES = "energy_mae_mev_per_atom"
+FITTED_ENERGIES = "energy_mae_fitted_zero_mev_per_atom"
+HEADS = "force_mae_by_head_mev_per_A"
+
+
+def predict(potential: Potential, frames: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
+    """Return total energies, (n_frames,) in eV, and forces, (n_frames, n_atoms, 3) in eV/Å, float64.
+
+    Args:
+        potential: Potential of the system that the frames are of.
+        frames: Frames of one composition.
+    """
+    positions = stack_positions(frames, potential.system, "labeled").to(potential.device, potential.dtype)
+    cell = stack_cells(frames, potential.system)
+    cell = None if cell is None else cell.to(positions)
+    with potential.frozen():
+        predicted = [
+            potential.energies_and_forces(
+                positions[part], potential.edges(positions[part], *optional(None if cell is None else cell[part]))
+            )
+            for part in torch.arange(len(positions)).split(FRAMES_PER_CALL)
+        ]
+    energies = torch.cat([pair[0].double().cpu() for pair in predicted]) + potential.constant_energy
+    return energies, torch.cat([pair[1].double().cpu() for pair in predicted])
 
 
 def label_errors(potential: Potential, labeled: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
@@ -29,18 +58,7 @@ def label_errors(potential: Potential, labeled: Sequence[Atoms]) -> tuple[Tensor
     """
     energies = torch.tensor([frame.info[ENERGY_KEY] for frame in labeled], dtype=torch.float64)
     forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in labeled]))
-    positions = stack_positions(labeled, potential.system, "labeled").to(potential.device, potential.dtype)
-    cell = stack_cells(labeled, potential.system)
-    cell = None if cell is None else cell.to(positions)
-    with potential.frozen():
-        predicted = [
-            potential.energies_and_forces(
-                positions[part], potential.edges(positions[part], *optional(None if cell is None else cell[part]))
-            )
-            for part in torch.arange(len(positions)).split(FRAMES_PER_CALL)
-        ]
-    predicted_energies = torch.cat([pair[0].double().cpu() for pair in predicted]) + potential.constant_energy
-    predicted_forces = torch.cat([pair[1].double().cpu() for pair in predicted])
+    predicted_energies, predicted_forces = predict(potential, labeled)
     return (predicted_energies - energies) / potential.system.n_atoms, predicted_forces - forces
 
 
@@ -57,20 +75,62 @@ def mean_energy_error(potential: Potential, labeled: Sequence[Atoms]) -> float:
     return float(label_errors(potential, labeled)[0].mean())
 
 
-def mean_absolute_errors(potential: Potential, labeled: Sequence[Atoms] | None) -> dict[str, float | None]:
+def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[str, Any]:
     """Return the mean absolute errors as a report names them.
 
+    Forces count by component. The zero of energy is fitted for each element where the model's is evidently not that of the
+    labels, as those of two codes: the errors of the energies as they are then tell nothing but that.
+
     Args:
-        potential: Potential of the system that the frames are of.
-        labeled: Frames from :func:`stable_plugin.md.labels.read_labeled`, or None.
+        module: Module that holds the potential.
+        labeled: Frames from :func:`stable_plugin.md.labels.read_labeled`, of any compositions, or None.
 
     Returns:
         ``force_mae_mev_per_A`` in meV/Å and ``energy_mae_mev_per_atom`` in meV per atom; None without labeled frames.
+        ``energy_mae_fitted_zero_mev_per_atom`` where the zero has been fitted, and ``force_mae_by_head_mev_per_A`` where the
+        frames name several heads of a model.
     """
     if labeled is None:
-        return {"force_mae_mev_per_A": None, "energy_mae_mev_per_atom": None}
-    energy_errors, force_errors = label_errors(potential, labeled)
-    return {
-        "force_mae_mev_per_A": 1000.0 * force_errors.abs().mean().item(),
-        "energy_mae_mev_per_atom": 1000.0 * energy_errors.abs().mean().item(),
+        return {FORCES: None, ENERGIES: None}
+    frames, energies, force_errors = _predict_all(module, labeled)
+    labels = [frame.info[ENERGY_KEY] for frame in frames]
+    sizes = np.array([len(frame) for frame in frames], dtype=float)
+    per_atom = (np.array(energies) - np.array(labels)) / sizes
+    errors: dict[str, Any] = {
+        FORCES: 1000.0 * _mean(force_errors),
+        ENERGIES: 1000.0 * float(np.abs(per_atom).mean()),
     }
+    offset = fit_offset(frames, energies, labels)
+    if offset.is_of_another_code:
+        errors[FITTED_ENERGIES] = 1000.0 * float(np.abs(per_atom + _shift_per_atom(frames, offset)).mean())
+    heads = sorted({str(frame.info["head"]) for frame in frames if "head" in frame.info})
+    if len(heads) > 1:
+        own = {
+            head: [e for e, frame in zip(force_errors, frames, strict=True) if frame.info.get("head") == head]
+            for head in heads
+        }
+        errors[HEADS] = {head: 1000.0 * _mean(each) for head, each in own.items()}
+    return errors
+
+
+def _predict_all(module: Any, labeled: Sequence[Atoms]) -> tuple[list[Atoms], list[float], list[Tensor]]:
+    """Return the frames by composition and head, with their predicted energies and the errors of their forces."""
+    frames: list[Atoms] = []
+    energies: list[float] = []
+    force_errors: list[Tensor] = []
+    for group in split_by_composition(labeled).values():
+        for head in dict.fromkeys(frame.info.get("head") for frame in group):
+            own = [frame for frame in group if frame.info.get("head") == head]
+            predicted, forces = predict(find_potential(module, System.from_atoms(own[0], bonds=[])), own)
+            frames += own
+            energies += predicted.tolist()
+            force_errors += list(forces - torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in own])))
+    return frames, energies, force_errors
+
+
+def _mean(errors: Sequence[Tensor]) -> float:
+    return float(torch.cat([each.abs().reshape(-1) for each in errors]).mean())
+
+
+def _shift_per_atom(frames: Sequence[Atoms], offset: EnergyOffset) -> np.ndarray:
+    return np.array([np.mean([offset.shifts[int(number)] for number in frame.numbers]) for frame in frames])

@@ -195,7 +195,11 @@ def _groups(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[RowGroup
         horizon = number(next(iter(extended.values()))["horizon_ps"])
         rows = _simulation_rows(stages, extended, axes)
         groups.append(RowGroup(f"The same replicas up to {horizon} ps", rows))
-    errors = {"force_mae_mev_per_A": "Force MAE / meV/Å", "energy_mae_mev_per_atom": "Energy MAE / meV per atom"}
+    errors = {
+        "force_mae_mev_per_A": "Force MAE / meV/Å",
+        "energy_mae_mev_per_atom": "Energy MAE / meV per atom",
+        "energy_mae_fitted_zero_mev_per_atom": "Energy MAE, zero fitted per element / meV per atom",
+    }
     rows = [
         _row(label, stages, stages, partial(_number_of, key=key))
         for key, label in errors.items()

@@ -107,7 +107,11 @@ def _median(evaluation: wording.EvaluationSummary) -> str:
 
 def _label_errors(evaluations: Sequence[wording.EvaluationSummary]) -> str:
     """Return the errors on labeled frames, or an empty text if there are none."""
-    units = {"force_mae_mev_per_A": ("Force MAE", "meV/Å"), "energy_mae_mev_per_atom": ("energy MAE", "meV/atom")}
+    units = {
+        "force_mae_mev_per_A": ("Force MAE", "meV/Å"),
+        "energy_mae_mev_per_atom": ("energy MAE", "meV/atom"),
+        "energy_mae_fitted_zero_mev_per_atom": ("with the zero of energy fitted per element", "meV/atom"),
+    }
     parts = [
         f"{name} {' -> '.join(number(evaluation.get(key)) for evaluation in evaluations)} {unit}"
         for key, (name, unit) in units.items()

@@ -48,15 +48,22 @@ class EvaluatePipeline(RunFolder):
         Returns:
             Path of the report.
         """
-        evaluation = self.evaluation.evaluate(self.model.to(self.device), self.folder / "trajectories")
+        page = self._evaluate(self.evaluation, self.folder)
+        for name, evaluator in self.evaluation.others.items():
+            self._evaluate(evaluator, self.folder / name)
+        return page
+
+    def _evaluate(self, evaluator: Evaluator, folder: Path) -> Path:
+        """Evaluate one system, and write its report."""
+        evaluation = evaluator.evaluate(self.model.to(self.device), folder / "trajectories")
         summaries = evaluation.summaries
         report = {
-            "title": self.title,
+            "title": f"{self.title}: {evaluator.name}" if self.evaluation.others else self.title,
             "settings": dict(self.job.settings),
             "evaluation": summaries[0],
             "extended": {"evaluation": summaries[-1]} if len(summaries) > 1 else None,
             "versions": package_versions(),
         }
-        page = write_report(self.folder, report, {"evaluation": evaluation.curves, "axes": evaluation.axes})
+        page = write_report(folder, report, {"evaluation": evaluation.curves, "axes": evaluation.axes})
         print(f"\n{summary(report)}\nReport: {page}", flush=True)
         return page

@@ -1,0 +1,175 @@
+"""Evaluation without arguments, for every kind of system, and errors on frames of several compositions."""
+
+import json
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import add_adsorbate, bulk, fcc111, molecule
+from observable_tools import water_grid
+from torch import nn
+from toys import as_potential, tiny_mace
+
+from stable_plugin import Langevin, System, cli
+from stable_plugin.evaluation import Evaluator
+from stable_plugin.evaluation.label_errors import mean_absolute_errors
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.neighbors import edges_within
+from stable_plugin.models import Potential
+from stable_plugin.models.mace.files import save_mace
+
+
+class Tethers(nn.Module):
+    """Holds every atom near its place, in any system."""
+
+    def __init__(self):
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(5.0, dtype=torch.float64))
+
+    def stable_potential(self, system):
+        return _Tethered(self, system)
+
+
+class _Tethered(Potential):
+    @property
+    def cutoff(self):
+        return 1.0
+
+    def edges(self, positions, cell=None):
+        return edges_within(positions, self.cutoff, self.system, cell)
+
+    def atomic_energies(self, positions, edges):
+        if not hasattr(self, "places"):
+            self.places = positions.detach()[:1].clone()
+        return 0.5 * self.module.k * (positions - self.places).square().sum(-1)
+
+
+def slab():
+    atoms = fcc111("Cu", (2, 2, 2), vacuum=6.0)
+    add_adsorbate(atoms, molecule("H2O"), 2.6, "ontop")
+    return atoms
+
+
+def argon():
+    return bulk("Ar", "fcc", 5.3, cubic=True) * (2, 2, 2)
+
+
+SYSTEMS = {
+    "diatomic": lambda: molecule("N2"),
+    "molecule": lambda: molecule("CH3CH2OH"),
+    "argon": argon,
+    "copper": lambda: bulk("Cu", "fcc", 3.6, cubic=True) * (2, 2, 2),
+    "slab with a molecule": slab,
+    "water": water_grid,
+}
+
+
+def frames_of(name, n_frames=3):
+    frames = []
+    for seed in range(n_frames):
+        atoms = SYSTEMS[name]()
+        atoms.rattle(0.01, seed=seed)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+def test_evaluator_without_arguments(name):
+    evaluator = Evaluator(
+        frames_of(name)[:1] * 2, n_replicas=2, horizons_ps=[0.1], integrator=Langevin(20.0, 0.5, 10.0)
+    )
+    evaluation = evaluator.evaluate(Tethers())
+    summary = evaluation.summaries[0]
+    assert summary["unstable"] == 0
+    assert evaluator.others == {}
+    assert summary["observables"]
+    for value in summary["observables"].values():
+        assert value is None or np.isfinite(value)
+
+
+def test_evaluator_of_several_compositions_has_one_for_each(caplog):
+    caplog.set_level("INFO", "stable_plugin")
+    starts = [*frames_of("molecule"), *frames_of("diatomic", 2), molecule("CH4")]
+    evaluator = Evaluator(starts, n_replicas=2, horizons_ps=[0.05])
+    assert (evaluator.name, list(evaluator.others)) == ("C2H6O", ["N2"])
+    assert "simulated: C2H6O, N2; left out, with one reference frame or beyond the first 8: CH4" in caplog.text
+    assert evaluator.others["N2"].system.n_atoms == 2
+    with pytest.raises(
+        ValueError, match=r"starts have 2 compositions \(.*\), none with two reference frames: pass reference="
+    ):
+        Evaluator([molecule("CH4"), molecule("N2")])
+
+
+def labeled(shifts, n_each=2):
+    model, frames = tiny_mace([1, 6, 8]), []
+    for name in ("CH3CH2OH", "H2O", "CH4"):
+        for seed in range(n_each):
+            atoms = molecule(name)
+            atoms.rattle(0.05, seed=seed)
+            potential = as_potential(model, System.from_atoms(atoms))
+            at = torch.tensor(atoms.positions)[None]
+            energies, forces = potential.energies_and_forces(at, potential.edges(at))
+            shift = sum(shifts[int(number)] for number in atoms.numbers)
+            atoms.info[ENERGY_KEY] = energies.item() + potential.constant_energy + shift
+            atoms.arrays[FORCES_KEY] = forces[0].numpy() + 0.01
+            frames.append(atoms)
+    return model, frames
+
+
+def test_errors_are_those_of_all_compositions():
+    model, frames = labeled({1: 0.001, 6: 0.001, 8: 0.001})
+    errors = mean_absolute_errors(model, frames)
+    assert errors == {
+        "force_mae_mev_per_A": pytest.approx(10.0),
+        "energy_mae_mev_per_atom": pytest.approx(1.0, rel=1e-5),
+    }
+
+
+def test_errors_of_another_code_have_a_fitted_zero():
+    shifts = {1: -13.6, 6: -1030.0, 8: -2041.0}
+    model, frames = labeled(shifts)
+    frames[0].info[ENERGY_KEY] += 0.09
+    frames[1].info[ENERGY_KEY] -= 0.09
+    errors = mean_absolute_errors(model, frames)
+    means = [abs(np.mean([shifts[int(number)] for number in frame.numbers])) for frame in frames]
+    assert errors["energy_mae_mev_per_atom"] == pytest.approx(1000.0 * np.mean(means), rel=1e-4)
+    # Two of six frames are off by 90 meV in nine atoms.
+    assert errors["energy_mae_fitted_zero_mev_per_atom"] == pytest.approx(10.0 * 2 / 6, rel=1e-3)
+
+
+def test_errors_by_head():
+    heads = {"heads": ["a", "Default"], "atomic_inter_scale": [1.0, 2.0], "atomic_inter_shift": [0.0, 0.0]}
+    model = tiny_mace([1, 8], atomic_energies=np.zeros((2, 2)), **heads)
+    frames = []
+    for head in ("a", "Default"):
+        atoms = molecule("H2O")
+        atoms.info["head"] = head
+        potential = as_potential(model, System.from_atoms(atoms))
+        at = torch.tensor(atoms.positions)[None]
+        energies, forces = potential.energies_and_forces(at, potential.edges(at))
+        atoms.info[ENERGY_KEY] = energies.item() + potential.constant_energy
+        atoms.arrays[FORCES_KEY] = forces[0].numpy() + (0.02 if head == "a" else 0.0)
+        frames.append(atoms)
+    errors = mean_absolute_errors(model, frames)
+    assert errors["force_mae_by_head_mev_per_A"] == pytest.approx({"a": 20.0, "Default": 0.0}, abs=1e-6)
+
+
+def test_command_evaluates_several_compositions(tmp_path, capsys):
+    model, frames = labeled({1: 0.0, 6: 0.0, 8: 0.0})
+    save_mace(model, tmp_path / "x.model")
+    for frame in frames:
+        del frame.info[ENERGY_KEY], frame.arrays[FORCES_KEY]
+    ase.io.write(tmp_path / "starts.extxyz", [*frames, Atoms("H")])
+    out = tmp_path / "out"
+    code = cli.main([
+        "evaluate", str(tmp_path / "x.model"), str(tmp_path / "starts.extxyz"), "--replicas", "2", "--ps", "0.05", "--out",
+        str(out), "--temperature-K", "20",
+    ])  # fmt: skip
+    assert not code
+    pages = sorted(path.relative_to(out).as_posix() for path in out.rglob("report.html"))
+    assert len(pages) == 3
+    assert "report.html" in pages
+    report = json.loads((out / "report.json").read_text())
+    assert report["evaluation"]["replicas"] == 2
