@@ -77,6 +77,9 @@ mutants: $(ENV)  ## change single operations of the core and see whether tests n
 	@.venv-$*/bin/python -m pip install --disable-pip-version-check -qq -e '.[$*,dev]'
 	@touch $@
 
+# SchNetPack 2.2 needs a newer Python than the rest.
+.venv-schnet/.installed: PYTHON = $(shell command -v python3.12 || echo python3)
+
 test-mace-only: .venv-mace/.installed  ## run the tests without fairchem
 	.venv-mace/bin/python -m pytest -q -m "not slow"
 

@@ -1,4 +1,4 @@
-"""The ``stable-plugin`` command: train a recipe, evaluate a potential, copy the shipped recipes."""
+"""The ``stable-plugin`` command: train a recipe, repair or evaluate a potential, copy the shipped recipes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ examples:
   stable-plugin train recipes/aspirin_mace.yaml runner.control=true job.device_type=CUDA
   stable-plugin train runs/aspirin_mace/<run folder>      resume an interrupted run"""
 
+REPAIR = """\
+Repair a potential: train it with StABlE on its labeled frames until it is stable in molecular
+dynamics, measure failures and errors before and after, and write a file of the same kind and a
+report. A model file is a pickle, which can run code: load files you trust."""
+
+REPAIR_EXAMPLES = """\
+examples:
+  stable-plugin repair mace.model train.xyz -o repaired.model --temperature-K 500
+  stable-plugin repair mace.model train.xyz -o repaired.model --valid valid.xyz --reference md.xyz
+  stable-plugin repair mace.model train.xyz -o repaired.model runner.stable.n_replicas=64
+  stable-plugin repair esen.pt train.xyz -o repaired.pt +runner.model.task_name=omol"""
+
 EVALUATE = """\
 Simulate replicas with a potential, count how many fail, compare observables with a reference, and
 write a report. A model file is a pickle, which can run code: load files you trust."""
@@ -51,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code.
     """
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     set_up_logging(debug=options.debug)
     from stable_plugin.algorithm.replica_pool import UnusablePotentialError
     from stable_plugin.integrations.session import NonFiniteGradientError
@@ -70,11 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes values only up to the first option, unless they follow it in a newer Python.
+    if not hasattr(options, "overrides") or any(word.startswith("-") for word in rest):
+        return parser.parse_args(arguments)
+    options.overrides = [*options.overrides, *rest]
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("stable-plugin", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"stable-plugin {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
+    _add_repair(commands)
     _add_evaluate(commands)
     _add_recipes(commands)
     return parser
@@ -99,6 +122,22 @@ def _add_train(commands: Any) -> None:
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe; +KEY=VALUE adds"
     )
     command.set_defaults(run=_train)
+
+
+def _add_repair(commands: Any) -> None:
+    command = _add_command(commands, "repair", "repair a potential, from file to file", REPAIR, REPAIR_EXAMPLES)
+    command.add_argument("model", metavar="MODEL", help="MACE .model file or fairchem checkpoint")
+    command.add_argument("data", metavar="DATA", help="frames with energies and forces, to keep in training")
+    command.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe; +KEY=VALUE adds"
+    )
+    command.add_argument("-o", "--output", metavar="NEW", required=True, help="file to write")
+    command.add_argument("--valid", metavar="FILE", help="labeled frames to evaluate on (default: those of DATA)")
+    command.add_argument(
+        "--reference", metavar="FILE", help="frames that the observables are to reproduce (default: those of DATA)"
+    )
+    command.add_argument("--temperature-K", metavar="K", type=float, default=300.0, help="temperature (default: 300)")
+    command.set_defaults(run=_repair)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -152,6 +191,23 @@ def _train(options: argparse.Namespace) -> None:
 
     with quiet_stdout(options.debug):
         pipeline = prepare(options.recipe, options.overrides)
+    start(pipeline)
+
+
+def _repair(options: argparse.Namespace) -> None:
+    from stable_plugin.integrations.recipes.launch import start
+    from stable_plugin.integrations.recipes.repair import prepare_repair
+
+    with quiet_stdout(options.debug):
+        pipeline = prepare_repair(
+            options.model,
+            options.data,
+            options.output,
+            overrides=options.overrides,
+            valid=options.valid,
+            reference=options.reference,
+            temperature_K=options.temperature_K,
+        )
     start(pipeline)
 
 

@@ -119,7 +119,7 @@ class SystemConfig:
     sampled at the temperature of ``integrator``. ``structures`` if None. A longer trajectory gives sharper targets."""
 
     bonds: Sequence[tuple[int, int]] | None = None
-    """Pairs of bonded atoms; found in the first reference frame from covalent radii if None."""
+    """Pairs of bonded atoms; if None, those that hold in nearly all reference frames."""
 
     integrator: Integrator = field(default_factory=Langevin)
     """Thermostat, temperature and timestep."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from math import sqrt
 
 import torch
+from ase.data import covalent_radii
 from torch import Tensor
 
 from stable_plugin.config import Local, SystemConfig
@@ -16,6 +19,7 @@ from stable_plugin.md.system import System, optional
 from stable_plugin.observables import (
     BondAmplitudes,
     BondLengths,
+    DistanceDistribution,
     LocalBondAmplitudes,
     LocalBondLengths,
     LocalContactAmplitudes,
@@ -25,8 +29,26 @@ from stable_plugin.observables import (
     RadialDistribution,
 )
 
+log = logging.getLogger(__name__)
+
+TRAINING_DEVIATION_A = BondDeviation().threshold
+"""Deviation of a bond from its mean length in Å that is unstable in training."""
+
+HOT_FACTOR = 1.1
+"""Threshold of bonds relative to their largest deviation in a hot reference."""
+
+BROKEN_DEVIATION_A = 0.6
+"""Deviation of a bond in Å that only a broken one has, in a reference of any temperature."""
+
+N_DEVIATIONS = 6.0
+"""Standard deviations of the kinetic temperature that a stable system does not exceed."""
+
 CONTACT_FRACTION = 2.0 / 3.0
 """Molecules have collided when they are closer than this fraction of the shortest contact in the reference."""
+
+MAX_CONTACT_A = 1.5
+"""Largest collision distance in Å: molecules that are far apart in the reference may approach each other. Free
+atoms and ions have collided within the sum of their covalent radii."""
 
 SHELLS_A = 5.0
 """Upper end in Å of radial distributions of molecules: the first shells; small models do not see further."""
@@ -73,38 +95,94 @@ def has_several_molecules(system: System) -> bool:
     return not system.is_extended and len(system.bonds) > 0 and int(system.molecules.max()) > 0
 
 
+def has_molecules(system: System) -> bool:
+    """Return whether the system has molecules with bonds, and not only a framework, ions or free atoms."""
+    return len(system.bonds) > 0
+
+
 def default_observables(system: System) -> list[Observable]:
     """Return the observables for a system.
 
-    Lengths and amplitudes of bonds; bonds and contacts by molecule where there are several; radial distributions in what
-    fills its cell.
+    Lengths and amplitudes of the bonds of molecules; bonds and contacts by molecule where there are several; radial
+    distributions in what fills its cell; all distances where nothing else is defined.
+
+    Args:
+        system: The system that is simulated.
     """
+    radial = _radial_distributions(system) if all(system.pbc) else []
     if has_several_molecules(system):
-        by_molecule = [LocalBondLengths(), LocalBondAmplitudes(), LocalContacts(), LocalContactAmplitudes()]
-        return [*by_molecule, *(_radial_distributions(system) if all(system.pbc) else [])]
-    if system.is_extended and all(system.pbc):
-        return list(_radial_distributions(system))
-    return [BondLengths(), BondAmplitudes()]
+        return [LocalBondLengths(), LocalBondAmplitudes(), LocalContacts(), LocalContactAmplitudes(), *radial]
+    if not has_molecules(system):
+        return list(radial) or [_distances(system)]
+    return [BondLengths(), BondAmplitudes(), *(radial if system.is_extended else [])]
 
 
-def default_detector(system: System, reference: Tensor, temperature_K: float, cell: Tensor | None = None) -> Detector:
-    """Return the detector for a system: bonds, and collisions of molecules; in a crystal without molecules the temperature.
+def default_detector(
+    system: System,
+    reference: Tensor,
+    temperature_K: float,
+    cell: Tensor | None = None,
+    bond_deviation_A: float = TRAINING_DEVIATION_A,
+) -> Detector:
+    """Return the detector for a system, by the kinds of its parts.
+
+    Molecules are watched by their bonds; molecules, ions and free atoms by their contacts with all other parts; frameworks,
+    and systems without molecules, by the temperature.
 
     Args:
         system: The system that is simulated.
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
         temperature_K: Temperature of the simulation in K.
         cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
+        bond_deviation_A: Deviation of a bond from its mean length in Å that is unstable.
     """
-    if system.is_extended:
-        return RunawayTemperature(2.0 * temperature_K)
-    if not has_several_molecules(system):
-        return BondDeviation()
+    detectors: list[Detector] = []
+    if has_molecules(system):
+        detectors.append(_bond_detector(system, reference, cell, bond_deviation_A))
+    if int(system.molecules.max()) > 0:
+        detectors.append(_contact_detector(system, reference, cell))
+    if system.is_extended or not has_molecules(system):
+        detectors.append(RunawayTemperature(runaway_temperature(system.n_atoms, temperature_K)))
+    return detectors[0] if len(detectors) == 1 else AnyOf(detectors)
+
+
+def runaway_temperature(n_atoms: int, temperature_K: float) -> float:
+    """Return a kinetic temperature in K that a stable system does not reach.
+
+    Twice the temperature, and in a small system six standard deviations of the canonical ensemble above it.
+
+    Args:
+        n_atoms: Number of atoms.
+        temperature_K: Temperature of the simulation in K.
+    """
+    return temperature_K * max(2.0, 1.0 + N_DEVIATIONS * sqrt(2.0 / (3.0 * n_atoms)))
+
+
+def _bond_detector(system: System, reference: Tensor, cell: Tensor | None, deviation_A: float) -> BondDeviation:
+    """Return a detector of bonds that tolerates what the bonds of a hot reference do, unless one of them is broken."""
+    detector = BondDeviation(deviation_A)
+    detector.bind(system, reference, *optional(cell))
+    largest = detector.measure(reference, torch.zeros_like(reference), *optional(cell)).max().item()
+    if not deviation_A < largest < BROKEN_DEVIATION_A:
+        return detector
+    tolerant = BondDeviation(round(HOT_FACTOR * largest, 2))
+    log.warning(
+        f"StABlE: bonds of the reference deviate by up to {largest:.2f} Å from their mean lengths, more than "
+        f"{deviation_A:g} Å: a bond is unstable from {tolerant.threshold:g} Å. Pass detector=BondDeviation(...) to set it."
+    )
+    return tolerant
+
+
+def _contact_detector(system: System, reference: Tensor, cell: Tensor | None) -> IntermolecularContact:
+    """Return a detector of collisions, from the shortest contact in the reference."""
     contact = IntermolecularContact()
-    contact.bind(system, reference, cell)
-    shortest = -contact.measure(reference, torch.zeros_like(reference), cell).max().item()
-    distance = round(CONTACT_FRACTION * shortest, 2)
-    return AnyOf([BondDeviation(), IntermolecularContact(distance, min(0.3, distance))])
+    contact.bind(system, reference, *optional(cell))
+    shortest = -contact.measure(reference, torch.zeros_like(reference), *optional(cell)).max().item()
+    largest = MAX_CONTACT_A
+    if not has_molecules(system) and not system.is_extended:
+        largest = max(largest, 2.0 * float(covalent_radii[system.numbers.cpu().numpy()].max()))
+    distance = round(min(CONTACT_FRACTION * shortest, largest), 2)
+    return IntermolecularContact(distance, min(0.3, distance))
 
 
 def default_local(local: Local, system: System, observables: Sequence[Observable]) -> Neighborhoods | None:
@@ -123,16 +201,28 @@ def default_local(local: Local, system: System, observables: Sequence[Observable
 
 def _radial_distributions(system: System) -> list[RadialDistribution]:
     """Return one per pair of elements; a bonded pair's is intermolecular, because its bond peak would dominate the rest."""
-    bonded = (
-        set() if system.is_extended else {frozenset(system.symbols[i] for i in pair) for pair in system.bonds.tolist()}
-    )
-    pairs = combinations_with_replacement(sorted(set(system.symbols)), 2)
-    r_max = None if system.is_extended else min(SHELLS_A, system.minimum_image_cutoff)
+    bonded = {frozenset(system.symbols[i] for i in pair) for pair in system.bonds.tolist()}
+    r_max = min(SHELLS_A, system.minimum_image_cutoff) if has_several_molecules(system) else None
     return [
         RadialDistribution(pair, r_max=r_max, intramolecular=frozenset(pair) not in bonded)
-        for pair in pairs
-        if pair[0] != pair[1] or system.symbols.count(pair[0]) > 1
+        for pair in combinations_with_replacement(sorted(set(system.symbols)), 2)
+        if _has_pair(system, pair, frozenset(pair) not in bonded)
     ]
+
+
+def _has_pair(system: System, pair: tuple[str, str], intramolecular: bool) -> bool:
+    """Return whether two atoms of these elements exist, of different molecules unless ``intramolecular``."""
+    labels = system.molecules.tolist()
+    one, other = (
+        [label for label, symbol in zip(labels, system.symbols, strict=True) if symbol == end] for end in pair
+    )
+    if intramolecular:
+        return pair[0] != pair[1] or len(one) > 1
+    return len({*one, *other}) > 1
+
+
+def _distances(system: System) -> DistanceDistribution:
+    return DistanceDistribution(r_max=min(DistanceDistribution().r_max, system.minimum_image_cutoff))
 
 
 def _listed(observables: Observable | Sequence[Observable]) -> list[Observable]:

@@ -184,7 +184,7 @@ class IntermolecularContact(_MinimumDistance):
     def _candidate_pairs(self, system: System) -> Tensor:
         molecules = system.molecules.cpu()
         candidates = (molecules[:, None] != molecules).triu().nonzero()
-        if system.is_extended or len(candidates) == 0:
+        if len(candidates) == 0:
             raise ValueError(
                 f"{self!r} finds no two molecules in the system: use ClosestContact for a single molecule, and "
                 "LindemannCriterion or CoordinationNumber for a solid."

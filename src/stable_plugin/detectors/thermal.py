@@ -35,7 +35,7 @@ class RunawayTemperature(Detector):
         >>> detector.bind(system, reference=positions)
         >>> speed = (kB * 1500.0 / system.masses).sqrt()  # along each axis, at 1500 K
         >>> velocities = speed[None, :, None].expand_as(positions)
-        >>> [round(value) for value in detector.measure(positions, velocities, *optional(cell)).tolist()]
+        >>> [round(value) for value in detector.measure(positions, velocities).tolist()]
         [1500]
     """
 

@@ -51,7 +51,7 @@ class Evaluator:
         record_every_fs: Time between two frames that the observables see, in fs.
         check_every_fs: Time between two checks of the detector, in fs.
         execution: How the simulator runs its steps; chosen automatically if None.
-        bonds: Pairs of bonded atoms; found from covalent radii if None.
+        bonds: Pairs of bonded atoms; if None, those that hold in nearly all reference frames.
         energy_key: Key of the total energy in ``labeled``.
         forces_key: Key of the forces in ``labeled``.
         seed: Seed of velocities and noise. With equal seeds, two potentials can be compared replica by replica.
@@ -84,7 +84,7 @@ class Evaluator:
         start_frames = read_frames(starts, "starts")
         reference_frames = start_frames if reference is None else read_frames(reference, "reference")
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
-        system = System.from_atoms(reference_frames[0], bonds)
+        system = System.from_frames(reference_frames, bonds)
         self.starts = stack_positions(start_frames, system, "starts")
         self.reference = stack_positions(reference_frames, system, "reference")
         self._start_cells, self._reference_cells = (

@@ -129,7 +129,7 @@ class Molecules(Neighborhoods):
     """
 
     def bind(self, system: System) -> None:
-        if system.is_extended:
+        if system.is_extended and int(system.molecules.max()) == 0:
             raise ValueError(
                 f"{self!r} finds no molecules: the bonds of the system extend across the whole cell, as in a metal or an "
                 "ionic crystal. Use AtomsWithin(radius_A=...), or pass the bonds of the molecules, "

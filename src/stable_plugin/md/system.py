@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from stable_plugin.md.geometry import check_geometry
-from stable_plugin.md.topology import checked_bonds, covalent_bonds
+from stable_plugin.md.topology import Part, Topology, checked_bonds, find_topology, kind_of_atom
 
 CELL_TOLERANCE = 1e-4
 """Difference in Å between cells that are the same but for the rounding of a file."""
@@ -29,37 +29,37 @@ class System:
     Attributes:
         numbers: Atomic numbers, (n_atoms,).
         masses: Masses in u, (n_atoms,).
-        bonds: Pairs of bonded atoms, (n_bonds, 2), first index smaller.
+        bonds: Pairs of bonded atoms of molecules, (n_bonds, 2), first index smaller.
+        framework: Whether each atom belongs to an extended framework, (n_atoms,): a crystal, a metal, a slab or a network,
+            which has no separate molecules.
         symbols: Chemical symbols, n_atoms long.
         cell: Cell vectors, one per row, (3, 3) in Å; arbitrary in directions that are not periodic.
         pbc: Periodic directions.
         charge: Total charge in units of e; None if not specified.
         spin: Spin multiplicity; None if not specified.
         head: Name of the head of a multi-head model; None if not specified.
-        is_extended: Whether a chain of bonds connects an atom to its own periodic image, as in a metal or an ionic
-            crystal, which has no separate molecules.
         cells: Cells of all frames, (n_frames, 3, 3) in Å, where they differ; None if all have :attr:`cell`.
     """
 
     numbers: Tensor
     masses: Tensor
     bonds: Tensor
+    framework: Tensor
     symbols: tuple[str, ...]
     cell: Tensor
     pbc: tuple[bool, bool, bool] = (False, False, False)
     charge: int | None = None
     spin: int | None = None
     head: str | None = None
-    is_extended: bool = False
     cells: Tensor | None = None
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, bonds: Sequence[tuple[int, int]] | None = None) -> System:
-        """Build the system from an ASE structure.
+        """Build the system from one ASE structure; see :meth:`from_frames` for several.
 
         Args:
             atoms: A structure with its bonds intact.
-            bonds: Pairs of bonded atoms; found from covalent radii by default.
+            bonds: Pairs of bonded atoms; found from their distances and elements by default.
 
         Returns:
             The system.
@@ -68,23 +68,44 @@ class System:
             ValueError: If the structure has fewer than two atoms, or an atom without a mass, or :func:`check_geometry`
                 rejects it.
         """
-        _check_size(atoms)
+        return cls.from_frames([atoms], bonds, "structures")
+
+    @classmethod
+    def from_frames(
+        cls, frames: Sequence[Atoms], bonds: Sequence[tuple[int, int]] | None = None, name: str = "reference"
+    ) -> System:
+        """Build the system from reference frames: everything from the first one, but the bonds from all of them.
+
+        Args:
+            frames: Structures of one system, with its atoms in the same order.
+            bonds: Pairs of bonded atoms; by default those that hold in nearly all frames.
+            name: Name of the frames in errors.
+
+        Returns:
+            The system.
+
+        Raises:
+            ValueError: If the first frame has fewer than two atoms or an atom without a mass, :func:`check_geometry`
+                rejects it, or the bonds of the frames differ.
+        """
+        atoms = frames[0]
+        _check_size(atoms, name)
         check_geometry(atoms, "a structure")
         masses = atoms.get_masses()
         if not (np.isfinite(masses) & (masses > 0)).all():
             raise ValueError("structures contain atoms without a mass: set masses with atoms.set_masses().")
-        pairs, is_extended = covalent_bonds(atoms) if bonds is None else (checked_bonds(bonds, len(atoms)), False)
+        topology = _topology(frames, bonds, name)
         return cls(
             numbers=torch.tensor(atoms.numbers, dtype=torch.long),
             masses=torch.tensor(masses, dtype=torch.float64),
-            bonds=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+            bonds=torch.tensor(topology.bonds, dtype=torch.long).reshape(-1, 2),
+            framework=torch.tensor(topology.framework),
             symbols=tuple(atoms.get_chemical_symbols()),
             cell=torch.tensor(atoms.cell.complete().array, dtype=torch.float64),
             pbc=tuple(atoms.pbc.tolist()),
             charge=_whole_number(atoms, "charge"),
             spin=_whole_number(atoms, "spin"),
             head=atoms.info.get("head"),
-            is_extended=is_extended,
         )
 
     def __repr__(self) -> str:
@@ -93,6 +114,24 @@ class System:
             f"System({formula}, n_bonds={len(self.bonds)}, cell={self.cell.tolist() if self.periodic else None}, "
             f"pbc={self.pbc}, charge={self.charge}, spin={self.spin}, is_extended={self.is_extended})"
         )
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether atoms form a framework, with molecules beside it or not."""
+        return bool(self.framework.any())
+
+    @property
+    def parts(self) -> list[Part]:
+        """Connected parts: the framework, molecules, ions and free atoms, in the order of their first atoms."""
+        labels = self.molecules.cpu().numpy()
+        groups = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+        framework, numbers = self.framework.tolist(), self.numbers.tolist()
+        parts = []
+        for group in groups:
+            first = int(group[0])
+            single = "molecule" if len(group) > 1 else kind_of_atom(numbers[first])
+            parts.append(Part("framework" if framework[first] else single, tuple(group.tolist())))
+        return parts
 
     @property
     def periodic(self) -> bool:
@@ -175,8 +214,13 @@ class System:
 
     @property
     def molecules(self) -> Tensor:
-        """Molecule of each atom, (n_atoms,), numbered from zero in the order of their first atoms."""
-        first, second = self.bonds.cpu().numpy().T
+        """Molecule of each atom, (n_atoms,), numbered from zero in the order of their first atoms.
+
+        An ion or free atom is a molecule of its own, and the framework is one.
+        """
+        network = self.framework.nonzero().squeeze(1)
+        within = torch.stack([network[:-1], network[1:]], dim=1)
+        first, second = torch.cat([self.bonds, within.to(self.bonds)]).cpu().numpy().T
         joined = coo_array((np.ones(len(first)), (first, second)), shape=(self.n_atoms, self.n_atoms))
         labels = connected_components(joined, directed=False)[1]
         return torch.tensor(labels, dtype=torch.long, device=self.bonds.device)
@@ -227,6 +271,7 @@ class System:
             numbers=self.numbers.to(device),
             masses=self.masses.to(device, dtype),
             bonds=self.bonds.to(device),
+            framework=self.framework.to(device),
             cell=self.cell.to(device, dtype),
             cells=None if self.cells is None else self.cells.to(device, dtype),
         )
@@ -251,16 +296,16 @@ class System:
         return frame
 
 
-def _check_size(atoms: Atoms) -> None:
+def _check_size(atoms: Atoms, name: str) -> None:
     """Raise an error if there are fewer than two atoms: no force acts on one, nor on all atoms of a crystal alike."""
     if len(atoms) > 1:
         return
     if len(atoms) == 1 and atoms.pbc.any():
         raise ValueError(
-            f"structures have one atom of {atoms.symbols[0]} in a periodic cell, on which no force acts by symmetry, so that "
+            f"{name} have one atom of {atoms.symbols[0]} in a periodic cell, on which no force acts by symmetry, so that "
             "it cannot become unstable: pass a supercell, such as atoms.repeat(3). Training data may contain such cells."
         )
-    raise ValueError(f"structures have {len(atoms)} atom(s): pass structures of at least two.")
+    raise ValueError(f"{name} have {len(atoms)} atom(s): pass structures of at least two.")
 
 
 def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tensor:
@@ -295,6 +340,21 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
     for label, expected in (("charge", system.charge), ("spin", system.spin), ("head", system.head)):
         _check_label(frames, label, expected, name)
     return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)
+
+
+def _topology(frames: Sequence[Atoms], bonds: Sequence[tuple[int, int]] | None, name: str) -> Topology:
+    """Return the topology of the frames that match the first one; :func:`stack_positions` rejects the others."""
+    atoms = frames[0]
+    if bonds is not None:
+        return Topology(checked_bonds(bonds, len(atoms)), np.zeros(len(atoms), dtype=bool))
+    return find_topology(
+        [each for each in frames if np.array_equal(each.numbers, atoms.numbers) and _is_valid(each, atoms)], name
+    )
+
+
+def _is_valid(frame: Atoms, atoms: Atoms) -> bool:
+    same_pbc = bool((frame.pbc == atoms.pbc).all())
+    return same_pbc and bool(np.isfinite(frame.positions).all() and np.isfinite(frame.cell.array).all())
 
 
 def _check_label(frames: Sequence[Atoms], label: str, expected: int | str | None, name: str) -> None:

@@ -34,3 +34,15 @@ def pickled_packages(path: Path) -> Iterator[str]:
                     yield previous.partition(".")[0]
     except Exception:  # a file of another kind or a damaged one: its own loader reports what is wrong
         return
+
+
+def is_torchscript(path: Path) -> bool:
+    """Return whether a file is an archive of TorchScript, which holds code beside the weights.
+
+    Args:
+        path: An existing file.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())

@@ -136,7 +136,7 @@ def load_potential(source: str | Path, family: str | None = None, **arguments: A
         TypeError: If the loader has no argument of that name.
         ValueError: If the file is of another kind, or the family is not known.
     """
-    chosen = get_family(family) if family is not None else _family_of(source)
+    chosen = get_family(family) if family is not None else find_family(source)
     for name, value in arguments.items():
         if name not in chosen.loader_arguments:
             raise TypeError(
@@ -144,6 +144,32 @@ def load_potential(source: str | Path, family: str | None = None, **arguments: A
                 f"{', '.join(chosen.loader_arguments) or 'no arguments'}."
             )
     return chosen.load(source, **arguments)
+
+
+def find_family(source: str | Path) -> ModelFamily:
+    """Return the family of a model file, recognized by content and suffix, or of the name of a pretrained model.
+
+    Args:
+        source: Path of a file, or a name.
+
+    Raises:
+        FileNotFoundError: If the source is neither a file nor a known name.
+        ValueError: If the file is of no known family.
+    """
+    path, name = Path(source), str(source)
+    exists = path.is_file()
+    if exists:
+        for package in pickled_packages(path):
+            for family in families():
+                if package in family.packages:
+                    return family
+    for family in families():
+        if name.endswith(family.suffixes) or (not exists and family.is_pretrained(name)):
+            return family
+    known = "; ".join(f"for {family.title} {family.describe_sources()}" for family in families())
+    if exists:
+        raise ValueError(f"model={name!r} is not recognized as a file of a known family: pass {known}, or set family=.")
+    raise FileNotFoundError(f"model={name!r} is neither a file nor the name of a pretrained model: pass {known}.")
 
 
 def _parts(module: Any) -> Iterable[Any]:
@@ -182,23 +208,6 @@ def _maker_of_family(name: str) -> PotentialMaker:
 
 def _shown(potential: Any) -> str:
     return getattr(potential, "__qualname__", repr(potential))
-
-
-def _family_of(source: str | Path) -> ModelFamily:
-    path, name = Path(source), str(source)
-    exists = path.is_file()
-    if exists:
-        for package in pickled_packages(path):
-            for family in families():
-                if package in family.packages:
-                    return family
-    for family in families():
-        if name.endswith(family.suffixes) or (not exists and family.is_pretrained(name)):
-            return family
-    known = "; ".join(f"for {family.title} {family.describe_sources()}" for family in families())
-    if exists:
-        raise ValueError(f"model={name!r} is not recognized as a file of a known family: pass {known}, or set family=.")
-    raise FileNotFoundError(f"model={name!r} is neither a file nor the name of a pretrained model: pass {known}.")
 
 
 def _built_in() -> Iterator[ModelFamily]:

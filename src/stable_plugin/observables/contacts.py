@@ -21,7 +21,7 @@ class _ShortestDistances(LocalObservable):
         self.kinds: list[str] = []
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        if system.is_extended or int(system.molecules.max()) == 0:
+        if int(system.molecules.max()) == 0:
             raise ValueError(f"{type(self).__name__} finds no two molecules in the system: use it for liquids.")
         elements = sorted(set(system.symbols))
         pairs = list(combinations_with_replacement(range(len(elements)), 2))

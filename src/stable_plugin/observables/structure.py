@@ -100,11 +100,12 @@ class BondAmplitudes(Observable):
 
 
 class DistanceDistribution(Observable):
-    r"""Distribution h(r) of all interatomic distances of a molecule, in percent per bin.
+    r"""Distribution h(r) of all interatomic distances, in percent per bin.
 
     .. math:: h(r) = \frac{100}{N_\mathrm{pairs}} \sum_{i<j} \int_{\text{bin at } r} \mathcal{N}(r'; r_{ij}, \sigma) \, dr'
 
-    It sums to 100 if the range holds all distances.
+    It sums to 100 if the range holds all distances. In a system that is periodic in one or two directions, such as a slab,
+    the distances are those to the nearest image, and the range ends at half the smallest height of the cell.
 
     Source: Raja et al., TMLR 2025, arXiv:2402.13984: 0 to 10 Å, bins of 0.02 Å, Gaussians of 0.01 Å (the defaults).
 
@@ -145,16 +146,21 @@ class DistanceDistribution(Observable):
     ) -> None:
         super().__init__(target, **kwargs)
         checks.number("bin_width", bin_width, above=0)
-        checks.number("r_max", r_max, at_least=2 * bin_width)
+        self.r_max = checks.number("r_max", r_max, at_least=2 * bin_width)
         self.smearing = checks.number("smearing", smearing, above=0, at_most=r_max)
         n_bins = round(r_max / checks.bins("bin_width", bin_width, r_max))
         self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * bin_width
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        if system.periodic:
+        if all(system.pbc):
             raise ValueError(
                 "DistanceDistribution is not defined for a periodic system, which has infinitely many pairs: use "
                 "RadialDistribution, or remove the periodic boundaries."
+            )
+        if self.r_max > system.minimum_image_cutoff:
+            raise ValueError(
+                f"r_max={self.r_max:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its smallest "
+                "height): pass a smaller r_max, or use a larger cell."
             )
         super().bind(system, reference, cell)
 

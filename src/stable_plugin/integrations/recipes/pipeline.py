@@ -22,6 +22,7 @@ from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.integrations.recipes.control import ReplayLearningRates
 from stable_plugin.integrations.recipes.run_folder import RunFolder, package_versions, write_json
 from stable_plugin.runtime import checks
+from stable_plugin.runtime.atomic_files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ class StABlEPipeline(RunFolder):
         control: Whether to train also with the energy/force loss alone, for the same number of optimizer steps and at
             the same learning rate, and to evaluate that too.
         title: Headline of the report.
+        output: File to write the repaired potential to, with the family's suffix; only the run folder has it if None.
 
     Raises:
-        ValueError: If the model lacks one of these methods.
+        ValueError: If the model lacks one of these methods, or the output has another suffix.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class StABlEPipeline(RunFolder):
         evaluation: Evaluator,
         control: bool = False,
         title: str = "StABlE training",
+        output: str | Path | None = None,
     ) -> None:
         missing = [name for name in MODULE_INTERFACE if not hasattr(model, name)]
         if missing:
@@ -70,9 +73,25 @@ class StABlEPipeline(RunFolder):
         self.model, self.data, self.evaluation = model, data, evaluation
         self.supervised, self.stable, self.stable_trainer = supervised, stable, stable_trainer
         self.control, self.title = control, title
+        self.output = None if output is None else Path(output)
+        if self.output is not None and self.output.suffix != model.potential_suffix:
+            raise ValueError(
+                f"runner.output={str(output)!r} is not a {model.potential_suffix} file: pass a path with that suffix, which "
+                "files of this family have."
+            )
 
     def __repr__(self) -> str:
-        arguments = ("model", "data", "supervised", "stable", "stable_trainer", "evaluation", "control", "title")
+        arguments = (
+            "model",
+            "data",
+            "supervised",
+            "stable",
+            "stable_trainer",
+            "evaluation",
+            "control",
+            "title",
+            "output",
+        )
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
 
     def validate(self) -> None:
@@ -80,7 +99,12 @@ class StABlEPipeline(RunFolder):
 
         Raises:
             ValueError: If settings, data and model do not fit together.
+            FileExistsError: If the output exists.
         """
+        if self.output is not None and self.output.exists():
+            raise FileExistsError(
+                f"runner.output={str(self.output)!r} exists and is not overwritten: pass another path."
+            )
         device = self.device
         for name in ("supervised", "stable_trainer"):
             _validate_trainer(f"runner.{name}", getattr(self, name), self._accelerator)
@@ -106,7 +130,16 @@ class StABlEPipeline(RunFolder):
         after = self._evaluated("after", module)
         phase = json.loads((self.folder / "stable_phase.json").read_text())
         control = self._run_control(phase) if self.control else None
-        return self._report(phase, before, after, control)
+        report = self._report(phase, before, after, control)
+        if self.output is not None:
+            self._write_output(self.output)
+        return report
+
+    def _write_output(self, output: Path) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(output, "repaired potential") as partial:
+            shutil.copyfile(self.folder / f"after{output.suffix}", partial)
+        print(f"Repaired potential: {output}", flush=True)
 
     @property
     def _accelerator(self) -> str:

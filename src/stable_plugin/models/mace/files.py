@@ -14,6 +14,7 @@ from torch import nn
 
 from stable_plugin.models.base import save_new
 from stable_plugin.models.family import not_installed
+from stable_plugin.models.pickles import is_torchscript
 
 try:
     import mace  # noqa: F401  (only its presence matters here)
@@ -90,6 +91,12 @@ def save_mace(module: nn.Module, path: str | Path) -> None:
 
 def _load_file(path: Path, device: str) -> Any:
     import e3nn
+
+    if is_torchscript(path):
+        raise ValueError(
+            f"{path} is a compiled TorchScript model, whose weights cannot be trained or simulated in batches: pass the "
+            ".model file that mace_run_train writes beside it, without '_compiled' in its name."
+        )
 
     try:
         with quiet_e3nn():

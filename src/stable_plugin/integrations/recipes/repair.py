@@ -1,0 +1,201 @@
+"""What ``stable-plugin repair`` does: from a potential's own file and labeled frames to a file of the same kind."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from stable_plugin.config import MIN_FRAMES, StABlEConfig
+from stable_plugin.defaults import default_detector, default_observables
+from stable_plugin.evaluation import Evaluator
+from stable_plugin.integrations.lightning.data import ExtxyzDataModule
+from stable_plugin.integrations.recipes.launch import prepare
+from stable_plugin.integrations.recipes.run_folder import RunFolder
+from stable_plugin.md import Integrator, Langevin
+from stable_plugin.md.compositions import split_by_composition
+from stable_plugin.md.frames import Frames, read_frames
+from stable_plugin.md.system import System, stack_cells, stack_positions
+from stable_plugin.models.registry import find_family
+from stable_plugin.observables import LocalObservable
+
+log = logging.getLogger(__name__)
+
+
+def prepare_repair(
+    model: str,
+    data: str,
+    output: str,
+    *,
+    overrides: Sequence[str] = (),
+    valid: str | None = None,
+    reference: str | None = None,
+    temperature_K: float = 300.0,
+) -> RunFolder:
+    """Return the pipeline that repairs a potential, validated as that of a recipe.
+
+    Args:
+        model: File of the potential, or name of a pretrained one.
+        data: File of labeled frames, whose energies and forces are kept in training; replicas start from them.
+        output: File to write.
+        overrides: Changes of the recipe, as ``stable-plugin train`` takes them.
+        valid: File of labeled frames that are not trained on: replicas of the evaluation start from them.
+        reference: File of frames that the observables are measured on; the labeled frames if None.
+        temperature_K: Temperature of the simulations.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a value is invalid, or the family of the model has no LightningModule.
+    """
+    recipe = repair_recipe(model, data, output, valid=valid, reference=reference, temperature_K=temperature_K)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "repair.yaml")
+        OmegaConf.save(OmegaConf.create(recipe), path)
+        return prepare(path, overrides)
+
+
+def repair_recipe(
+    model: str,
+    data: str,
+    output: str,
+    *,
+    valid: str | None = None,
+    reference: str | None = None,
+    temperature_K: float = 300.0,
+) -> dict[str, Any]:
+    """Return the recipe of a repair as plain data; arguments and errors as for :func:`prepare_repair`.
+
+    Args:
+        model: File of the potential, or name of a pretrained one.
+        data: File of labeled frames.
+        output: File to write.
+        valid: File of labeled frames that are not trained on.
+        reference: File of frames that the observables are measured on.
+        temperature_K: Temperature of the simulations.
+
+    Raises:
+        ValueError: If the family of the model has no LightningModule.
+    """
+    family = find_family(model)
+    module = family.lightning_module()
+    if module is None:
+        raise ValueError(
+            f"model={model!r} is of the family {family.name!r}, which has no LightningModule in this package: add "
+            "StABlECallback to the Trainer of that family's own training."
+        )
+    data, output, valid, reference = (_absolute(path) for path in (data, output, valid, reference))
+    integrator = {"_target_": "stable_plugin.Langevin", "temperature_K": temperature_K}
+    trainer = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "enable_model_summary": False}
+    source = _absolute(model) if Path(model).is_file() else model
+    return {
+        "job": {"run_dir": "runs/repair", "device_type": None, "seed": 0},
+        "runner": {
+            "_target_": "stable_plugin.StABlERunner",
+            "title": f"Repair of {Path(model).name}",
+            "control": False,
+            "output": output,
+            "data": {"_target_": "stable_plugin.ExtxyzDataModule", "train": data, "valid": valid, "batch_size": 10},
+            "model": {"_target_": _target(module), module.model_argument: source},
+            # The potential is trained already; runner.supervised.max_epochs=N fine-tunes it first.
+            "supervised": {**trainer, "max_epochs": 0},
+            "stable": {
+                "_target_": "stable_plugin.StABlECallback",
+                "structures": data,
+                "reference": reference,
+                "integrator": integrator,
+                "n_replicas": StABlEConfig.n_replicas,
+                "window_ps": StABlEConfig.window_ps,
+                "learning_rate": StABlEConfig.learning_rate,
+                "schedule": {"_target_": "stable_plugin.Schedule"},
+                "seed": StABlEConfig.seed,
+            },
+            "stable_trainer": {
+                **trainer,
+                "max_epochs": -1,
+                "check_val_every_n_epoch": 10,
+                "gradient_clip_val": 10.0,
+                "log_every_n_steps": 1,
+            },
+            "evaluation": {
+                "_target_": f"{__name__}.{evaluator.__name__}",
+                "labeled": valid or data,
+                "reference": reference or data,
+                "integrator": integrator,
+                "n_replicas": StABlEConfig.n_replicas,
+                "horizons_ps": [1.0],
+                "seed": StABlEConfig.seed,
+            },
+        },
+    }
+
+
+def evaluator(
+    labeled: Frames,
+    reference: Frames,
+    integrator: Integrator | None = None,
+    n_replicas: int = StABlEConfig.n_replicas,
+    horizons_ps: Sequence[float] = (1.0,),
+    record_every_fs: float = 50.0,
+    check_every_fs: float = StABlEConfig.check_every_fs,
+    seed: int = StABlEConfig.seed,
+) -> Evaluator:
+    """Return the evaluator of the most frequent composition in labeled frames, with the detector that fits to it.
+
+    Args:
+        labeled: Labeled frames: replicas start from them, and errors are measured on them.
+        reference: Frames that the observables are measured on.
+        integrator: As for :class:`~stable_plugin.Evaluator`, as all that follow.
+        n_replicas: Number of replicas.
+        horizons_ps: Times in ps up to which failures are counted.
+        record_every_fs: Time between two frames that the observables see, in fs.
+        check_every_fs: Time between two checks of the detector, in fs.
+        seed: Seed of velocities and noise.
+
+    Raises:
+        ValueError: If no composition of the labeled frames has enough reference frames.
+    """
+    # The data module finds the keys of the labels, whatever they are called.
+    starts = split_by_composition(ExtxyzDataModule(labeled).train_frames)
+    references = split_by_composition(read_frames(reference, "reference"))
+    name = next((name for name in starts if len(references.get(name, ())) >= MIN_FRAMES), None)
+    if name is None:
+        raise ValueError(
+            f"labeled={labeled!r}: none of its compositions has {MIN_FRAMES} frames in reference={reference!r}, which "
+            "reference bond lengths need: pass --reference, a file with more frames."
+        )
+    if len(starts) > 1:
+        log.info("of %d compositions in the data, %s is evaluated", len(starts), name)
+    frames, integrator = references[name], integrator or Langevin()
+    system = System.from_atoms(frames[0])
+    positions, cell = stack_positions(frames, system, "reference"), stack_cells(frames, system)
+    observables = [each for each in default_observables(system) if not isinstance(each, LocalObservable)]
+    return Evaluator(
+        starts[name],
+        frames,
+        starts[name],
+        detector=default_detector(system, positions, integrator.temperature_K, cell),
+        observables=observables or None,
+        integrator=integrator,
+        n_replicas=n_replicas,
+        horizons_ps=horizons_ps,
+        record_every_fs=record_every_fs,
+        check_every_fs=check_every_fs,
+        seed=seed,
+    )
+
+
+def _absolute(path: Any) -> Any:
+    """Return a path that a resumed run finds from another folder too."""
+    return None if path is None else str(Path(path).absolute())
+
+
+def _target(kind: type) -> str:
+    """Return the public name of a class: that of the family's package where it exports the class."""
+    package = kind.__module__.rpartition(".")[0]
+    exported = getattr(import_module(package), kind.__name__, None) is kind if package else False
+    return f"{package if exported else kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,164 @@
+"""``stable-plugin repair``: from the file of a family's own trainer to a file that its calculator opens."""
+
+import json
+import subprocess
+import sys
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase.calculators.calculator import all_changes
+from recipe_tools import ROOT
+
+from stable_plugin.cli import main
+from stable_plugin.integrations.recipes import repair
+from stable_plugin.models.pickles import is_torchscript
+
+DATA = ROOT / "recipes" / "data"
+TRAIN, VALID = str(DATA / "aspirin_train.extxyz"), str(DATA / "aspirin_heldout.extxyz")
+
+QUICK = [
+    "job.device_type=CPU",
+    "runner.stable.n_replicas=2",
+    "runner.stable.window_ps=0.01",
+    "runner.stable.learning_rate=0.001",
+    "+runner.stable.record_every_fs=2.5",
+    "+runner.stable.check_every_fs=2.5",
+    "+runner.stable.schedule.stable_ps=0.01",
+    "+runner.stable.schedule.max_windows=1",
+    # A model that has seen one epoch fails at once, and is to learn from it.
+    "+runner.stable.schedule.max_unstable_fraction=0.01",
+    "runner.evaluation.n_replicas=2",
+    "runner.evaluation.horizons_ps=[0.01]",
+    "+runner.evaluation.record_every_fs=5.0",
+]
+
+HEADS = """{
+    'other': {'train_file': 'data.xyz', 'valid_file': 'data.xyz', 'E0s': '{1: -10.0, 6: -1030.0, 8: -2000.0}'},
+    'Default': {'train_file': 'data.xyz', 'valid_file': 'data.xyz', 'E0s': 'average'}}"""
+
+TINY_MACE = [
+    "--name=tiny", f"--heads={HEADS}", "--model=MACE", "--r_max=3.0", "--hidden_irreps=4x0e", "--max_ell=1",
+    "--correlation=1", "--num_radial_basis=4", "--MLP_irreps=4x0e", "--radial_MLP=[8]", "--max_num_epochs=1",
+    "--batch_size=6", "--valid_batch_size=6", "--default_dtype=float64", "--device=cpu", "--seed=1", "--work_dir=.",
+    "--energy_key=REF_energy", "--forces_key=REF_forces", "--plot=False",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a real run of ``mace_run_train`` with two heads in double precision."""
+    pytest.importorskip("mace")
+    folder = tmp_path_factory.mktemp("mace_run_train")
+    ase.io.write(folder / "data.xyz", ase.io.read(TRAIN, ":6"))
+    command = [sys.executable, "-m", "mace.cli.run_train", *TINY_MACE]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def isolated_atoms(path):
+    """Return the isolated-atom energies of a file, (n_heads, n_elements) in eV."""
+    return torch.load(path, weights_only=False).atomic_energies_fn.atomic_energies
+
+
+def test_repair_takes_a_file_of_mace_run_train_and_returns_one(trained, tmp_path, monkeypatch, capsys):
+    from mace.calculators import MACECalculator
+
+    monkeypatch.chdir(tmp_path)
+    given, data, output = trained / "tiny.model", trained / "data.xyz", tmp_path / "new" / "repaired.model"
+    assert main(["repair", str(given), str(data), "-o", str(output), "--temperature-K", "450", *QUICK]) == 0
+    assert f"Repaired potential: {output}" in capsys.readouterr().out
+    (folder,) = (tmp_path / "runs" / "repair").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["before"]["replicas"] == report["after"]["replicas"] == 2
+    assert report["optimizer_steps"] > 0
+    assert report["settings"]["stable"]["integrator"]["temperature_K"] == 450.0
+
+    before, after = isolated_atoms(given), isolated_atoms(output)
+    assert after.dtype == before.dtype == torch.float64
+    shifts = after - before
+    assert torch.allclose(shifts, shifts[:, :1].expand_as(shifts), atol=1e-9), "elements are told apart as before"
+    frame, forces = ase.io.read(data, "0"), []
+    for path in (given, output):
+        calculator = MACECalculator(str(path), device="cpu")
+        assert calculator.available_heads == ["other", "Default"]
+        assert calculator.head == "Default"
+        assert {parameter.dtype for parameter in calculator.models[0].parameters()} == {torch.float64}
+        calculator.calculate(frame, ["energy", "forces"], all_changes)
+        forces.append(calculator.results["forces"])
+    # What the run started from is the given model, and not a refined one.
+    started = MACECalculator(str(folder / "before.model"), device="cpu")
+    started.calculate(frame, ["forces"], all_changes)
+    assert np.array_equal(started.results["forces"], forces[0])
+    assert not np.allclose(forces[0], forces[1], atol=1e-6), "the potential has been trained"
+
+
+def test_repair_refuses_a_compiled_model_and_names_the_other_file(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    compiled = trained / "tiny_compiled.model"
+    assert is_torchscript(compiled) and not is_torchscript(trained / "tiny.model")
+    assert not is_torchscript(trained / "data.xyz")
+    for command in (["repair", str(compiled), TRAIN, "-o", "new.model"], ["evaluate", str(compiled), VALID]):
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert "tiny_compiled.model is a compiled TorchScript model" in error
+        assert "pass the .model file that mace_run_train writes beside it, without '_compiled' in its name" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_repair_names_a_mistake_before_anything_is_made(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, taken = str(trained / "tiny.model"), trained / "data.xyz"
+    cases = [
+        (["no.model", TRAIN, "-o", "new.model"], "no.model"),
+        ([model, "no.xyz", "-o", "new.model"], "train='"),
+        ([model, TRAIN, "-o", "new.pt"], "is not a .model file: pass a path with that suffix"),
+        ([model, TRAIN, "-o", model], "tiny.model' exists and is not overwritten: pass another path"),
+        ([model, TRAIN, "-o", "new.model", "runner.stable.n_replica=3"], "n_replica"),
+        ([model, TRAIN, "-o", "new.model", "+runner.stable.n_replica=3"], "did you mean n_replicas?"),
+        ([model, str(taken), "-o", "new.model", "--temperature-K", "-3"], "temperature_K=-3"),
+    ]
+    for arguments, message in cases:
+        assert main(["repair", *arguments]) == 1, arguments
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_repair_refuses_a_family_without_a_module(monkeypatch):
+    class Family:
+        name = "other"
+
+        def lightning_module(self):
+            return None
+
+    monkeypatch.setattr(repair, "find_family", lambda source: Family())
+    with pytest.raises(ValueError, match="has no LightningModule in this package: add StABlECallback to the Trainer"):
+        repair.repair_recipe("some.pth", TRAIN, "new.pth")
+
+
+def test_evaluator_takes_the_most_frequent_composition_that_has_a_reference(caplog):
+    aspirin = ase.io.read(TRAIN, ":3")
+    water = [ase.Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]) for _ in range(2)]
+    for atoms in water:
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = -1.0, np.zeros((3, 3))
+    with caplog.at_level("INFO"):
+        made = repair.evaluator([*water, *aspirin], aspirin, n_replicas=2, horizons_ps=[0.05])
+    assert made.system.symbols == tuple(aspirin[0].get_chemical_symbols())
+    assert len(made.labeled) == len(made.starts) == 3
+    assert "of 2 compositions in the data, C9H8O4 is evaluated" in caplog.text
+    with pytest.raises(ValueError, match="pass --reference, a file with more frames"):
+        repair.evaluator(water, aspirin)
+
+
+@pytest.mark.parametrize("options", [["--temperature-K", "400"], ["--debug"]])
+def test_overrides_follow_options(options):
+    from stable_plugin.cli import _parse
+
+    parsed = _parse(["repair", "a.model", "b.xyz", "-o", "c.model", *options, "x=1", "y=2"])
+    assert parsed.overrides == ["x=1", "y=2"]
+    with pytest.raises(SystemExit):
+        _parse(["repair", "a.model", "b.xyz", "-o", "c.model", "x=1", "--no-such-option"])
+    with pytest.raises(SystemExit):
+        _parse(["evaluate", "a.model", "b.xyz", "--seed", "1", "x=1"])
