@@ -1,5 +1,6 @@
 """Compiled energies and numbers of threads: another speed, the same results."""
 
+import copy
 import logging
 
 import pytest
@@ -105,6 +106,32 @@ def test_missing_compiler_is_logged_or_an_error(monkeypatch, caplog):
     assert "no C++ compiler" in caplog.text
     with pytest.raises(ValueError, match=r"compile=True: Springs could not be compiled .*no C\+\+ compiler"):
         run(triatomic(10.0), positions, compile=True)
+
+
+@pytest.mark.parametrize("fails", ["compilable", "first call"])
+def test_any_error_of_a_potential_that_is_prepared_for_compilation_is_logged_or_an_error(fails, monkeypatch, caplog):
+    """Potentials of other packages raise errors of their own kinds, before anything is compiled."""
+
+    def broken(*_, **__):
+        raise KeyError("no such layer")
+
+    def failing():
+        potential = triatomic(10.0)
+        traceable = copy.copy(potential)
+        monkeypatch.setattr(traceable, "energies", broken)
+        monkeypatch.setattr(potential, "compilable", broken if fails == "compilable" else lambda: traceable)
+        return potential
+
+    monkeypatch.setattr(forces, "COMPILATION_S", 0.0)
+    positions = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-0.3, 0.95, 0]]], dtype=torch.float64)
+    expected, _ = run(triatomic(10.0), positions, compile=False)
+    with caplog.at_level(logging.WARNING, "stable_plugin"):
+        window, simulator = run(failing(), positions)
+    assert torch.equal(window.positions, expected.positions)
+    assert simulator.forces.compiled is False
+    assert "continues without compiling the model" in caplog.text and "no such layer" in caplog.text
+    with pytest.raises(ValueError, match=r"compile=True: Springs could not be compiled .*no such layer"):
+        run(failing(), positions, compile=True)
 
 
 def test_compiled_forces_that_differ_are_rejected(monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +37,8 @@ class CompiledForces:
 
     def __init__(self, potential: Potential) -> None:
         self._potential = potential
-        self._traceable = traceable = potential.compilable()
+        with self._explained(ValueError):
+            self._traceable = traceable = potential.compilable()
 
         def energies(positions: Tensor, index: Tensor, shifts: Tensor) -> Tensor:
             return traceable.energies(positions, Edges(index, shifts))
@@ -48,23 +51,16 @@ class CompiledForces:
 
     def __call__(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Return energies and forces as :meth:`~stable_plugin.models.base.Potential.energies_and_forces` does."""
-        if not self._checked:
-            # What the potential sets up at its first call must exist before it is traced.
-            self._traceable.energies(positions, edges)
-        if edges.index.shape[1] > 1:
-            torch._dynamo.mark_dynamic(edges.index, 1)
-            torch._dynamo.mark_dynamic(edges.shifts, 0)
-        try:
+        with self._explained():
+            if not self._checked:
+                # What the potential sets up at its first call must exist before it is traced.
+                self._traceable.energies(positions, edges)
+            if edges.index.shape[1] > 1:
+                torch._dynamo.mark_dynamic(edges.index, 1)
+                torch._dynamo.mark_dynamic(edges.shifts, 0)
             energies, forces = differentiated(
                 lambda at, listed: self._energies(at, listed.index, listed.shifts), positions, edges
             )
-        except Exception as error:  # a missing compiler or an untraceable model raise many kinds of errors
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"compile=True: {type(self._potential.module).__name__} could not be compiled ({type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0] if str(error) else ''}). Set compile=False."
-            ) from error
         if not self._checked:
             self._check(positions, edges, forces)
             self._checked = True
@@ -72,6 +68,21 @@ class CompiledForces:
 
     def __repr__(self) -> str:
         return f"CompiledForces(potential={self._potential!r})"
+
+    @contextmanager
+    def _explained(self, *explained: type[Exception]) -> Iterator[None]:
+        """Raise a ValueError for any error but that of memory, and those that explain themselves."""
+        try:
+            yield
+        except explained:
+            raise
+        except Exception as error:  # a missing compiler or an untraceable model raise many kinds of errors
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"compile=True: {type(self._potential.module).__name__} could not be compiled ({type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0] if str(error) else ''}). Set compile=False."
+            ) from error
 
     def _check(self, positions: Tensor, edges: Edges, forces: Tensor) -> None:
         """Raise an error if the compiled forces differ from the eager ones."""

@@ -61,7 +61,7 @@ def load_mace(source: str | Path, device: str = "cpu") -> Any:
     loader, size = (mace_off, name.removeprefix("off-")) if name.startswith("off-") else (mace_mp, name)
     try:
         return loader(model=size, device=device, return_raw_model=True)
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # a download, or a package that a model needs, can fail with any error
         raise FileNotFoundError(
             f"model={name!r} is neither a file nor a foundation model that mace could load ({error}). Pass the path of "
             "a .model file, or check the name and the network."
