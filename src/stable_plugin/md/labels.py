@@ -157,9 +157,9 @@ def _tell_unused(frames: Sequence[Atoms], name: str, energy_key: str) -> None:
 
 
 def _energies_differ(frame: Atoms) -> bool:
-    values = {**frame.info, **_results(frame)}
-    energies = [values.get(key) for key in ("energy", "free_energy")]
-    return all(_is_numeric(value, ()) for value in energies) and abs(np.subtract(*energies)) > SAME_ENERGY_EV
+    values: dict[str, Any] = {**frame.info, **_results(frame)}
+    energy, free_energy = values.get("energy"), values.get("free_energy")
+    return _is_numeric(energy, ()) and _is_numeric(free_energy, ()) and abs(energy - free_energy) > SAME_ENERGY_EV
 
 
 def _results(frame: Atoms) -> dict[str, Any]:
