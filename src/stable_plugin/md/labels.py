@@ -158,8 +158,9 @@ def _tell_unused(frames: Sequence[Atoms], name: str, energy_key: str) -> None:
 
 def _energies_differ(frame: Atoms) -> bool:
     values: dict[str, Any] = {**frame.info, **_results(frame)}
-    energy, free_energy = values.get("energy"), values.get("free_energy")
-    return _is_numeric(energy, ()) and _is_numeric(free_energy, ()) and abs(energy - free_energy) > SAME_ENERGY_EV
+    if not all(_is_numeric(values.get(key), ()) for key in ("energy", "free_energy")):
+        return False
+    return abs(float(values["energy"]) - float(values["free_energy"])) > SAME_ENERGY_EV
 
 
 def _results(frame: Atoms) -> dict[str, Any]:
