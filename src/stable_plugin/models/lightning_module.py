@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from stable_plugin.models.base import save_new
+from stable_plugin.md.labels import ENERGY_KEY
+from stable_plugin.md.system import System
+from stable_plugin.models.base import Potential, save_new
+from stable_plugin.models.isolated_atoms import MIN_OFFSET_EV, evenly_chosen, fit_offset, require_elements
 from stable_plugin.models.training_threads import TrainingThreads
 from stable_plugin.runtime.serialization import load_tensors
+
+log = logging.getLogger(__name__)
 
 
 class PotentialModule(LightningModule):
@@ -31,6 +39,7 @@ class PotentialModule(LightningModule):
     model: Any
     model_argument: str
     potential_suffix: str
+    _is_prepared = False
     optimizer: Callable[[Any], torch.optim.Optimizer] | None
     scheduler: Callable[[torch.optim.Optimizer], Any] | None
 
@@ -38,6 +47,21 @@ class PotentialModule(LightningModule):
     def options(self) -> Any:
         """Arguments of the constructor."""
         return self.hparams
+
+    isolated_energies: Mapping[int, float] = MappingProxyType({})
+    """Energies of isolated atoms in the training data, in eV by atomic number."""
+
+    @abstractmethod
+    def isolated_atoms(self) -> dict[int, float]:
+        """Return the isolated-atom energies of the model, in eV by atomic number."""
+
+    @abstractmethod
+    def shift_isolated_atoms(self, shifts: Mapping[int, float]) -> None:
+        """Add constants in eV to the isolated-atom energies, by atomic number, which changes no force."""
+
+    @abstractmethod
+    def stable_potential(self, system: System) -> Potential:
+        """Return the potential that simulates ``system``."""
 
     @abstractmethod
     def build(self, frames: Sequence[Atoms]) -> None:
@@ -65,7 +89,7 @@ class PotentialModule(LightningModule):
         return [TrainingThreads()]
 
     def setup(self, stage: str) -> None:
-        """Build a new model from the training frames, unless there is one.
+        """Build a new model from the training frames, or align the isolated atoms of an existing one with their labels.
 
         Args:
             stage: As Lightning passes it.
@@ -73,26 +97,34 @@ class PotentialModule(LightningModule):
         Raises:
             ValueError: If the data module has no training frames.
         """
-        if self.model is not None:
+        data = getattr(self.trainer, "datamodule", None)
+        frames = getattr(data, "train_frames", None)
+        if self.model is not None and (frames is None or stage != "fit"):
             return
-        frames = getattr(getattr(self.trainer, "datamodule", None), "train_frames", None)
         if frames is None:
             raise ValueError(
                 f"{type(self).__name__} needs the training frames to build a new model: fit with a data module that has "
                 f"train_frames, such as ExtxyzDataModule, or pass {self.model_argument}=."
             )
-        self.prepare(frames)
+        self.prepare(frames, getattr(data, "isolated_energies", None))
 
-    def prepare(self, frames: Sequence[Atoms]) -> None:
-        """Build a new model, unless there is one, and validate it on the first frame.
+    def prepare(self, frames: Sequence[Atoms], isolated_energies: Mapping[int, float] | None = None) -> None:
+        """Build a new model and validate it on the first frame; align the isolated atoms of a model that was passed.
 
         Args:
             frames: Labeled structures.
+            isolated_energies: Energies of isolated atoms in the data, in eV by atomic number.
 
         Raises:
-            ValueError: If the arguments do not define a model, or it fails on the first frame.
+            ValueError: If the arguments do not define a model, it fails on the first frame, or energies of isolated atoms
+                are missing.
         """
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        self.isolated_energies = dict(isolated_energies or {})
         if self.model is not None:
+            self._align_isolated_atoms(frames)
             return
         try:
             self.build(frames)
@@ -107,6 +139,54 @@ class PotentialModule(LightningModule):
                 f"{', '.join(f'{name}={value!r}' for name, value in self.options.items())}."
             ) from error
         self.zero_grad()
+
+    def _align_isolated_atoms(self, frames: Sequence[Atoms]) -> None:
+        """Move the isolated-atom energies of an existing model to those of the labels, as ``E0s`` demands."""
+        mode = self.options.E0s
+        if mode == "model":
+            return
+        if isinstance(mode, Mapping) or mode == "isolated":
+            given = mode if isinstance(mode, Mapping) else self.isolated_energies
+            wanted = require_elements(
+                given, frames, "add their energies in eV or frames of isolated atoms, or use E0s='average' or 'model'."
+            )
+            own = self.isolated_atoms()
+            self.shift_isolated_atoms({number: energy - own[number] for number, energy in wanted.items()})
+            return
+        chosen = evenly_chosen(frames)
+        offset = fit_offset(chosen, self.total_energies(chosen), [frame.info[ENERGY_KEY] for frame in chosen])
+        if mode == "average" or offset.is_of_another_code:
+            self.shift_isolated_atoms(offset.shifts)
+            log.warning(
+                "the energies of the model and of the labels differ by %.0f meV/atom on average, as those of two codes do: "
+                "the isolated-atom energies are moved by %s eV, after which the errors are %.0f instead of %.0f meV/atom "
+                "(RMS). Forces do not change. Pass E0s='model' to keep them, or 'isolated' to take those of the data.",
+                1000.0 * offset.mean,
+                ", ".join(f"{chemical_symbols[number]} {shift:+.3f}" for number, shift in offset.shifts.items()),
+                1000.0 * offset.rms_after,
+                1000.0 * offset.rms,
+            )
+        elif offset.rms > MIN_OFFSET_EV:
+            log.warning(
+                "the energies of the model differ from the labels by %.0f meV/atom (RMS), which other isolated-atom energies "
+                "do not explain: check units and level of theory of the labels.",
+                1000.0 * offset.rms,
+            )
+
+    def total_energies(self, frames: Sequence[Atoms]) -> list[float]:
+        """Return the total energies of structures under the present weights, in eV.
+
+        Args:
+            frames: ASE structures.
+        """
+        return [self._total_energy(frame) for frame in frames]
+
+    def _total_energy(self, frame: Atoms) -> float:
+        potential = self.stable_potential(System.from_atoms(frame, bonds=[]))
+        positions = torch.as_tensor(frame.positions[None]).to(potential.device, potential.dtype)
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), potential.frozen(), torch.no_grad():
+            energy = potential.energies(positions, potential.edges(positions)).double().item()
+        return energy + potential.constant_energy
 
     def save_weights(self, path: str | Path) -> None:
         """Write a file for :meth:`load_weights`: tensors and plain values, which can be read without running code.

@@ -169,7 +169,7 @@ def test_worse_forces_of_a_run_are_reported(tmp_path, frames, caplog):
     valid = read(TRAIN, "10:14")
     seed_everything(0)
     # The learning rate is far too high, so the steps spoil the fit.
-    callback, module = fit(tmp_path, frames, valid=valid, start_epoch=1, learning_rate=0.5, schedule=schedule)
+    callback, module = fit(tmp_path, frames, valid=valid, start_epoch=1, learning_rate=1.0, schedule=schedule)
     before = callback._baseline.metrics["valid/forces_mae"]
     after = module.trainer.callback_metrics["valid/forces_mae"].item()
     assert after > 1.1 * before > 0.0

@@ -110,7 +110,7 @@ class StABlEPipeline(RunFolder):
             _validate_trainer(f"runner.{name}", getattr(self, name), self._accelerator)
         if hasattr(self.model, "prepare"):
             try:
-                self.model.prepare(self.data.train_frames)
+                self.model.prepare(self.data.train_frames, self.data.isolated_energies)
             except ValueError as error:
                 raise ValueError(f"runner.model: {error}") from error
         try:

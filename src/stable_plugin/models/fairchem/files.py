@@ -115,11 +115,8 @@ class FairchemModel(nn.Module):
         """Return the output of the network."""
         return self.network(data)
 
-    def shift_energies(self, per_atom_eV: float) -> None:
-        """Add a constant to the reference energy of every element, which changes no force.
-
-        Args:
-            per_atom_eV: The constant in eV per atom.
+    def element_references(self) -> torch.Tensor:
+        """Return the isolated-atom energies in eV, by atomic number.
 
         Raises:
             ValueError: If the energy task has no element references.
@@ -127,10 +124,27 @@ class FairchemModel(nn.Module):
         task = energy_task(self.tasks, self.dataset)
         if task.element_references is None:
             raise ValueError(
-                f"the energy task of {self.dataset!r} has no element references to shift: use a model trained with them."
+                f"the energy task of {self.dataset!r} has no element references: use a model trained with them, or "
+                "E0s='model'."
             )
-        references = task.element_references.element_references
-        references += per_atom_eV
+        references: torch.Tensor = task.element_references.element_references
+        return references
+
+    def shift_energies(self, shifts: float | Mapping[int, float]) -> None:
+        """Add constants to the isolated-atom energies, which changes no force.
+
+        Args:
+            shifts: Constant in eV for all elements, or by atomic number.
+
+        Raises:
+            ValueError: If the energy task has no element references.
+        """
+        task, references = energy_task(self.tasks, self.dataset), self.element_references()
+        if isinstance(shifts, Mapping):
+            for number, shift in shifts.items():
+                references[number] += shift
+        else:
+            references += shifts
         index = self.tasks.index(task)
         config = as_container(self.tasks_config[index])
         config["element_references"] = _element_references(references.tolist())
@@ -224,6 +238,7 @@ def new_fairchem(
     energy_weight: float,
     forces_weight: float,
     seed: int = 0,
+    isolated_energies: Mapping[int, float] | None = None,
     **arguments: Any,
 ) -> FairchemModel:
     """Return an untrained model, with element references and a scale fitted to labeled structures.
@@ -236,6 +251,7 @@ def new_fairchem(
         energy_weight: Weight of the energy loss per atom.
         forces_weight: Weight of the force loss.
         seed: Seed of the weights.
+        isolated_energies: Element references in eV by atomic number; fitted to the structures if None.
         arguments: Further arguments of :class:`FairchemModel`.
     """
     config = {
@@ -244,7 +260,7 @@ def new_fairchem(
         "heads": {name: dict(head) for name, head in heads.items()},
         "pass_through_head_outputs": True,
     }
-    tasks = _tasks(frames, task_name, energy_weight, forces_weight)
+    tasks = _tasks(frames, task_name, energy_weight, forces_weight, isolated_energies)
     return FairchemModel.from_configs(config, tasks, seed, task_name=task_name, **arguments)
 
 
@@ -327,12 +343,21 @@ def _network_class(name: str, value: Any) -> type:
     return found
 
 
-def _tasks(frames: Sequence[Atoms], dataset: str, energy_weight: float, forces_weight: float) -> list[dict[str, Any]]:
-    """Return tasks for energy and forces, with least-squares element references and the RMS force as the scale."""
+def _tasks(
+    frames: Sequence[Atoms],
+    dataset: str,
+    energy_weight: float,
+    forces_weight: float,
+    isolated_energies: Mapping[int, float] | None,
+) -> list[dict[str, Any]]:
+    """Return tasks for energy and forces, with element references, fitted if not given, and the RMS force as the scale."""
     n_elements = 1 + max(int(frame.numbers.max()) for frame in frames)
     counts = np.array([np.bincount(frame.numbers, minlength=n_elements) for frame in frames], dtype=float)
     energies = np.array([frame.info[ENERGY_KEY] for frame in frames])
-    references = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    if isolated_energies is None:
+        references = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    else:
+        references = np.array([isolated_energies.get(number, 0.0) for number in range(n_elements)])
     scale = float(np.sqrt(np.mean(np.concatenate([frame.arrays[FORCES_KEY] for frame in frames]) ** 2)))
     return [
         {

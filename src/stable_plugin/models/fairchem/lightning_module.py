@@ -23,6 +23,7 @@ from stable_plugin.models.fairchem.files import (
     save_fairchem,
 )
 from stable_plugin.models.fairchem.potential import FairchemPotential
+from stable_plugin.models.isolated_atoms import E0s, check_mode, require_elements
 from stable_plugin.models.lightning_module import PotentialModule
 from stable_plugin.runtime import checks
 
@@ -49,6 +50,10 @@ class FairchemModule(PotentialModule):
         charge: Total charge of structures that state none, in units of e.
         spin: Spin multiplicity of structures that state none.
         conservative: Train and simulate with the gradient of the energy even if the model predicts forces directly.
+        E0s: Energies of isolated atoms (fairchem's element references): in eV by atomic number; ``isolated``, those of the
+            isolated atoms in the data; ``average``, fitted to the training frames; or ``model``, those of the checkpoint. If
+            None: a new model takes those of the data, or their average if some are missing; a checkpoint keeps its own,
+            unless the labels are evidently those of another code, and then they are fitted, with a warning.
         energy_weight: Weight of the energy loss per atom of a new model; a checkpoint contains its own.
         forces_weight: Weight of the force loss of a new model.
         lr: Learning rate of the default optimizer, AdamW.
@@ -73,6 +78,7 @@ class FairchemModule(PotentialModule):
         charge: int | None = None,
         spin: int | None = None,
         conservative: bool = False,
+        E0s: E0s = None,
         energy_weight: float = 10.0,
         forces_weight: float = 30.0,
         lr: float = 4e-4,
@@ -85,6 +91,7 @@ class FairchemModule(PotentialModule):
         # Plain containers, which a checkpoint that is read without running code can store.
         backbone, heads = (None if config is None else as_container(config) for config in (backbone, heads))
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
+        check_mode(E0s)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
@@ -130,6 +137,14 @@ class FairchemModule(PotentialModule):
         assert self.model is not None
         self.model.shift_energies(per_atom_eV)
 
+    def isolated_atoms(self) -> dict[int, float]:
+        assert self.model is not None
+        return dict(enumerate(self.model.element_references().tolist()))
+
+    def shift_isolated_atoms(self, shifts: Mapping[int, float]) -> None:
+        assert self.model is not None
+        self.model.shift_energies(shifts)
+
     def stable_potential(self, system: System) -> FairchemPotential:
         """Return the potential that simulates ``system``."""
         assert self.model is not None
@@ -145,6 +160,7 @@ class FairchemModule(PotentialModule):
             energy_weight=self.options.energy_weight,
             forces_weight=self.options.forces_weight,
             seed=self.options.seed,
+            isolated_energies=self._new_references(frames),
             **self._model_arguments(),
         )
 
@@ -213,6 +229,20 @@ class FairchemModule(PotentialModule):
             )
         else:
             self.model.set_tasks(checkpoint["fairchem"]["tasks_config"])
+
+    def _new_references(self, frames: Sequence[Atoms]) -> dict[int, float] | None:
+        """Return the isolated-atom energies of a new model; None if they are to be fitted."""
+        mode: Any = self.options.E0s
+        if mode == "model":
+            raise ValueError("E0s='model' is for an existing model: pass checkpoint=, or another value of E0s.")
+        numbers = {int(number) for frame in frames for number in frame.numbers}
+        if mode == "average" or (mode is None and not numbers <= set(self.isolated_energies)):
+            return None
+        return require_elements(
+            mode if isinstance(mode, Mapping) else self.isolated_energies,
+            frames,
+            "add their energies in eV or frames of isolated atoms, or use 'average'.",
+        )
 
     def _model_arguments(self) -> dict[str, Any]:
         return {name: self.options[name] for name in ("conservative", "charge", "spin")}

@@ -52,3 +52,15 @@ def shift_isolated_atoms(model: Any, shifts: float | Mapping[int, float], head: 
     numbers = model.atomic_numbers.tolist()
     by_number = shifts if isinstance(shifts, Mapping) else dict.fromkeys(numbers, shifts)
     row += torch.tensor([float(by_number.get(number, 0.0)) for number in numbers]).to(row)
+
+
+def isolated_atoms(model: Any, head: int) -> dict[int, float]:
+    """Return the isolated-atom energies of one head, in eV by atomic number.
+
+    Args:
+        model: A MACE model.
+        head: Index of the head.
+    """
+    energies = model.atomic_energies_fn.atomic_energies
+    row = energies[head] if energies.dim() == 2 else energies
+    return dict(zip(model.atomic_numbers.tolist(), row.double().tolist(), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import default_dtype
+from stable_plugin.models.isolated_atoms import E0s, check_mode, require_elements
 from stable_plugin.models.lightning_module import PotentialModule
 from stable_plugin.models.mace.files import load_mace, quiet_e3nn, save_mace
+from stable_plugin.models.mace.heads import choose_head, heads_of, isolated_atoms, shift_isolated_atoms
 from stable_plugin.models.mace.potential import MACEPotential
 from stable_plugin.runtime import checks
 
@@ -52,7 +54,12 @@ class MACEModule(PotentialModule):
         num_polynomial_cutoff: Order of the cutoff polynomial.
         radial_MLP: Widths of the radial network.
         MLP_irreps: Width of the last readout.
-        E0s: Energies of isolated atoms in eV by atomic number; ``average`` fits them to the training frames.
+        head: Head of a multi-head ``model`` that frames are trained on which name none (``atoms.info["head"]``); the one
+            that MACE's own calculator takes if not given.
+        E0s: Energies of isolated atoms: in eV by atomic number; ``isolated``, those of the isolated atoms in the data;
+            ``average``, fitted to the training frames; or ``model``, those of an existing model. If None: a new model takes
+            those of the data, or their average if some are missing; an existing model keeps its own, unless the labels are
+            evidently those of another code, and then they are fitted, with a warning.
         scaling: Name of one of MACE's scalings.
         dtype: ``float32`` or ``float64``.
         loss: One of MACE's losses; ``WeightedEnergyForcesLoss`` if not given.
@@ -83,7 +90,8 @@ class MACEModule(PotentialModule):
         num_polynomial_cutoff: int = 5,
         radial_MLP: Sequence[int] = (64, 64, 64),
         MLP_irreps: str = "16x0e",
-        E0s: str | dict[int, float] = "average",
+        head: str | None = None,
+        E0s: E0s = None,
         scaling: str = "rms_forces_scaling",
         dtype: str = "float32",
         loss: nn.Module | None = None,
@@ -109,8 +117,7 @@ class MACEModule(PotentialModule):
             checks.count(name, count, at_least=least, at_most=most)
         for name, irreps in (("hidden_irreps", hidden_irreps), ("MLP_irreps", MLP_irreps)):
             _check_irreps(name, irreps)
-        if isinstance(E0s, str) and E0s != "average":
-            raise ValueError(f"E0s={E0s!r} is not valid: pass 'average', or energies in eV by atomic number.")
+        check_mode(E0s)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
@@ -126,6 +133,8 @@ class MACEModule(PotentialModule):
         self.check_optimizer()
         # Any: nn.Module does not declare the attributes of a MACE model.
         self.model: Any = load_mace(model) if isinstance(model, str | Path) else model
+        if self.model is not None:
+            choose_head(heads_of(self.model), head)
         self._statistics: dict[str, Any] | None = None
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
 
@@ -139,7 +148,17 @@ class MACEModule(PotentialModule):
 
     def shift_energies(self, per_atom_eV: float) -> None:
         """Add a constant in eV to the energy of every isolated atom, which changes no force."""
-        self.model.atomic_energies_fn.atomic_energies += per_atom_eV
+        shift_isolated_atoms(self.model, per_atom_eV, self._head_index())
+
+    def isolated_atoms(self) -> dict[int, float]:
+        return isolated_atoms(self.model, self._head_index())
+
+    def shift_isolated_atoms(self, shifts: Mapping[int, float]) -> None:
+        shift_isolated_atoms(self.model, shifts, self._head_index())
+
+    def _head_index(self) -> int:
+        heads = heads_of(self.model)
+        return heads.index(choose_head(heads, self.options.head))
 
     @property
     def model_dtype(self) -> torch.dtype:
@@ -168,7 +187,7 @@ class MACEModule(PotentialModule):
     def stable_potential(self, system: System) -> MACEPotential:
         """Return the potential that StABlE training simulates with."""
         assert self.model is not None
-        return MACEPotential(self.model, system)
+        return MACEPotential(self.model, system, self.options.head)
 
     def forward(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
         """Return the output of MACE for one of its batches."""
@@ -258,25 +277,40 @@ class MACEModule(PotentialModule):
                 )
         with default_dtype(self.model_dtype):
             graphs: Any = [
-                mace_data.AtomicData.from_config(mace_data.config_from_atoms(frame, keys), table, cutoff)
+                mace_data.AtomicData.from_config(
+                    mace_data.config_from_atoms(frame, keys, head_name=self._head_of(frame)),
+                    table,
+                    cutoff,
+                    heads=self._heads(),
+                )
                 for frame in frames
             ]
         return torch_geometric.dataloader.DataLoader(graphs, batch_size=batch_size, shuffle=shuffle)
 
+    def _heads(self) -> list[str]:
+        return heads_of(self.model)
+
+    def _head_of(self, frame: Atoms) -> str:
+        return choose_head(self._heads(), frame.info.get("head") or self.options.head)
+
     def _measure(self, frames: Sequence[Atoms]) -> dict[str, Any]:
         """Return what MACE measures on the data, as plain numbers that a checkpoint can store."""
         numbers = sorted({int(z) for frame in frames for z in frame.numbers})
-        if self.options.E0s == "average":
+        mode: Any = self.options.E0s
+        if mode == "model":
+            raise ValueError("E0s='model' is for an existing model: pass model=, or another value of E0s.")
+        if mode is None and set(numbers) <= set(self.isolated_energies):
+            mode = "isolated"
+        if mode in (None, "average"):
             keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
             configs = [mace_data.config_from_atoms(frame, keys) for frame in frames]
             by_number = mace_data.compute_average_E0s(configs, AtomicNumberTable(numbers))
         else:
-            by_number = {int(z): float(energy) for z, energy in dict(self.options.E0s).items()}
-            missing = sorted(set(numbers) - set(by_number))
-            if missing:
-                raise ValueError(
-                    f"E0s lacks the atomic number(s) {missing}: add their energies in eV, or use 'average'."
-                )
+            by_number = require_elements(
+                self.isolated_energies if mode == "isolated" else mode,
+                frames,
+                "add their energies in eV or frames of isolated atoms, or use 'average'.",
+            )
         energies = np.array([by_number[z] for z in numbers])
         loader = self._loader(frames, numbers, self.options.r_max, batch_size=len(frames), shuffle=False)
         with default_dtype(self.model_dtype):
