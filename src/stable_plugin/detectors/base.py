@@ -167,6 +167,8 @@ class AnyOf(Detector):
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         for detector in self.detectors:
             detector.bind(system, reference, *optional(cell))
+        # A detector may need the host in a large system only.
+        self.capturable = all(detector.capturable for detector in self.detectors)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         values = [

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
+from stable_plugin.md.neighbors.contacts import ContactSearch
 from stable_plugin.md.system import System, each_cell
 from stable_plugin.runtime import checks
+
+MAX_LISTED_ATOMS = 1000
+"""Most atoms of a system whose pairs are all listed; contacts are searched for in a larger one."""
+
+MIN_SEARCH_A = 4.0
+"""Smallest radius in Å that is searched for contacts."""
 
 MAX_DISTANCES = 2_000_000
 """Most distances held in memory at a time."""
@@ -85,17 +92,34 @@ class _MinimumDistance(Detector):
         self.distance = distance
         self._system: System | None = None
         self._pairs: Tensor | None = None
+        self._search: ContactSearch | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        self._system, self._pairs = system, self._candidate_pairs(system).to(system.bonds.device)
+        self._system = system
+        self._pairs = self._search = None
+        self.capturable = system.n_atoms <= MAX_LISTED_ATOMS
+        if self.capturable:
+            self._pairs = self._candidate_pairs(system).to(system.bonds.device)
+        else:
+            self._search = self._contact_search(system)
 
     @abstractmethod
     def _candidate_pairs(self, system: System) -> Tensor:
         """Return the pairs of atoms that must not come close, (n_pairs, 2)."""
 
+    @abstractmethod
+    def _contact_search(self, system: System) -> ContactSearch:
+        """Return a search for these pairs, for a system with too many of them."""
+
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Return minus the shortest distance, (n_replicas,) in Å, so that larger is worse."""
-        system, pairs = self._bound()
+        """Return minus the shortest distance, (n_replicas,) in Å, so that larger is worse.
+
+        In a large system, distances above twice the threshold and 4 Å are not measured: the value is that limit.
+        """
+        system = self._bound_system
+        if self._search is not None:
+            return -self._search.shortest(positions, self._radius, cell)[0]
+        pairs = self._listed_pairs
         chunk = max(1, MAX_DISTANCES // len(positions))
         shortest = [system.distances(positions, part, cell).amin(dim=-1) for part in pairs.split(chunk)]
         return -torch.stack(shortest).amin(dim=0)
@@ -104,15 +128,27 @@ class _MinimumDistance(Detector):
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
     ) -> list[tuple[int, ...]]:
         """Return the two atoms that are closest."""
-        system, pairs = self._bound()
+        if self._search is not None:
+            return self._search.shortest(positions, self._radius, cell)[1]
+        system, pairs = self._bound_system, self._listed_pairs
         cells = each_cell(cell, len(positions))
         distances = [system.distances(frame, pairs, own) for frame, own in zip(positions, cells, strict=True)]
         return _pair_tuples(pairs, torch.stack([torch.nan_to_num(each, nan=0.0).argmin() for each in distances]))
 
-    def _bound(self) -> tuple[System, Tensor]:
-        if self._system is None or self._pairs is None:
+    @property
+    def _radius(self) -> float:
+        return max(2.0 * self.distance, MIN_SEARCH_A)
+
+    @property
+    def _bound_system(self) -> System:
+        if self._system is None:
             raise RuntimeError(f"{type(self).__name__} has no system yet: call bind(system, reference) first.")
-        return self._system, self._pairs
+        return self._system
+
+    @property
+    def _listed_pairs(self) -> Tensor:
+        assert self._pairs is not None
+        return self._pairs
 
     def __str__(self) -> str:
         return f"{type(self).__name__}(distance={self.distance:g})"
@@ -152,6 +188,9 @@ class ClosestContact(_MinimumDistance):
             raise ValueError(f"{self!r} finds no pair of atoms more than two bonds apart: use another detector.")
         return candidates
 
+    def _contact_search(self, system: System) -> ContactSearch:
+        return ContactSearch(system, excluded=torch.cat([system.bonds, system.angles[:, [0, 2]]]))
+
 
 class IntermolecularContact(_MinimumDistance):
     r"""Shortest distance of two atoms of different molecules, with a minus sign, in Å.
@@ -182,14 +221,20 @@ class IntermolecularContact(_MinimumDistance):
     """
 
     def _candidate_pairs(self, system: System) -> Tensor:
+        self._check_molecules(system)
         molecules = system.molecules.cpu()
-        candidates = (molecules[:, None] != molecules).triu().nonzero()
-        if len(candidates) == 0:
+        return (molecules[:, None] != molecules).triu().nonzero()
+
+    def _contact_search(self, system: System) -> ContactSearch:
+        self._check_molecules(system)
+        return ContactSearch(system, labels=system.molecules)
+
+    def _check_molecules(self, system: System) -> None:
+        if int(system.molecules.max()) == 0:
             raise ValueError(
                 f"{self!r} finds no two molecules in the system: use ClosestContact for a single molecule, and "
                 "LindemannCriterion or CoordinationNumber for a solid."
             )
-        return candidates
 
 
 def _pair_tuples(pairs: Tensor, chosen: Tensor) -> list[tuple[int, ...]]:

@@ -75,7 +75,7 @@ class Simulator:
         detector: Decides which replicas are unstable.
         check_every_fs: Time between two checks by the detector, in fs.
         block_steps: Maximum number of steps between two host synchronizations.
-        skin_A: Skin of the neighbor list of a periodic system, in Å. One that is too small costs repeated blocks, not
+        skin_A: Skin of the neighbor list of a periodic or large system, in Å. One that is too small costs repeated blocks, not
             accuracy.
         execution: How steps are executed; the fastest way that works by default.
 

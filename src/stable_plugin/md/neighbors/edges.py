@@ -8,7 +8,7 @@ from math import isinf
 import torch
 from torch import Tensor
 
-from stable_plugin.md.neighbors.pairs import Pairs, all_pairs, padding_shifts, pairs_within
+from stable_plugin.md.neighbors.pairs import Pairs, all_pairs, lists_all_pairs, padding_shifts, pairs_within
 from stable_plugin.md.system import System
 
 
@@ -56,9 +56,9 @@ def edges_within(positions: Tensor, cutoff: float, system: System, cell: Tensor 
         return no_edges(positions)
     at = positions.detach()
     pairs = (
-        pairs_within(at, cutoff, system, cell)
-        if system.periodic
-        else all_pairs(len(at), system.n_atoms, positions.device)
+        all_pairs(len(at), system.n_atoms, positions.device)
+        if lists_all_pairs(system)
+        else pairs_within(at, cutoff, system, cell)
     )
     return select_edges(pairs, pairs.squared_distances(at) < cutoff**2, at, cutoff)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stable_plugin.md.neighbors.edges import Edges, no_edges, select_edges, select_edges_padded
-from stable_plugin.md.neighbors.pairs import Pairs, all_pairs, pairs_within
+from stable_plugin.md.neighbors.pairs import Pairs, all_pairs, lists_all_pairs, pairs_within
 from stable_plugin.md.system import System
 
 CAPACITY_QUANTUM = 256
@@ -21,8 +21,8 @@ CAPACITY_MULTIPLIER = 1.1
 class NeighborList:
     """The neighbor graph of a simulation, exact at every step.
 
-    The edges of a step are selected from candidate pairs: all pairs of an isolated molecule, and in a periodic system
-    those within ``cutoff + skin`` at an earlier step, which stay valid until an atom has moved half the skin.
+    The edges of a step are selected from candidate pairs: all pairs of a small isolated system, and otherwise those
+    within ``cutoff + skin`` at an earlier step, which stay valid until an atom has moved half the skin.
     :meth:`did_overflow` reports, without reading the host, where that has happened within a block of steps; the block
     is then repeated.
 
@@ -34,7 +34,7 @@ class NeighborList:
             graph requires. Otherwise there are as many edges as neighbors.
 
     Attributes:
-        searches: Number of times the pairs of a periodic system have been searched for.
+        searches: Number of times the pairs have been searched for.
         generation: Number of times the buffers of fixed edges have been replaced by larger ones.
     """
 
@@ -44,6 +44,7 @@ class NeighborList:
         self.system = system
         self.fixed = fixed
         self.searches = 0
+        self._lists_all = lists_all_pairs(system)
         self.generation = 0
         self._pairs: Pairs | None = None
         self._reference_positions: Tensor | None = None
@@ -78,11 +79,11 @@ class NeighborList:
             self._max_occupancy.zero_()
         if not self._needs_search(positions, active, margin):
             return
-        if self.system.periodic:
+        if self._lists_all:
+            pairs = all_pairs(len(positions), self.system.n_atoms, positions.device)
+        else:
             pairs = pairs_within(positions, self.cutoff + self.skin, self.system, cell)
             self.searches += 1
-        else:
-            pairs = all_pairs(len(positions), self.system.n_atoms, positions.device)
         self._stale = False
         if self.fixed:
             self._copy_to_buffers(pairs, positions)
@@ -115,7 +116,7 @@ class NeighborList:
         overflow = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
         if isinf(self.cutoff):
             return overflow
-        if self.system.periodic:
+        if not self._lists_all:
             overflow = self._max_displacement(positions) > self.half_skin
         return overflow if self._max_occupancy is None else overflow | (self._max_occupancy > self._capacity)
 
@@ -130,7 +131,7 @@ class NeighborList:
         reference = self._reference_positions
         if self._stale or reference is None or len(positions) != len(reference):
             return True
-        if not self.system.periodic:
+        if self._lists_all:
             return False
         # A comparison with NaN is false: those replicas do not move.
         return bool((active & (self._max_displacement(positions) > self.half_skin - margin)).any())

@@ -14,6 +14,19 @@ MAX_COORDINATE_A = 1e6
 """A replica with an atom farther out in Å has been torn apart: it gets no pairs, and the detector flags it."""
 
 
+ALL_PAIRS_ATOMS = 512
+"""Most atoms of an isolated system whose pairs are all listed, instead of searched for."""
+
+
+def lists_all_pairs(system: System) -> bool:
+    """Return whether all pairs of atoms are listed once: in a small isolated system, where no search is needed.
+
+    Args:
+        system: The system that is simulated.
+    """
+    return not system.periodic and system.n_atoms <= ALL_PAIRS_ATOMS
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of atoms that can come within the cutoff, each listed once.
@@ -71,7 +84,7 @@ def all_pairs(n_replicas: int, n_atoms: int, device: torch.device) -> Pairs:
 
 
 def pairs_within(positions: Tensor, cutoff: float, system: System, cell: Tensor | None = None) -> Pairs:
-    """Return every pair of a periodic system closer than the cutoff, images included, for any cell.
+    """Return every pair closer than the cutoff, images included, for any cell.
 
     The cost is linear in the number of atoms.
 
