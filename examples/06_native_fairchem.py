@@ -17,6 +17,8 @@ import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
 
+from stable_plugin.models.fairchem import load_fairchem
+
 FULL = os.environ.get("STABLE_PLUGIN_EXAMPLES") == "full"  # otherwise a miniature that runs in seconds
 DATA = Path("recipes/data")
 FOLDER = Path("runs/native_fairchem").absolute()
@@ -55,17 +57,12 @@ print(config.read_text().partition("# Start of the entry\n")[2])
 
 # %%
 fairchem = shutil.which("fairchem", path=str(Path(sys.executable).parent)) or "fairchem"
-subprocess.run(
-    [
-        fairchem,
-        "-c",
-        str(config),
-        f"folder={FOLDER}",
-        f"reference={(DATA / 'aspirin_target.extxyz').absolute()}",
-        f"size={'full' if FULL else 'quick'}",
-    ],
-    check=True,
-)
+SETTINGS = [
+    f"folder={FOLDER}",
+    f"reference={(DATA / 'aspirin_target.extxyz').absolute()}",
+    f"size={'full' if FULL else 'quick'}",
+]
+subprocess.run([fairchem, "-c", str(config), *SETTINGS], check=True)
 
 # %% [markdown]
 # ## What is left
@@ -79,3 +76,19 @@ subprocess.run(
 print(sorted(path.name for path in final.iterdir()))
 state = torch.load(final / "stable.pt", weights_only=True)["processes"][0]
 print(len(state["loop"]["windows"]), "windows simulated")
+
+# %% [markdown]
+# ## Fine-tuning
+#
+# `examples/06_native_finetuning.yaml` is a complete configuration that starts from an inference checkpoint instead, here from
+# the one above. The entry is the same.
+
+# %%
+finetuning = Path("examples/06_native_finetuning.yaml").absolute()
+start = final / "inference_ckpt.pt"
+subprocess.run([fairchem, "-c", str(finetuning), f"checkpoint={start}", *SETTINGS], check=True)
+(finetuned,) = FOLDER.glob("finetuning/*/checkpoints/final")
+state = torch.load(finetuned / "stable.pt", weights_only=True)["processes"][0]
+print(len(state["loop"]["windows"]), "windows simulated")
+potential = load_fairchem(finetuned / "inference_ckpt.pt", task_name="omol")
+print(sum(weights.numel() for weights in potential.parameters()), "weights")

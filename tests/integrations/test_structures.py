@@ -31,6 +31,18 @@ def test_training_structures_of_each_kind_of_data():
             training_structures(plain, unsuitable)
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        raise AssertionError("must not be read")
+
+
+@pytest.mark.parametrize("dataset", [Stream(), iter([WATER])], ids=["dataset", "iterator"])
+def test_training_structures_of_a_stream_are_not_read(dataset):
+    kind = type(dataset).__name__
+    with pytest.raises(TypeError, match=rf"SimpleNamespace of {kind}\) can only be iterated over.*pass structures="):
+        training_structures(nn.Linear(1, 1), SimpleNamespace(dataset=dataset))
+
+
 def test_training_structures_of_mace_graphs():
     model = nn.Module()
     model.atomic_energies_fn, model.atomic_numbers = nn.Identity(), torch.tensor([1, 8])

@@ -5,7 +5,8 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.md.frames import read_frames
@@ -90,6 +91,33 @@ def test_read_frames_names_refused_formats(tmp_path, name, reason):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=rf"structures='.*{name}' is a \.{name[2:]} file.*{reason}.*extxyz"):
         read_frames(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ['[{"structure": {"lattice": {"a": 3.0}}}]', '[{"@module": "pymatgen.core"}]'])
+def test_read_frames_names_json_of_pymatgen(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"train='.*a\.json' is a JSON file of pymatgen structures.*AseAtomsAdaptor"):
+        read_frames(tmp_path / "a.json", "train")
+
+
+def test_read_frames_of_a_json_database(tmp_path):
+    ase.io.write(tmp_path / "a.json", water(1))
+    assert numbers_of(read_frames(tmp_path / "a.json")) == [1]
+
+
+def test_read_frames_of_a_path_that_is_not_ascii(tmp_path):
+    path = tmp_path / "Wässer [水].extxyz"
+    ase.io.write(path, water(3))
+    assert numbers_of(read_frames(path)) == numbers_of(read_frames(f"{path}@0")) == [3]
+
+
+def test_read_frames_of_vasp(tmp_path):
+    crystal = bulk("NaCl", "rocksalt", 5.6)
+    ase.io.write(tmp_path / "POSCAR", crystal)
+    ase.io.write(tmp_path / "XDATCAR", [crystal] * 2, format="vasp-xdatcar")
+    frames = read_frames([tmp_path / "POSCAR", tmp_path / "XDATCAR"])
+    assert [frame.get_chemical_formula() for frame in frames] == ["ClNa"] * 3
+    np.testing.assert_allclose(frames[2].cell.array, crystal.cell.array, atol=1e-6)
 
 
 def npz(path, **changes):
@@ -188,3 +216,35 @@ def test_read_labeled_warns_of_unused_labels(caplog):
     atoms.info["REF_stress"] = np.zeros(6)
     read_labeled([atoms], "train")
     assert "train: the labels ['REF_stress'] are not used" in caplog.text
+
+
+def test_read_labeled_warns_of_unused_labels_of_any_frame(caplog):
+    frames = [labeled(0), labeled(1)]
+    frames[1].arrays["mulliken_charges"] = np.zeros(3)
+    read_labeled(frames, "train")
+    assert "train: the labels ['mulliken_charges'] are not used" in caplog.text
+
+
+def smeared(energy, free_energy):
+    atoms = water(0)
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, free_energy=free_energy, forces=np.zeros((3, 3)))
+    return atoms
+
+
+def test_read_labeled_tells_energy_from_free_energy(caplog):
+    (frame,) = read_labeled([smeared(-3.0, -3.2)], "train")
+    assert frame.info[ENERGY_KEY] == -3.0
+    assert "train: energies are 'energy', which differ from 'free_energy'" in caplog.text
+    (frame,) = read_labeled([smeared(-3.0, -3.2)], "train", "free_energy", "forces")
+    assert frame.info[ENERGY_KEY] == -3.2
+    assert "train: energies are 'free_energy', which differ from 'energy'" in caplog.text
+    caplog.clear()
+    read_labeled([smeared(-3.0, -3.0)], "train")
+    assert not caplog.text
+
+
+def test_read_labeled_of_primitive_cells():
+    atoms = bulk("Cu")
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.7, forces=np.zeros((1, 3)))
+    (frame,) = read_labeled([atoms], "train")
+    assert (len(frame), frame.info[ENERGY_KEY], frame.pbc.all()) == (1, -3.7, True)

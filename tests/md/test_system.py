@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from stable_plugin import System
 from stable_plugin.md.system import stack_positions
@@ -83,6 +83,7 @@ def without_mass():
     [
         (periodic_without_a_cell, r"periodic \(pbc=\[True, False, False\]\).*set atoms\.cell, or atoms\.pbc = False"),
         (lambda: Atoms("H"), r"1 atom\(s\): pass structures of at least two"),
+        (lambda: bulk("Cu"), r"one atom of Cu in a periodic cell.*no force acts.*atoms\.repeat\(3\)"),
         (not_finite, r"non-finite positions"),
         (without_mass, r"without a mass.*set_masses"),
     ],

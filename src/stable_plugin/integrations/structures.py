@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ase import Atoms
+from torch.utils.data import IterableDataset
 
 from stable_plugin.models import families
 
@@ -24,11 +25,16 @@ def training_structures(module: Any, dataloader: Any) -> list[Atoms]:
         ASE structures, in the order of the dataset.
 
     Raises:
-        TypeError: If no structures are found in the dataset.
+        TypeError: If no structures are found in the dataset, or it can only be iterated over.
     """
     if hasattr(module, "stable_structures"):
         return list(module.stable_structures(dataloader))
     dataset = getattr(dataloader, "dataset", None)
+    if isinstance(dataset, IterableDataset) or not (dataset is None or hasattr(dataset, "__len__")):
+        raise TypeError(
+            f"the training data ({type(dataloader).__name__} of {type(dataset).__name__}) can only be iterated over, and to "
+            "read it here would change what is trained on: pass structures=, as ASE Atoms or the path of a file."
+        )
     items: Sequence[Any] = [] if dataset is None else [dataset[index] for index in range(len(dataset))]
     if items and all(isinstance(item, Atoms) for item in items):
         return list(items)

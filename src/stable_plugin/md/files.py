@@ -39,6 +39,9 @@ REFUSED = {
 }
 """Why formats are not read, by suffix."""
 
+PYMATGEN_HEAD = 100_000
+"""Characters at the beginning of a JSON file in which a structure of pymatgen is looked for."""
+
 NPZ_UNITS = {"kcal/mol": kcal / mol, "ev": 1.0}
 """Energy units of npz files in eV."""
 
@@ -100,6 +103,11 @@ def read_file(path: str, index: str | None, name: str) -> list[Atoms]:
         )
     kind = {".aselmdb": "database", ".npz": "npz file"}.get(suffix, "file in a format that ASE reads")
     kind = "extxyz file" if suffix in (".xyz", ".extxyz") else kind
+    if suffix == ".json" and _is_pymatgen(path):
+        raise ValueError(
+            f"{name}={path!r} is a JSON file of pymatgen structures, which is not read: convert each with "
+            "pymatgen.io.ase.AseAtomsAdaptor, set energies and forces, and write extxyz with ase.io.write."
+        )
     try:
         _check_last_line(path)
         if suffix == ".aselmdb":
@@ -113,6 +121,13 @@ def read_file(path: str, index: str | None, name: str) -> list[Atoms]:
             f"{name}={path!r} cannot be read ({type(error).__name__}: {error}): pass a complete {kind}."
         ) from error
     return frames if index is None else _select(frames, index, f"{name}='{path}@{index}'")
+
+
+def _is_pymatgen(path: str) -> bool:
+    """Return whether a JSON file begins with what pymatgen writes, as data sets such as mlearn and MatPES hold it."""
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        beginning = file.read(PYMATGEN_HEAD)
+    return any(mark in beginning for mark in ('"lattice"', '"pymatgen', '"@module"'))
 
 
 def _select(frames: list[Atoms], index: str, where: str) -> list[Atoms]:

@@ -44,7 +44,7 @@ def read_labeled(
     """
     frames = read_frames(source, name)
     energy_key, forces_key = find_keys(frames, name, energy_key, forces_key)
-    _warn_of_unused(frames[0], name)
+    _tell_unused(frames, name, energy_key)
     if len(frames) < least:
         raise ValueError(f"{name} contains {len(frames)} frame(s): pass at least {least}.")
     labeled = []
@@ -139,11 +139,28 @@ def isolated_energies(frames: Sequence[Atoms], name: str, energy_key: str) -> di
     return found
 
 
-def _warn_of_unused(frame: Atoms, name: str) -> None:
-    given = {**frame.info, **frame.arrays, **_results(frame)}
+def _tell_unused(frames: Sequence[Atoms], name: str, energy_key: str) -> None:
+    """Log labels that are not used, and which of two kinds of energies is."""
+    given = {key for frame in frames for key in (*frame.info, *frame.arrays, *_results(frame))}
     unused = sorted(key for key in given if any(part in key.lower() for part in UNUSED_LABELS))
     if unused:
         log.warning("%s: the labels %s are not used: training is on energies and forces.", name, unused)
+    other = {"energy": "free_energy", "free_energy": "energy"}.get(energy_key)
+    if other in given and any(_energies_differ(frame) for frame in frames):
+        log.warning(
+            "%s: energies are %r, which differ from %r: forces of smeared electrons are gradients of the free energy. Set "
+            "energy_key to choose.",
+            name,
+            energy_key,
+            other,
+        )
+
+
+def _energies_differ(frame: Atoms) -> bool:
+    values: dict[str, Any] = {**frame.info, **_results(frame)}
+    if not all(_is_numeric(values.get(key), ()) for key in ("energy", "free_energy")):
+        return False
+    return abs(float(values["energy"]) - float(values["free_energy"])) > SAME_ENERGY_EV
 
 
 def _results(frame: Atoms) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class System:
             The system.
 
         Raises:
-            ValueError: If the structure has fewer than two atoms or an atom without a mass, or :func:`check_geometry`
+            ValueError: If the structure has fewer than two atoms, or an atom without a mass, or :func:`check_geometry`
                 rejects it.
         """
         return cls.from_frames([atoms], bonds, "structures")
@@ -89,11 +89,7 @@ class System:
                 rejects it, or the bonds of the frames differ.
         """
         atoms = frames[0]
-        if len(atoms) < 2:
-            raise ValueError(
-                f"{name} have {len(atoms)} atom(s): pass structures of at least two; repeat a primitive cell of one atom, "
-                "atoms.repeat(2)."
-            )
+        _check_size(atoms, name)
         check_geometry(atoms, "a structure")
         masses = atoms.get_masses()
         if not (np.isfinite(masses) & (masses > 0)).all():
@@ -298,6 +294,18 @@ class System:
         if velocities is not None:
             frame.set_velocities(velocities.double().cpu().numpy())
         return frame
+
+
+def _check_size(atoms: Atoms, name: str) -> None:
+    """Raise an error if there are fewer than two atoms: no force acts on one, nor on all atoms of a crystal alike."""
+    if len(atoms) > 1:
+        return
+    if len(atoms) == 1 and atoms.pbc.any():
+        raise ValueError(
+            f"{name} have one atom of {atoms.symbols[0]} in a periodic cell, on which no force acts by symmetry, so that "
+            "it cannot become unstable: pass a supercell, such as atoms.repeat(3). Training data may contain such cells."
+        )
+    raise ValueError(f"{name} have {len(atoms)} atom(s): pass structures of at least two.")
 
 
 def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ from stable_plugin.models.registry import find_family
 from stable_plugin.observables import LocalObservable
 
 log = logging.getLogger(__name__)
+
+RATE_FRACTION = 0.2
+"""Learning rate relative to the default of the module, which is meant for a new model."""
+
+MAX_WINDOWS = 20
+"""Learning windows after which a repair ends; the report then says that stability was not verified."""
 
 
 def prepare_repair(
@@ -110,13 +117,15 @@ def repair_recipe(
                 "integrator": integrator,
                 "n_replicas": StABlEConfig.n_replicas,
                 "window_ps": StABlEConfig.window_ps,
-                "learning_rate": StABlEConfig.learning_rate,
-                "schedule": {"_target_": "stable_plugin.Schedule"},
+                "steps_per_window": 3,
+                "learning_rate": RATE_FRACTION * signature(module).parameters["lr"].default,
+                "schedule": {"_target_": "stable_plugin.Schedule", "max_windows": MAX_WINDOWS},
                 "seed": StABlEConfig.seed,
             },
             "stable_trainer": {
                 **trainer,
                 "max_epochs": -1,
+                "accumulate_grad_batches": 5,
                 "check_val_every_n_epoch": 10,
                 "gradient_clip_val": 10.0,
                 "log_every_n_steps": 1,
