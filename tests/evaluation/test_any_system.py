@@ -48,7 +48,7 @@ class _Tethered(Potential):
 
 def slab():
     atoms = fcc111("Cu", (2, 2, 2), vacuum=6.0)
-    add_adsorbate(atoms, molecule("H2O"), 2.6, "ontop")
+    add_adsorbate(atoms, molecule("H2O"), 2.6, (0.0, 0.0))
     return atoms
 
 
