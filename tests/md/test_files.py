@@ -101,7 +101,8 @@ def test_read_frames_names_json_of_pymatgen(tmp_path, content):
 
 
 def test_read_frames_of_a_json_database(tmp_path):
-    ase.io.write(tmp_path / "a.json", water(1))
+    with ase.db.connect(str(tmp_path / "a.json")) as database:
+        database.write(water(1), lattice="none")
     assert numbers_of(read_frames(tmp_path / "a.json")) == [1]
 
 

@@ -126,8 +126,11 @@ def read_file(path: str, index: str | None, name: str) -> list[Atoms]:
 def _is_pymatgen(path: str) -> bool:
     """Return whether a JSON file begins with what pymatgen writes, as data sets such as mlearn and MatPES hold it."""
     with Path(path).open(encoding="utf-8", errors="replace") as file:
-        beginning = file.read(PYMATGEN_HEAD)
-    return any(mark in beginning for mark in ('"lattice"', '"pymatgen', '"@module"'))
+        beginning = file.read(PYMATGEN_HEAD).lstrip()
+    # ASE's own databases are dictionaries by the number of the row.
+    return beginning.startswith(("[", '{"@module"')) and any(
+        mark in beginning for mark in ('"lattice"', '"pymatgen', '"@module"')
+    )
 
 
 def _select(frames: list[Atoms], index: str, where: str) -> list[Atoms]:
