@@ -201,3 +201,10 @@ def test_heads_of_frames_come_first(tmp_path):
 def test_unknown_head_is_refused_at_once():
     with pytest.raises(ValueError, match=r"head='dft' is not one of the model's heads"):
         MACEModule(model=two_heads(), head="dft")
+
+
+def test_arguments_of_a_new_model_beside_an_existing_one_are_named(caplog):
+    MACEModule(model=tiny_mace([1, 6, 8]))
+    assert "not used" not in caplog.text
+    MACEModule(model=tiny_mace([1, 6, 8]), r_max=6.0, lr=0.003, dtype="float64")
+    assert "r_max=6.0, dtype='float64': not used, because an existing model was passed (model=)" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -218,6 +219,21 @@ class PotentialModule(LightningModule):
             raise ValueError(
                 f"weights {str(path)!r} are of another model ({type(error).__name__}: {error})."
             ) from error
+
+    def warn_unused(self, names: Sequence[str]) -> None:
+        """Warn of arguments that only a new model uses, where an existing one was passed.
+
+        Args:
+            names: Names of these arguments.
+        """
+        defaults = inspect.signature(type(self).__init__).parameters
+        unused = [name for name in names if name in defaults and self.options[name] != defaults[name].default]
+        if unused:
+            log.warning(
+                "%s: not used, because an existing model was passed (%s=), which has its own: remove them.",
+                ", ".join(f"{name}={self.options[name]!r}" for name in unused),
+                self.model_argument,
+            )
 
     def check_optimizer(self) -> None:
         """Validate the user's optimizer and scheduler by two steps on a parameter of their own.

@@ -31,6 +31,9 @@ from stable_plugin.runtime import checks
 from fairchem.core.datasets.atomic_data import AtomicData  # isort: skip
 from fairchem.core.units.mlip_unit.mlip_unit import Task, compute_loss, mt_collater_adapter  # isort: skip
 
+ARCHITECTURE = ("backbone", "heads", "energy_weight", "forces_weight", "seed")
+"""Arguments of a new model."""
+
 TRAINED = ("energy", "forces")
 """Properties that enter the loss."""
 
@@ -108,6 +111,7 @@ class FairchemModule(PotentialModule):
         self.model: Any = None
         if checkpoint is not None:
             self.load_potential(checkpoint)
+            self.warn_unused(ARCHITECTURE)
         elif task_name is None:
             raise ValueError(
                 f"task_name={task_name!r}: a new model needs a name for its data set. Pass task_name=, for instance 'omol'."

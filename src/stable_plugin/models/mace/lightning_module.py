@@ -34,6 +34,12 @@ from mace.tools.scripts_utils import get_params_options  # isort: skip
 MAX_CHANNELS = 10_000
 """More is a typing error that would take all memory before it failed."""
 
+ARCHITECTURE = (
+    "r_max", "hidden_irreps", "max_ell", "correlation", "num_interactions", "num_bessel", "num_polynomial_cutoff",
+    "radial_MLP", "MLP_irreps", "scaling", "dtype", "seed",
+)  # fmt: skip
+"""Arguments of a new model."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -135,6 +141,7 @@ class MACEModule(PotentialModule):
         self.model: Any = load_mace(model) if isinstance(model, str | Path) else model
         if self.model is not None:
             choose_head(heads_of(self.model), head)
+            self.warn_unused(ARCHITECTURE)
         self._statistics: dict[str, Any] | None = None
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("valid", "test")})
 
