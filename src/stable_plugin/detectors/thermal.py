@@ -45,14 +45,15 @@ class RunawayTemperature(Detector):
         checks.number("threshold", threshold, above=0)
         super().__init__(threshold, discard)
         self._masses: Tensor | None = None
+        self._n_moving: int | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        self._masses = system.masses
+        self._masses, self._n_moving = system.masses, system.n_moving
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._masses is None:
             raise RuntimeError("RunawayTemperature has no masses yet: call bind(system, reference) first.")
-        return kinetic_temperature(velocities, self._masses.to(velocities))
+        return kinetic_temperature(velocities, self._masses.to(velocities), self._n_moving)
 
     def offending_atoms(
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None

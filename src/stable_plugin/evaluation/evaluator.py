@@ -121,7 +121,7 @@ class Evaluator:
             for name in other_names
         }
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
-        system = System.from_frames(reference_frames, bonds)
+        system = System.from_frames(reference_frames, bonds).with_fixed(start_frames, reference_frames)
         self.starts = stack_positions(start_frames, system, "starts")
         self.reference = stack_positions(reference_frames, system, "reference")
         self._start_cells, self._reference_cells = (

@@ -136,7 +136,7 @@ def _build_single(config: StABlEConfig, module: nn.Module) -> TrainingLoop:
     assert config.structures is not None
     structures = read_frames(config.structures)
     reference = structures if config.reference is None else read_frames(config.reference)
-    system = System.from_frames(reference, config.bonds)
+    system = System.from_frames(reference, config.bonds).with_fixed(structures, reference)
     positions = stack_positions(structures, system, "structures")
     reference_positions = stack_positions(reference, system, "reference")
     cell, reference_cell = stack_cells(structures, system), stack_cells(reference, system)

@@ -101,6 +101,11 @@ class Simulator:
         skin_A: float = 1.0,
         execution: Execution | None = None,
     ) -> None:
+        if potential.system.fixed is not None and not integrator.holds_fixed_atoms:
+            raise ValueError(
+                f"integrator={integrator!r} does not hold atoms in place, but the structures have FixAtoms: use Langevin, or "
+                "remove the constraint with atoms.set_constraint()."
+            )
         self.potential = potential
         self.integrator = integrator
         self.detector = detector
@@ -127,6 +132,7 @@ class Simulator:
         self.repeated_blocks = 0
         self._margin = 0.0
         self._cells_differ = False
+        self._inertia = potential.system.inertia
 
     def __repr__(self) -> str:
         return (
@@ -163,7 +169,7 @@ class Simulator:
         system = self.potential.system
         positions = positions.to(self.potential.device, self.potential.dtype)
         if velocities is None:
-            velocities = self.integrator.initial_velocities(positions.shape, system.masses, generator)
+            velocities = self.integrator.initial_velocities(positions.shape, system.inertia, generator)
         own = system.cell if system.periodic else torch.zeros_like(system.cell)
         cell = own.repeat(len(positions), 1, 1) if cell is None else cell
         return State(
@@ -363,7 +369,7 @@ class Simulator:
         *tensors, batch, done = inputs
         progress = _Progress.from_tensors(tensors)
         state, unstable_step, moving = progress.state, progress.unstable_step, progress.moving
-        masses = self.potential.system.masses
+        masses = self._inertia
         overflow = torch.zeros_like(moving)
 
         def force(positions: Tensor) -> tuple[Tensor, Tensor]:

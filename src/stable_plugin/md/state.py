@@ -101,17 +101,20 @@ def kinetic_energy(velocities: Tensor, masses: Tensor) -> Tensor:
         velocities: (..., n_atoms, 3) in Å per ASE time.
         masses: (n_atoms,) in u.
     """
-    return 0.5 * (masses[:, None] * velocities.square()).sum(dim=(-1, -2))
+    # Atoms of infinite mass are held in place.
+    moving = masses.masked_fill(masses.isinf(), 0.0)
+    return 0.5 * (moving[:, None] * velocities.square()).sum(dim=(-1, -2))
 
 
-def kinetic_temperature(velocities: Tensor, masses: Tensor) -> Tensor:
-    """Return kinetic temperatures 2 K / (3 n_atoms k_B) in K, which count all 3 n_atoms degrees of freedom.
+def kinetic_temperature(velocities: Tensor, masses: Tensor, n_moving: int | None = None) -> Tensor:
+    """Return kinetic temperatures 2 K / (3 n k_B) in K, which count all three degrees of freedom of each moving atom.
 
     Args:
         velocities: (..., n_atoms, 3) in Å per ASE time.
         masses: (n_atoms,) in u.
+        n_moving: Number n of atoms that are not held in place; all if None.
     """
-    return 2.0 * kinetic_energy(velocities, masses) / (3 * len(masses) * BOLTZMANN)
+    return 2.0 * kinetic_energy(velocities, masses) / (3 * (n_moving or len(masses)) * BOLTZMANN)
 
 
 def maxwell_boltzmann(shape: Sequence[int], masses: Tensor, temperature_K: float, generator: torch.Generator) -> Tensor:

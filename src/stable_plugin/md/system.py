@@ -11,15 +11,21 @@ from math import inf
 import numpy as np
 import torch
 from ase import Atoms
+from ase.constraints import FixAtoms
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from stable_plugin.md.constraints import common_fixed_atoms
 from stable_plugin.md.geometry import check_geometry
 from stable_plugin.md.topology import Part, Topology, checked_bonds, find_topology, kind_of_atom
 
 CELL_TOLERANCE = 1e-4
 """Difference in Å between cells that are the same but for the rounding of a file."""
+
+
+MASS_TOLERANCE = 1e-3
+"""Relative difference between masses of the same isotope: files round them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +44,7 @@ class System:
         charge: Total charge in units of e; None if not specified.
         spin: Spin multiplicity; None if not specified.
         head: Name of the head of a multi-head model; None if not specified.
+        fixed: Atoms that are held in place, (n_atoms,); None if all move.
         cells: Cells of all frames, (n_frames, 3, 3) in Å, where they differ; None if all have :attr:`cell`.
     """
 
@@ -51,6 +58,7 @@ class System:
     charge: int | None = None
     spin: int | None = None
     head: str | None = None
+    fixed: Tensor | None = None
     cells: Tensor | None = None
 
     @classmethod
@@ -175,6 +183,34 @@ class System:
         heights = 1.0 / torch.linalg.vector_norm(torch.linalg.inv(cells.double().cpu()), dim=1)
         return 0.5 * float(heights[:, torch.tensor(self.pbc)].min())
 
+    @property
+    def inertia(self) -> Tensor:
+        """Masses in u, (n_atoms,), infinite for atoms that are held in place: forces and noise do not move these."""
+        return self.masses if self.fixed is None else self.masses.masked_fill(self.fixed, inf)
+
+    @property
+    def n_moving(self) -> int:
+        """Number of atoms that are not held in place."""
+        return self.n_atoms if self.fixed is None else self.n_atoms - int(self.fixed.sum())
+
+    def with_fixed(self, starts: Sequence[Atoms], reference: Sequence[Atoms]) -> System:
+        """Return a copy whose atoms are held in place as those of the start frames.
+
+        Args:
+            starts: Frames that the simulation starts from.
+            reference: Frames that targets are computed from; they may state no constraint.
+
+        Raises:
+            ValueError: If the frames disagree, or have a constraint that is not supported.
+        """
+        fixed, in_reference = common_fixed_atoms(starts, "structures"), common_fixed_atoms(reference, "reference")
+        if in_reference is not None and (fixed is None or not torch.equal(fixed, in_reference)):
+            raise ValueError(
+                "reference holds atoms in place (FixAtoms) that the start frames do not: set the same constraint in both, or "
+                "remove it from the reference."
+            )
+        return self if fixed is None else replace(self, fixed=fixed.to(self.masses.device))
+
     def with_cells(self, *cells: Tensor | None) -> System:
         """Return a copy that knows the cells which its frames have, see :attr:`cells`.
 
@@ -273,6 +309,7 @@ class System:
             bonds=self.bonds.to(device),
             framework=self.framework.to(device),
             cell=self.cell.to(device, dtype),
+            fixed=None if self.fixed is None else self.fixed.to(device),
             cells=None if self.cells is None else self.cells.to(device, dtype),
         )
 
@@ -291,6 +328,8 @@ class System:
             pbc=self.pbc,
         )
         frame.set_masses(self.masses.double().cpu().numpy())
+        if self.fixed is not None:
+            frame.set_constraint(FixAtoms(mask=self.fixed.cpu().numpy()))
         if velocities is not None:
             frame.set_velocities(velocities.double().cpu().numpy())
         return frame
@@ -337,6 +376,13 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
                 "frames that are periodic in the same directions."
             )
         check_geometry(frame, f"{name}[{index}]")
+        masses, expected_masses = frame.get_masses(), system.masses.double().cpu().numpy()
+        if not np.allclose(masses, expected_masses, rtol=MASS_TOLERANCE):
+            atom = int(np.abs(masses - expected_masses).argmax())
+            raise ValueError(
+                f"{name}[{index}] has {frame.symbols[atom]}{atom} with a mass of {masses[atom]:g} u, but the simulated system "
+                f"with {expected_masses[atom]:g} u: pass frames with the same isotopes."
+            )
     for label, expected in (("charge", system.charge), ("spin", system.spin), ("head", system.head)):
         _check_label(frames, label, expected, name)
     return torch.tensor(np.stack([frame.positions for frame in frames]), dtype=torch.float64)

@@ -42,6 +42,8 @@ class Integrator(ABC):
     """
 
     chain_length = 0
+    holds_fixed_atoms = False
+    """Whether atoms of infinite mass stay exactly in place."""
 
     def __init__(self, temperature_K: float, timestep_fs: float) -> None:
         self.temperature_K = checks.number("temperature_K", temperature_K, above=0, at_most=20000)
@@ -78,7 +80,7 @@ class Integrator(ABC):
 
         Args:
             state: Present state, with the forces of its positions.
-            masses: (n_atoms,) in u.
+            masses: (n_atoms,) in u; infinite for atoms that are held in place.
             force: Computes energies and forces of the new positions.
             generator: Source of the random numbers.
         """

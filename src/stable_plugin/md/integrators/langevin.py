@@ -64,6 +64,8 @@ class Langevin(Integrator):
         friction_per_ps: Friction γ in 1/ps.
     """
 
+    holds_fixed_atoms = True
+
     def __init__(self, temperature_K: float = 300.0, timestep_fs: float = 0.5, friction_per_ps: float = 1.0) -> None:
         super().__init__(temperature_K, timestep_fs)
         self.friction_per_ps = checks.number("friction_per_ps", friction_per_ps, at_least=0)
