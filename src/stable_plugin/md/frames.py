@@ -33,7 +33,7 @@ def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
     source = str(source) if isinstance(source, Path) else source
     frames, isolated = split_isolated(read_all(source, name))
     if isolated:
-        log.info("%s: %d frames of isolated atoms are not simulated", name, len(isolated))
+        log.debug("%s: %d frames of isolated atoms are not simulated", name, len(isolated))
     if not frames:
         raise ValueError(f"{name}={source!r} contains no structure: pass at least one.")
     return frames

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ase import Atoms
+from ase.data import chemical_symbols
 from pytorch_lightning import LightningDataModule
 
 from stable_plugin.md.frames import Frames, read_all, split_isolated
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, find_keys, isolated_energies, read_labeled
 from stable_plugin.runtime import checks
+
+log = logging.getLogger(__name__)
 
 
 class ExtxyzDataModule(LightningDataModule):
@@ -48,6 +52,9 @@ class ExtxyzDataModule(LightningDataModule):
             energy_key, forces_key = find_keys(frames, "train", energy_key, forces_key)
         self.train_frames: list[Atoms] = read_labeled(frames, "train", energy_key, forces_key, least=2)
         self.isolated_energies = isolated_energies(isolated, "train", energy_key)
+        if self.isolated_energies:
+            named = (f"{chemical_symbols[number]} {energy:g} eV" for number, energy in self.isolated_energies.items())
+            log.info("train: isolated atoms %s", ", ".join(named))
         self.valid_frames: list[Atoms] | None = (
             None if valid is None else read_labeled(valid, "valid", energy_key, forces_key)
         )
