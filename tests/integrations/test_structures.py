@@ -56,3 +56,9 @@ def test_training_structures_of_mace_graphs():
         periodic = pbc is not None and bool(pbc.any())
         assert atoms.pbc.tolist() == ([True, True, False] if periodic else [False] * 3)
         np.testing.assert_array_equal(atoms.cell.array, cell.numpy() if periodic else np.zeros((3, 3)))
+
+
+def test_training_structures_are_the_frames_of_the_data_module():
+    frames = [WATER, LIQUID]
+    module = SimpleNamespace(trainer=SimpleNamespace(datamodule=SimpleNamespace(train_frames=frames)))
+    assert training_structures(module, SimpleNamespace(dataset=[object()])) == frames

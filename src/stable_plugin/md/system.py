@@ -328,6 +328,8 @@ class System:
             pbc=self.pbc,
         )
         frame.set_masses(self.masses.double().cpu().numpy())
+        stated = {"charge": self.charge, "spin": self.spin, "head": self.head}
+        frame.info.update({label: value for label, value in stated.items() if value is not None})
         if self.fixed is not None:
             frame.set_constraint(FixAtoms(mask=self.fixed.cpu().numpy()))
         if velocities is not None:

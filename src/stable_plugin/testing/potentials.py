@@ -6,13 +6,20 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.constraints import FixAtoms
 from torch import Tensor, nn
 
+from stable_plugin.detectors import NonFinite
+from stable_plugin.md import Langevin, Simulator
+from stable_plugin.md.constraints import fixed_atoms
+from stable_plugin.md.frames import read_frames
 from stable_plugin.md.neighbors import Edges
+from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import find_potential, get_family, load_potential
 from stable_plugin.testing.host_reads import HostReads
 from stable_plugin.testing.tools import (
@@ -213,6 +220,33 @@ class PotentialConformance:
         change = shifted.double() - energies.double() + case.potential.constant_energy - before
         assert_close(change, torch.full_like(change, 0.25 * len(case.atoms)), max(self.energy_tolerance, 1e-5))
         assert_close(same_forces, forces, self.force_tolerance)
+
+    def test_structure_is_the_same_in_files_and_simulation(self, structure: str, tmp_path: Path) -> None:
+        """Charge, spin, masses, cell, periodic directions and fixed atoms of a file are those of its trajectories."""
+        case = self._case(structure)
+        atoms = case.atoms.copy()
+        masses = atoms.get_masses()
+        masses[-1] += 1.0  # another isotope
+        atoms.set_masses(masses)
+        atoms.set_constraint(FixAtoms([1]))
+        ase.io.write(tmp_path / "start.extxyz", [atoms, atoms])
+        frames = read_frames(tmp_path / "start.extxyz")
+        system = System.from_frames(frames).with_fixed(frames, frames)
+        potential = find_potential(case.module, system)
+        simulator = Simulator(potential, Langevin(300.0), NonFinite())
+        start = simulator.prepare(stack_positions(frames, system, "frames"), torch.Generator().manual_seed(0))
+        end = simulator.run(start, 10, 10, torch.Generator().manual_seed(1)).end
+        ase.io.write(tmp_path / "end.extxyz", potential.system.atoms(end.positions[0], end.velocities[0]))
+        written = read_frames(tmp_path / "end.extxyz")[0]
+        assert str(written.symbols) == str(atoms.symbols)
+        assert written.pbc.tolist() == atoms.pbc.tolist()
+        for mine, theirs in ((written.cell.array, atoms.cell.array), (written.get_masses(), masses)):
+            assert_close(torch.tensor(mine), torch.tensor(theirs), 1e-4)
+        for label in ("charge", "spin", "head"):
+            assert written.info.get(label) == atoms.info.get(label), label
+        assert fixed_atoms(written, "written").nonzero()[0].tolist() == [1]
+        assert_close(torch.tensor(written.positions[1]), torch.tensor(atoms.positions[1]), 1e-5)
+        assert np.abs(written.positions - atoms.positions).max() > 1e-4, "nothing moved"
 
     def test_replicas_are_independent(self, structure: str) -> None:
         """The result of a replica does not depend on the others in the batch, nor on its place among them."""
