@@ -102,6 +102,21 @@ def test_evaluator_of_several_compositions_has_one_for_each(caplog):
         Evaluator([molecule("CH4"), molecule("N2")])
 
 
+def test_evaluator_matches_references_by_atoms():
+    """The same formula in another order of the atoms is another system, however its frames are counted."""
+    ethanol, ether = frames_of("molecule", 3), []
+    for seed in range(2):
+        atoms = molecule("CH3OCH3")
+        atoms.rattle(0.01, seed=seed)
+        ether.append(atoms)
+    evaluator = Evaluator([*ethanol, *ether], [*ether, *ether, *ethanol], n_replicas=2, horizons_ps=[0.05])
+    assert evaluator.system.symbols == tuple(ethanol[0].get_chemical_symbols())
+    assert evaluator.others["C2H6O_2"].system.symbols == tuple(ether[0].get_chemical_symbols())
+    assert Evaluator(ether, [*ethanol, *ether], n_replicas=2, horizons_ps=[0.05]).system.n_atoms == 9
+    with pytest.raises(ValueError, match=r"bonds= and dynamics= belong to one system, but starts have several"):
+        Evaluator([*ethanol, *ether], bonds=[(0, 1)])
+
+
 def labeled(shifts, n_each=2):
     model, frames = tiny_mace([1, 6, 8]), []
     for name in ("CH3CH2OH", "H2O", "CH4"):
@@ -137,6 +152,13 @@ def test_errors_of_another_code_have_a_fitted_zero():
     assert errors["energy_mae_mev_per_atom"] == pytest.approx(1000.0 * np.mean(means), rel=1e-4)
     # Two of six frames are off by 90 meV in nine atoms.
     assert errors["energy_mae_fitted_zero_mev_per_atom"] == pytest.approx(10.0 * 2 / 6, rel=1e-3)
+
+
+def test_errors_of_frames_with_different_charges():
+    _, frames = labeled({1: 0.0, 6: 0.0, 8: 0.0})
+    frames[0].info["charge"], frames[1].info["charge"] = 0, 1
+    model, _ = labeled({1: 0.0, 6: 0.0, 8: 0.0})
+    assert mean_absolute_errors(model, frames)["force_mae_mev_per_A"] == pytest.approx(10.0)
 
 
 def test_errors_by_head():

@@ -168,3 +168,14 @@ def test_report_warnings_last_window_unstable() -> None:
     assert warning.startswith("Stability was not verified") and "with 3 % of the replicas unstable" in warning
     report["settings"] = {"runner": {"stable": {"schedule": {"min_unstable_fraction": 0.05}}}}
     assert report_warnings(report) == []
+
+
+def test_report_warnings_name_each_unverified_system() -> None:
+    report, _ = fabricated()
+    learned = {"phase": "learn", "unstable_fraction": 0.5, "system": "H2O"}
+    stable = {"phase": "simulate", "unstable_fraction": 0.0, "system": "CH4"}
+    report["windows"] = [learned, stable]
+    (warning,) = report_warnings(report)
+    assert warning.startswith("Stability of H2O was not verified by the StABlE phase: the windows were used up")
+    report["windows"] = [learned, stable, {**learned, "phase": "simulate", "unstable_fraction": 0.0}]
+    assert report_warnings(report) == []

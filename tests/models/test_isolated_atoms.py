@@ -85,6 +85,15 @@ def test_errors_of_a_poor_fit_are_not_an_offset():
     assert not fit_offset(frames, np.zeros(len(frames)), [0.001 * len(frame) for frame in frames]).is_of_another_code
 
 
+def test_as_many_shifts_as_frames_are_not_an_offset():
+    frames = structures(1)[:3]
+    assert not fit_offset(frames, [0.0] * 3, [9.0, -3.0, 5.0]).is_of_another_code
+    assert not fit_offset(frames[:1], [0.0], [9.0]).is_of_another_code
+    # Two frames of one composition leave one degree of freedom.
+    assert fit_offset([molecule("H2O")] * 2, [0.0, 0.0], [30.0, 30.01]).is_of_another_code
+    assert not fit_offset([molecule("H2O")] * 2, [0.0, 0.0], [3.0, -3.0]).is_of_another_code
+
+
 def test_labels_of_the_same_code_leave_the_model_unchanged(tmp_path, caplog):
     model = tiny_mace([1, 6, 8])
     before = copy.deepcopy(model.state_dict())

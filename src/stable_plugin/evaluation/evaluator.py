@@ -22,7 +22,7 @@ from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationS
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
 from stable_plugin.evaluation.trajectories import offending_atom_labels, write_trajectories
 from stable_plugin.md import Execution, Integrator, Langevin
-from stable_plugin.md.compositions import split_by_composition
+from stable_plugin.md.compositions import frames_by_name, split_by_composition
 from stable_plugin.md.frames import Frames, read_frames
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 from stable_plugin.md.system import System, optional, stack_cells, stack_positions
@@ -99,11 +99,16 @@ class Evaluator:
             seed=seed,
         )
         all_starts = split_by_composition(read_frames(starts, "starts"))
-        references = all_starts if reference is None else split_by_composition(read_frames(reference, "reference"))
+        all_reference = None if reference is None else read_frames(reference, "reference")
+        references = all_starts if all_reference is None else frames_by_name(all_starts, all_reference)
         self.name, *other_names = _simulated(all_starts, references)
-        start_frames, reference_frames = all_starts[self.name], references.get(self.name, [])
-        if not reference_frames:  # frames of another system, which stack_positions names
-            reference_frames = next(iter(references.values()))
+        # Frames of another system alone are named below.
+        start_frames, reference_frames = all_starts[self.name], references.get(self.name) or all_reference or []
+        if other_names and (bonds is not None or dynamics):
+            raise ValueError(
+                f"bonds= and dynamics= belong to one system, but starts have several ({', '.join([self.name, *other_names])}): "
+                "pass the frames of one of them."
+            )
         self.others = {
             name: Evaluator(
                 all_starts[name],
@@ -248,7 +253,7 @@ def _simulated(starts: Mapping[str, Sequence[Atoms]], references: Mapping[str, S
         len(starts),
         ", ".join(taken),
         StABlEConfig.max_systems,
-        ", ".join(left_out[:10]) or "none",
+        ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "") or "none",
     )
     return taken
 

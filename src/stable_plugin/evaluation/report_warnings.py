@@ -28,7 +28,7 @@ def report_warnings(report: Mapping[str, Any]) -> list[str]:
     if {"before", "after"} <= set(stages):
         before, after = stages["before"], stages["after"]
         lines = [_force_warning(before, after), _energy_warning(before, after)]
-    return [line for line in [*lines, _unverified_warning(report)] if line]
+    return [line for line in [*lines, *_unverified_warnings(report)] if line]
 
 
 def _force_warning(before: EvaluationSummary, after: EvaluationSummary) -> str:
@@ -71,21 +71,24 @@ def _is_finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def _unverified_warning(report: Mapping[str, Any]) -> str:
-    """Return a warning if the StABlE phase did not end with a stable simulation."""
-    windows = report.get("windows") or []
-    if not windows:
-        return ""
-    last = windows[-1]
+def _unverified_warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each system whose StABlE phase did not end with a stable simulation."""
+    last = {window.get("system", ""): window for window in report.get("windows") or []}
+    accepted = _min_unstable_fraction(report.get("settings"))
+    return [_unverified_warning(system, window, accepted) for system, window in last.items()]
+
+
+def _unverified_warning(system: str, last: Mapping[str, Any], accepted: float) -> str:
     unstable = last.get("unstable_fraction")
     if last["phase"] == "learn":
         reason = "the windows were used up and the last one was a learning window"
-    elif unstable is not None and unstable > _min_unstable_fraction(report.get("settings")):
+    elif unstable is not None and unstable > accepted:
         reason = "the last window was unstable"
     else:
         return ""
     fraction = "" if unstable is None else f", with {100 * unstable:.0f} % of the replicas unstable in it"
-    return f"Stability was not verified by the StABlE phase: {reason}{fraction}. Raise max_windows of the schedule."
+    of_system = f" of {system}" if system else ""
+    return f"Stability{of_system} was not verified by the StABlE phase: {reason}{fraction}. Raise max_windows of the schedule."
 
 
 def _min_unstable_fraction(settings: Any) -> float:

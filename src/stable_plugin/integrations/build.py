@@ -16,7 +16,7 @@ from stable_plugin.algorithm.systems_loop import AnyLoop, SystemsLoop
 from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.config import MIN_FRAMES, StABlEConfig
 from stable_plugin.integrations.structures import training_structures
-from stable_plugin.md.compositions import split_by_composition
+from stable_plugin.md.compositions import frames_by_name, split_by_composition
 from stable_plugin.md.frames import read_frames
 from stable_plugin.md.system import System, stack_cells, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
@@ -96,9 +96,10 @@ def single_systems(config: StABlEConfig) -> list[StABlEConfig]:
 def _by_composition(config: StABlEConfig) -> list[StABlEConfig]:
     assert config.structures is not None
     starts = split_by_composition(read_frames(config.structures))
-    references = starts if config.reference is None else split_by_composition(read_frames(config.reference))
-    if len(starts) == 1 and len(references) == 1:
+    reference = None if config.reference is None else read_frames(config.reference)
+    if len(starts) == 1 and (reference is None or len(split_by_composition(reference)) == 1):
         return [config]
+    references = starts if reference is None else frames_by_name(starts, reference)
     usable = [name for name in starts if len(starts[name][0]) > 1 and len(references.get(name, ())) >= MIN_FRAMES]
     taken = usable[: config.max_systems]
     if not taken:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ase import Atoms
 
@@ -40,3 +40,19 @@ def split_by_composition(frames: Sequence[Atoms]) -> dict[str, list[Atoms]]:
             name = f"{formula}_{number}"
         named[name] = group
     return named
+
+
+def frames_by_name(named: Mapping[str, Sequence[Atoms]], frames: Sequence[Atoms]) -> dict[str, list[Atoms]]:
+    """Return further frames of compositions that have names already; those of other compositions are left out.
+
+    Args:
+        named: Frames of each composition by its name, from :func:`split_by_composition`.
+        frames: ASE structures.
+    """
+    names = {composition_of(group[0]): name for name, group in named.items()}
+    found: dict[str, list[Atoms]] = {}
+    for frame in frames:
+        name = names.get(composition_of(frame))
+        if name is not None:
+            found.setdefault(name, []).append(frame)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from ase import Atoms
@@ -34,7 +35,7 @@ class EnergyOffset:
     Attributes:
         mean: Mean error in eV per atom.
         rms: Root mean square error in eV per atom.
-        rms_after: The same after the shifts.
+        rms_after: The same after the shifts, from the degrees of freedom that the shifts leave; infinite if they leave none.
         shifts: What to add to the energy of each isolated atom, in eV by atomic number.
     """
 
@@ -80,11 +81,14 @@ def fit_offset(frames: Sequence[Atoms], predicted: Sequence[float], labels: Sequ
     sizes = np.array([len(frame) for frame in frames], dtype=float)
     counts = count_elements(frames, numbers) / sizes[:, None]
     errors = (np.asarray(labels, dtype=float) - np.asarray(predicted, dtype=float)) / sizes
-    shifts = np.linalg.lstsq(counts, errors, rcond=1e-8)[0]
+    shifts, _, rank, _ = np.linalg.lstsq(counts, errors, rcond=1e-8)
+    n_free = len(frames) - int(rank)
+    remaining = float(((errors - counts @ shifts) ** 2).sum())
     return EnergyOffset(
         mean=float(-errors.mean()),
         rms=float(np.sqrt(np.mean(errors**2))),
-        rms_after=float(np.sqrt(np.mean((errors - counts @ shifts) ** 2))),
+        # As many shifts as frames explain any errors.
+        rms_after=float(np.sqrt(remaining / n_free)) if n_free > 0 else inf,
         shifts={number: float(shift) for number, shift in zip(numbers, shifts, strict=True)},
     )
 

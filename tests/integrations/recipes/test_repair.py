@@ -138,20 +138,6 @@ def test_repair_refuses_a_family_without_a_module(monkeypatch):
         repair.repair_recipe("some.pth", TRAIN, "new.pth")
 
 
-def test_evaluator_takes_the_most_frequent_composition_that_has_a_reference(caplog):
-    aspirin = ase.io.read(TRAIN, ":3")
-    water = [ase.Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]) for _ in range(2)]
-    for atoms in water:
-        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = -1.0, np.zeros((3, 3))
-    with caplog.at_level("INFO"):
-        made = repair.evaluator([*water, *aspirin], aspirin, n_replicas=2, horizons_ps=[0.05])
-    assert made.system.symbols == tuple(aspirin[0].get_chemical_symbols())
-    assert len(made.labeled) == len(made.starts) == 3
-    assert "of 2 compositions in the data, C9H8O4 is evaluated" in caplog.text
-    with pytest.raises(ValueError, match="pass --reference, a file with more frames"):
-        repair.evaluator(water, aspirin)
-
-
 @pytest.mark.parametrize("options", [["--temperature-K", "400"], ["--debug"]])
 def test_overrides_follow_options(options):
     from stable_plugin.cli import _parse

@@ -12,18 +12,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from stable_plugin.config import MIN_FRAMES, StABlEConfig
-from stable_plugin.defaults import default_detector, default_observables
-from stable_plugin.evaluation import Evaluator
-from stable_plugin.integrations.lightning.data import ExtxyzDataModule
+from stable_plugin.config import StABlEConfig
 from stable_plugin.integrations.recipes.launch import prepare
 from stable_plugin.integrations.recipes.run_folder import RunFolder
-from stable_plugin.md import Integrator, Langevin
-from stable_plugin.md.compositions import split_by_composition
-from stable_plugin.md.frames import Frames, read_frames
-from stable_plugin.md.system import System, stack_cells, stack_positions
 from stable_plugin.models.registry import find_family
-from stable_plugin.observables import LocalObservable
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +123,8 @@ def repair_recipe(
                 "log_every_n_steps": 1,
             },
             "evaluation": {
-                "_target_": f"{__name__}.{evaluator.__name__}",
+                "_target_": "stable_plugin.Evaluator",
+                "starts": valid or data,
                 "labeled": valid or data,
                 "reference": reference or data,
                 "integrator": integrator,
@@ -141,61 +134,6 @@ def repair_recipe(
             },
         },
     }
-
-
-def evaluator(
-    labeled: Frames,
-    reference: Frames,
-    integrator: Integrator | None = None,
-    n_replicas: int = StABlEConfig.n_replicas,
-    horizons_ps: Sequence[float] = (1.0,),
-    record_every_fs: float = 50.0,
-    check_every_fs: float = StABlEConfig.check_every_fs,
-    seed: int = StABlEConfig.seed,
-) -> Evaluator:
-    """Return the evaluator of the most frequent composition in labeled frames, with the detector that fits to it.
-
-    Args:
-        labeled: Labeled frames: replicas start from them, and errors are measured on them.
-        reference: Frames that the observables are measured on.
-        integrator: As for :class:`~stable_plugin.Evaluator`, as all that follow.
-        n_replicas: Number of replicas.
-        horizons_ps: Times in ps up to which failures are counted.
-        record_every_fs: Time between two frames that the observables see, in fs.
-        check_every_fs: Time between two checks of the detector, in fs.
-        seed: Seed of velocities and noise.
-
-    Raises:
-        ValueError: If no composition of the labeled frames has enough reference frames.
-    """
-    # The data module finds the keys of the labels, whatever they are called.
-    starts = split_by_composition(ExtxyzDataModule(labeled).train_frames)
-    references = split_by_composition(read_frames(reference, "reference"))
-    name = next((name for name in starts if len(references.get(name, ())) >= MIN_FRAMES), None)
-    if name is None:
-        raise ValueError(
-            f"labeled={labeled!r}: none of its compositions has {MIN_FRAMES} frames in reference={reference!r}, which "
-            "reference bond lengths need: pass --reference, a file with more frames."
-        )
-    if len(starts) > 1:
-        log.info("of %d compositions in the data, %s is evaluated", len(starts), name)
-    frames, integrator = references[name], integrator or Langevin()
-    system = System.from_atoms(frames[0])
-    positions, cell = stack_positions(frames, system, "reference"), stack_cells(frames, system)
-    observables = [each for each in default_observables(system) if not isinstance(each, LocalObservable)]
-    return Evaluator(
-        starts[name],
-        frames,
-        starts[name],
-        detector=default_detector(system, positions, integrator.temperature_K, cell),
-        observables=observables or None,
-        integrator=integrator,
-        n_replicas=n_replicas,
-        horizons_ps=horizons_ps,
-        record_every_fs=record_every_fs,
-        check_every_fs=check_every_fs,
-        seed=seed,
-    )
 
 
 def _absolute(path: Any) -> Any:
