@@ -8,6 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
+from ase.calculators.emt import EMT
 from observable_tools import water_grid
 from torch import nn
 from toys import as_potential, tiny_mace
@@ -17,7 +18,7 @@ from stable_plugin.evaluation import Evaluator
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.neighbors import edges_within
-from stable_plugin.models import Potential
+from stable_plugin.models import Potential, find_potential
 from stable_plugin.models.mace.files import save_mace
 
 
@@ -195,3 +196,24 @@ def test_command_evaluates_several_compositions(tmp_path, capsys):
     assert "report.html" in pages
     report = json.loads((out / "report.json").read_text())
     assert report["evaluation"]["replicas"] == 2
+
+
+def test_evaluator_simulates_with_an_ase_calculator():
+    frames = []
+    for seed in range(2):
+        atoms = bulk("Cu", "fcc", 3.6, cubic=True) * (2, 2, 2)
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        atoms.info[ENERGY_KEY], atoms.arrays[FORCES_KEY] = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = None
+        frames.append(atoms)
+    evaluator = Evaluator(frames, labeled=frames, n_replicas=2, horizons_ps=[0.1], integrator=Langevin(300.0, 2.0, 5.0),
+                          check_every_fs=10.0)  # fmt: skip
+    summary = evaluator.evaluate(EMT()).summaries[0]
+    assert summary["unstable"] == 0
+    assert summary["force_mae_mev_per_A"] < 1e-6
+    assert summary["energy_mae_mev_per_atom"] < 1e-6
+    potential = find_potential(EMT(), evaluator.system)
+    positions = evaluator.starts
+    with pytest.raises(TypeError, match="EMT is an ASE calculator, which has no weights to train: evaluate it"):
+        potential.energies(positions, potential.edges(positions))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
@@ -181,11 +182,13 @@ class Evaluator:
             observable.bind(self.system, self.reference[:1], *optional(None if cell is None else cell[:1]))
         self._bind_correlations()
 
-    def evaluate(self, module: nn.Module, trajectories: Path | None = None, n_trajectories: int = 3) -> Evaluation:
+    def evaluate(
+        self, module: nn.Module | Calculator, trajectories: Path | None = None, n_trajectories: int = 3
+    ) -> Evaluation:
         """Simulate with a potential and measure its stability and errors.
 
         Args:
-            module: Module that holds the potential.
+            module: Module that holds the potential, or an ASE calculator.
             trajectories: Folder for a few failed and a few stable trajectories as extxyz; none are written if None.
             n_trajectories: Maximum number of failed and of stable trajectories.
 
@@ -258,7 +261,9 @@ def _simulated(starts: Mapping[str, Sequence[Atoms]], references: Mapping[str, S
     return taken
 
 
-def evaluate(module: nn.Module, starts: Frames, reference: Frames | None = None, **arguments: Any) -> Evaluation:
+def evaluate(
+    module: nn.Module | Calculator, starts: Frames, reference: Frames | None = None, **arguments: Any
+) -> Evaluation:
     """Evaluate a potential in one call.
 
     Args:

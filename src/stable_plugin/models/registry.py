@@ -12,11 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ase.calculators.calculator import Calculator
 from torch import nn
 
 from stable_plugin import models
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential
+from stable_plugin.models.calculator import CalculatorPotential
 from stable_plugin.models.family import ModelFamily
 from stable_plugin.models.pickles import pickled_packages
 
@@ -81,6 +83,8 @@ def find_potential(module: Any, system: System, potential: str | PotentialMaker 
                 "for instance a ModulePotential."
             )
         return made
+    if isinstance(module, Calculator):
+        return CalculatorPotential(module, system)
     for part in _parts(module):
         if hasattr(part, "stable_potential"):
             own: Potential = part.stable_potential(system)

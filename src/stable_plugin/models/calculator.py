@@ -1,0 +1,72 @@
+"""Any ASE calculator as a potential that can be evaluated, but not trained."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+import torch
+from ase.calculators.calculator import Calculator
+from torch import Tensor, nn
+
+from stable_plugin.md.neighbors import Edges
+from stable_plugin.md.system import System
+from stable_plugin.models.base import Potential
+
+
+class CalculatorPotential(Potential):
+    """An ASE calculator applied to replicas of one system, one after the other, in double precision on the CPU.
+
+    It has no parameters: :class:`~stable_plugin.evaluation.Evaluator` simulates with it, StABlE training cannot.
+
+    Args:
+        calculator: Calculator with energies and forces, in ASE's units.
+        system: What is simulated.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> from ase.calculators.emt import EMT
+        >>> from stable_plugin import System
+        >>> from stable_plugin.models import find_potential
+        >>> find_potential(EMT(), System.from_atoms(bulk("Cu", cubic=True)))
+        CalculatorPotential(EMT, Cu4)
+    """
+
+    def __init__(self, calculator: Calculator, system: System) -> None:
+        super().__init__(_Placeholder(), system)
+        self.calculator = calculator
+
+    def __repr__(self) -> str:
+        formula = self.system.atoms(torch.zeros(self.system.n_atoms, 3)).get_chemical_formula()
+        return f"{type(self).__name__}({type(self.calculator).__name__}, {formula})"
+
+    @property
+    def cutoff(self) -> float:
+        return inf
+
+    def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        raise TypeError(
+            f"{type(self.calculator).__name__} is an ASE calculator, which has no weights to train: evaluate it, or train a "
+            "torch model."
+        )
+
+    def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        energies, forces = [], []
+        for frame in positions:
+            atoms = self.system.atoms(frame)
+            atoms.set_constraint()  # forces as the calculator has them
+            atoms.calc = self.calculator
+            forces.append(torch.from_numpy(np.array(atoms.get_forces())))
+            energies.append(atoms.get_potential_energy())
+        return torch.tensor(energies, dtype=torch.float64), torch.stack(forces).to(positions)
+
+    def compilable(self) -> Potential:
+        raise ValueError("compile=True is not available for ASE calculators. Set compile=False.")
+
+
+class _Placeholder(nn.Module):
+    """Stands for a model, with the device and precision of a calculator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
