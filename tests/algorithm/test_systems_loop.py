@@ -196,6 +196,53 @@ def test_loop_resumes_bit_for_bit():
         build_training_loop(several(systems=[system(OH), system(chains("FH"))]), other, None).load_state_dict(state)
 
 
+def test_loop_interrupted_in_a_later_system_resumes_bit_for_bit():
+    def loop_of(module):
+        # The second system simulates for a while before it learns.
+        slow = system(WATER, detector=BondDeviation(0.12, None))
+        return build_training_loop(
+            several(systems=[system(OH, detector=BondDeviation(0.05, None)), slow]), module, None
+        )
+
+    def step(loop):
+        estimate = loop.gradient()
+        with torch.no_grad():
+            loop.potential.trainable_parameters()[0].sub_(0.02 * estimate.gradients[0].sign())
+        return estimate.gradients[0]
+
+    expected = loop_of(SharedSpring(1.0))
+    gradients = [step(expected) for _ in range(3)]
+    module = SharedSpring(1.0)
+    loop = loop_of(module)
+    seen = []
+
+    def stop(progress):
+        seen.append(progress.system)
+        if progress.system == "H2O":
+            raise KeyboardInterrupt
+
+    loop.on_progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        step(loop)
+    assert "HO" in seen
+    state = loop.state_dict()
+    assert list(state["estimates"]) == ["HO"]
+    resumed = loop_of(module)
+    resumed.load_state_dict(state)
+    torch.testing.assert_close([step(resumed) for _ in range(3)], gradients, rtol=0.0, atol=0.0)
+
+
+def test_checkpoints_of_one_and_of_several_systems_are_told_apart():
+    one, two = (
+        build_training_loop(settings(structures=OH), SharedSpring(), None),
+        build_training_loop(several(), SharedSpring(), None),
+    )
+    with pytest.raises(ValueError, match=r"checkpoint is of the systems \['H2O', 'HO'\], this run has one"):
+        one.load_state_dict(two.state_dict())
+    with pytest.raises(ValueError, match=r"checkpoint is of one system, this run has the systems"):
+        two.load_state_dict(one.state_dict())
+
+
 def test_system_of_an_unusable_potential_is_named():
     config = several(systems=[system(OH), system(WATER, detector=BondDeviation(0.06, 0.06))])
     loop = build_training_loop(config, SharedSpring(-5.0), None)

@@ -97,8 +97,13 @@ class TemporaryLearningRate:
             The rate of the first parameter group.
 
         Raises:
-            ValueError: If the optimizer's own rate is zero and no other is passed.
+            ValueError: If the optimizer's own rate is zero and no other is passed, or the step has begun already.
         """
+        if self._own is not None:
+            raise ValueError(
+                f"{type(optimizer).__name__} evaluates the loss several times in one step, but a step on frames of a simulation "
+                "has one gradient: use an optimizer such as Adam or SGD."
+            )
         own = [group["lr"] for group in optimizer.param_groups]
         if learning_rate is None and not any(own):
             raise ValueError(

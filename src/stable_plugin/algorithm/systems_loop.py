@@ -42,6 +42,8 @@ class SystemsLoop:
         self.windows: list[WindowRecord] = []
         self._weights = dict(zip(loops, weights, strict=True))
         self._learning: list[str] = []
+        # What is at hand for the next step, also if the simulation of a later system is interrupted.
+        self._estimates: dict[str, Estimate] = {}
         self._n_gradients = 0
         self._verified_at: dict[str, int] = {}
 
@@ -139,14 +141,17 @@ class SystemsLoop:
     def gradient(self) -> Estimate | None:
         """Return the weighted average of the systems' gradients, or None when training is done; simulate when needed."""
         while True:
-            estimates = {}
             for name in self.loops:
+                if name in self._estimates:
+                    continue
                 with self._collected(name) as loop:
                     estimate = None if loop.phase == "done" else loop.gradient()
                 if estimate is None:
                     self._note_verified(name)
                 else:
-                    estimates[name] = estimate
+                    self._estimates[name] = estimate
+            estimates = {name: self._estimates[name] for name in self.loops if name in self._estimates}
+            self._estimates = {}
             self._learning = list(estimates)
             if estimates:
                 self._n_gradients += 1
@@ -205,6 +210,7 @@ class SystemsLoop:
             "n_gradients": self._n_gradients,
             "verified_at": dict(self._verified_at),
             "learning": list(self._learning),
+            "estimates": {name: vars(estimate) for name, estimate in self._estimates.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -218,8 +224,8 @@ class SystemsLoop:
         """
         if "loops" not in state or set(state["loops"]) != set(self.loops):
             raise ValueError(
-                f"the checkpoint is of the systems {sorted(state.get('loops', {})) or 'of one system'}, this run has "
-                f"{sorted(self.loops)}: resume with the same systems."
+                f"the checkpoint is of {_described(state)}, this run has the systems {sorted(self.loops)}: resume with the same "
+                "systems."
             )
         for name, loop in self.loops.items():
             loop.load_state_dict(state["loops"][name])
@@ -227,6 +233,20 @@ class SystemsLoop:
         self.windows = [next(records[name]) for name in state["order"]]
         self._n_gradients, self._verified_at = state["n_gradients"], dict(state["verified_at"])
         self._learning = list(state["learning"])
+        device = self.potential.device
+        self._estimates = {
+            name: Estimate(
+                loss=each["loss"],
+                mean=each["mean"].to(device),
+                gradients=[gradient.to(device) for gradient in each["gradients"]],
+                ess_fraction=each["ess_fraction"],
+            )
+            for name, each in state["estimates"].items()
+        }
+
+
+def _described(state: Mapping[str, Any]) -> str:
+    return f"the systems {sorted(state['loops'])}" if "loops" in state else "one system"
 
 
 AnyLoop = TrainingLoop | SystemsLoop

@@ -228,7 +228,19 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state: The state of this process.
+
+        Raises:
+            ValueError: If the state is of several systems.
+        """
+        if "loops" in state:
+            raise ValueError(
+                f"the checkpoint is of the systems {sorted(state['loops'])}, this run has one: resume with the same systems, or "
+                "the same max_systems."
+            )
         self.replicas.load_state_dict(state["replicas"])
         self.tracker.load_state_dict(state["tracker"])
         self.windows = [WindowRecord(**record) for record in state["windows"]]

@@ -199,6 +199,19 @@ class Session:
         for optimizer in optimizers:
             self._learning_rate.restore(optimizer)
 
+    def warn_unverified(self) -> None:
+        """Warn of each system whose replicas were not stable for long enough when training ended."""
+        for record in self.loop.unverified():
+            log.warning(
+                "the potential is not verified to be stable%s: training ended in the %s phase, with %.0f %% of the replicas "
+                "unstable in window %d. Raise max_epochs, max_steps or max_windows and resume, or see the last windows in the "
+                "log.",
+                f" for {record.system}" if record.system else "",
+                record.phase,
+                100.0 * record.unstable_fraction,
+                record.window,
+            )
+
     def warn_energy_drift(self) -> None:
         """Warn of a drift of the energies' zero that the model keeps no constant for."""
         self._hold_energies(EnergyZero.warn)
@@ -314,6 +327,11 @@ def _numbers(record: WindowRecord) -> dict[str, float]:
 
 
 def _check_optimizer(optimizer: optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    if isinstance(optimizer, optim.LBFGS):
+        raise ValueError(
+            "LBFGS evaluates the loss several times in one step, but a step on frames of a simulation has one gradient: use an "
+            "optimizer such as Adam or SGD."
+        )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in parameters):
         raise ValueError(

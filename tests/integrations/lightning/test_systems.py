@@ -74,3 +74,11 @@ def test_metrics_name_the_system(tmp_path):
 def test_validate_refuses_single_frames_of_each_composition():
     with pytest.raises(ValueError, match=r"none with 2 reference frames"):
         callback(structures=[FRAMES[0], FRAMES[4]]).validate()
+
+
+def test_optimizer_of_several_evaluations_is_refused(tmp_path):
+    module = small_module(optimizer=torch.optim.LBFGS)
+    with pytest.raises(
+        ValueError, match=r"LBFGS evaluates the loss several times in one step.*use an optimizer such as Adam"
+    ):
+        trainer(tmp_path, callback(), max_epochs=1).fit(module, ExtxyzDataModule(FRAMES, batch_size=8))

@@ -123,8 +123,11 @@ class StABlECallback(Callback):
             self._log_windows(state, unit)
 
     def on_train_end(self, state: State, unit: Any) -> None:
-        """Restore the signal handlers."""
+        """Restore the signal handlers, and log what the user should know about the result."""
         self._interruption.restore_handlers()
+        if self.session.has_begun and DistributedContext.current().rank == 0:
+            self.session.warn_energy_drift()
+            self.session.warn_unverified()
 
     def on_exception(self, state: State, unit: Any, exc: BaseException) -> None:
         """Restore the signal handlers when training ends with an error."""

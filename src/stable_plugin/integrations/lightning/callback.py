@@ -197,8 +197,7 @@ class StABlECallback(Callback):
             return
         self._baseline.warn_worse(trainer)
         self.session.warn_energy_drift()
-        for record in self.loop.unverified():
-            outcome.warn_not_verified(record)
+        self.session.warn_unverified()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write a checkpoint when the run is interrupted, to resume from with ``trainer.fit(ckpt_path=...)``."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from stable_plugin.algorithm.records import WindowRecord
 from stable_plugin.config import MAX_ENERGY_MAE_RATIO, MAX_FORCE_MAE_GROWTH
 from stable_plugin.models import families
 
@@ -137,22 +136,6 @@ def _replace(trainer: Any, path: str) -> None:
         os.unlink(path)
     trainer.strategy.barrier()
     trainer.save_checkpoint(path)
-
-
-def warn_not_verified(record: WindowRecord) -> None:
-    """Warn that training has ended although the replicas were not stable for long enough.
-
-    Args:
-        record: The last window.
-    """
-    log.warning(
-        "the potential is not verified to be stable%s: training ended in the %s phase, with %.0f %% of the replicas unstable in "
-        "window %d. Raise max_epochs, max_steps or max_windows and resume with ckpt_path, or see the last windows in the log.",
-        f" for {record.system}" if record.system else "",
-        record.phase,
-        100.0 * record.unstable_fraction,
-        record.window,
-    )
 
 
 def _new_path(folder: str, stem: str) -> str:
