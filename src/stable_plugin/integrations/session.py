@@ -55,6 +55,7 @@ class Session:
         self.resume = ResumePoint()
         self._loop: AnyLoop | None = None
         self._zero: EnergyZero | None = None
+        self._has_gradient = False
         self._loaded: dict[str, Any] = {}
         self._pending: dict[str, Any] | None = None
         self._learning_rate = TemporaryLearningRate()
@@ -125,7 +126,9 @@ class Session:
         """Return the observable's gradient for the next optimizer step, or None when training is done."""
         self._hold_energies(EnergyZero.mark)
         with self._monitored() as loop:
-            return loop.gradient()
+            estimate = loop.gradient()
+        self._has_gradient = estimate is not None
+        return estimate
 
     def before_step(self, optimizer: optim.Optimizer) -> dict[str, float] | None:
         """Add the observable's gradient to the parameters, and set the learning rate of the next step.
@@ -195,7 +198,10 @@ class Session:
 
     def after_step(self, optimizers: Iterable[optim.Optimizer]) -> None:
         """Restore the optimizers' own learning rates, and the zero of energy, which the step has moved."""
-        self._hold_energies(EnergyZero.restore)
+        # An interrupted step, which is taken again, must not move the energies.
+        if self._has_gradient:
+            self._hold_energies(EnergyZero.restore)
+            self._has_gradient = False
         for optimizer in optimizers:
             self._learning_rate.restore(optimizer)
 
