@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stable_plugin.config import Local, SystemConfig
 from stable_plugin.detectors import AnyOf, BondDeviation, Detector, IntermolecularContact, RunawayTemperature
+from stable_plugin.md.cells import optional
 from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
-from stable_plugin.md.system import System, optional
+from stable_plugin.md.system import System
 from stable_plugin.observables import (
     AngleDistribution,
     BondAmplitudes,

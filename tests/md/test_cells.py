@@ -13,9 +13,10 @@ from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.evaluation import Evaluator
 from stable_plugin.evaluation.label_errors import label_errors
 from stable_plugin.md import Simulator
+from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.neighbors import edges_within
-from stable_plugin.md.system import stack_cells, stack_positions
+from stable_plugin.md.system import stack_positions
 from stable_plugin.models.base import Potential
 from stable_plugin.units import BOLTZMANN
 

@@ -10,8 +10,8 @@ from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.algorithm.window_data import WindowEstimator
 from stable_plugin.config import MIN_FRAMES, StABlEConfig
 from stable_plugin.defaults import choose
+from stable_plugin.md.cells import optional
 from stable_plugin.md.simulator import Simulator
-from stable_plugin.md.system import optional
 from stable_plugin.models.base import Potential
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.random_state import RandomStreams

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import optional
+from stable_plugin.md.cells import optional
 from stable_plugin.models.base import Potential
 
 log = logging.getLogger(__name__)

@@ -37,8 +37,8 @@ from torch import Tensor
 
 from stable_plugin.algorithm.reweighting import SINGLE_PROCESS, ess_fraction, uniform_weights
 from stable_plugin.config import MIN_FRAMES, Loss, mean_squared_error
+from stable_plugin.md.cells import optional
 from stable_plugin.md.neighborhoods import Members
-from stable_plugin.md.system import optional
 from stable_plugin.models.base import Potential
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.memory import OUT_OF_MEMORY, is_out_of_memory

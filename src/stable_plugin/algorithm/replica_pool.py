@@ -12,9 +12,9 @@ from ase import Atoms
 from torch import Tensor
 
 from stable_plugin.config import MIN_FRAMES, StABlEConfig
+from stable_plugin.md.cells import optional
 from stable_plugin.md.simulator import Simulator
 from stable_plugin.md.state import State
-from stable_plugin.md.system import optional
 from stable_plugin.md.window import Window
 from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.random_state import RandomStreams

@@ -12,8 +12,8 @@ from torch import Tensor
 from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate
 from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
 from stable_plugin.config import Loss, mean_squared_error
+from stable_plugin.md.cells import optional
 from stable_plugin.md.neighborhoods import Members, Neighborhoods, even_sample
-from stable_plugin.md.system import optional
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
 

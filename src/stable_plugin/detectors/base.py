@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import System, optional
+from stable_plugin.md.cells import optional
+from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.representation import ReprMixin
 

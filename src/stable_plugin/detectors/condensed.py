@@ -9,7 +9,8 @@ from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
 from stable_plugin.detectors.geometry import MAX_DISTANCES
-from stable_plugin.md.system import System, optional
+from stable_plugin.md.cells import optional
+from stable_plugin.md.system import System
 from stable_plugin.observables.base import Observable
 from stable_plugin.runtime import checks
 

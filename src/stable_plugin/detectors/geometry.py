@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
+from stable_plugin.md.cells import each_cell
 from stable_plugin.md.neighbors.contacts import ContactSearch
-from stable_plugin.md.system import System, each_cell
+from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 
 MAX_LISTED_ATOMS = 1000

@@ -23,10 +23,11 @@ from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationS
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
 from stable_plugin.evaluation.trajectories import offending_atom_labels, write_trajectories
 from stable_plugin.md import Execution, Integrator, Langevin
+from stable_plugin.md.cells import optional, stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
 from stable_plugin.md.frames import Frames, read_frames
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
-from stable_plugin.md.system import System, optional, stack_cells, stack_positions
+from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
 from stable_plugin.observables import Observable, TimeCorrelation, trajectory_from_atoms
 

@@ -10,9 +10,10 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from stable_plugin.md.cells import optional, stack_cells
 from stable_plugin.md.compositions import split_by_composition
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
-from stable_plugin.md.system import System, optional, stack_cells, stack_positions
+from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import Potential, find_potential
 from stable_plugin.models.isolated_atoms import EnergyOffset, fit_offset
 

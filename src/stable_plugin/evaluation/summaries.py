@@ -12,7 +12,7 @@ import numpy as np
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
 from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
-from stable_plugin.md.system import optional
+from stable_plugin.md.cells import optional
 from stable_plugin.observables import Observable, TimeCorrelation
 
 MAX_ATOM_LABELS = 5

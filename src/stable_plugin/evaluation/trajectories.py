@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
-from stable_plugin.md.system import System, optional
+from stable_plugin.md.cells import optional
+from stable_plugin.md.system import System
 
 
 def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector, system: System) -> dict[int, str]:

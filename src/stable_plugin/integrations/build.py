@@ -16,9 +16,10 @@ from stable_plugin.algorithm.systems_loop import AnyLoop, SystemsLoop
 from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.config import MIN_FRAMES, StABlEConfig
 from stable_plugin.integrations.structures import training_structures
+from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
 from stable_plugin.md.frames import read_frames
-from stable_plugin.md.system import System, stack_cells, stack_positions
+from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
 from stable_plugin.runtime.distributed import DistributedContext
 

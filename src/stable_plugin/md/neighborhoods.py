@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import System, each_cell, optional
+from stable_plugin.md.cells import each_cell, optional
+from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.representation import ReprMixin
 

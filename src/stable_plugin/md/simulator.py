@@ -13,11 +13,11 @@ from torch import Tensor
 
 from stable_plugin.md.backends.cuda_graph import BlockGraphs, CapturedBlock
 from stable_plugin.md.backends.forces import Forces
+from stable_plugin.md.cells import optional
 from stable_plugin.md.execution import Execution
 from stable_plugin.md.integrators import Integrator
 from stable_plugin.md.neighbors import Edges, NeighborList
 from stable_plugin.md.state import State
-from stable_plugin.md.system import optional
 from stable_plugin.md.window import NEVER, Recorded, Window, stack_frames
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.allocator import keep_freed_memory

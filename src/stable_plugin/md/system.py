@@ -20,10 +20,6 @@ from stable_plugin.md.constraints import common_fixed_atoms
 from stable_plugin.md.geometry import check_geometry
 from stable_plugin.md.topology import Part, Topology, checked_bonds, find_topology, kind_of_atom
 
-CELL_TOLERANCE = 1e-4
-"""Difference in Å between cells that are the same but for the rounding of a file."""
-
-
 MASS_TOLERANCE = 1e-3
 """Relative difference between masses of the same isotope: files round them."""
 
@@ -361,7 +357,7 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
         ValueError: If there is no frame, or one has different atoms or another order, pbc, charge or spin, or
             :func:`check_geometry` rejects it.
 
-    See :func:`stack_cells` for their cells, which may differ.
+    See :func:`~stable_plugin.md.cells.stack_cells` for their cells, which may differ.
     """
     if len(frames) == 0:
         raise ValueError(f"{name} contains no frame: pass at least one structure.")
@@ -430,39 +426,3 @@ def _whole_number(atoms: Atoms, name: str) -> int | None:
     if isinstance(value, bool) or int(value) != value:
         raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: set a whole number.")
     return int(value)
-
-
-def stack_cells(frames: Sequence[Atoms], system: System) -> Tensor | None:
-    """Return the cells of frames, (n_frames, 3, 3) in Å, float64, or None if all are that of the system.
-
-    Args:
-        frames: ASE structures.
-        system: System that the frames are of.
-    """
-    if not system.periodic:
-        return None
-    cells = np.stack([frame.cell.complete().array for frame in frames])
-    if np.allclose(cells, system.cell.cpu().numpy(), atol=CELL_TOLERANCE):
-        return None
-    return torch.tensor(cells, dtype=torch.float64)
-
-
-def optional(cell: Tensor | None) -> tuple[Tensor, ...]:
-    """Return a cell as a further positional argument, or no argument for None.
-
-    Detectors and observables that measure positions alone then serve systems with one cell.
-
-    Args:
-        cell: Cells of frames, (..., 3, 3) in Å, or None.
-    """
-    return () if cell is None else (cell,)
-
-
-def each_cell(cell: Tensor | None, n_frames: int) -> Sequence[Tensor | None]:
-    """Return the cell of every frame, (3, 3) in Å each, or None for each where all are that of the system.
-
-    Args:
-        cell: Cells of the frames, (n_frames, 3, 3) in Å, or None.
-        n_frames: Number of frames.
-    """
-    return [None] * n_frames if cell is None else list(cell)

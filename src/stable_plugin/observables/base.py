@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from stable_plugin.md.system import System, optional
+from stable_plugin.md.cells import optional
+from stable_plugin.md.system import System
 from stable_plugin.runtime.representation import ReprMixin
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stable_plugin.md.cells import each_cell
 from stable_plugin.md.neighbors.contacts import ContactSearch
-from stable_plugin.md.system import System, each_cell
+from stable_plugin.md.system import System
 from stable_plugin.observables.local import LocalObservable
 
 MAX_LISTED_ATOMS = 1000

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stable_plugin.md.system import System, each_cell
+from stable_plugin.md.cells import each_cell
+from stable_plugin.md.system import System
 from stable_plugin.observables.base import smeared_counts
 from stable_plugin.observables.local import LocalObservable
 from stable_plugin.runtime import checks
