@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
-from stable_plugin.md.frames import read_frames
+from stable_plugin.md.frames import read_frames, warn_temperature
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, find_keys, isolated_energies, read_labeled
 
 KCAL_PER_MOL = 0.0433641
@@ -249,3 +249,12 @@ def test_read_labeled_of_primitive_cells():
     atoms.calc = SinglePointCalculator(atoms, energy=-3.7, forces=np.zeros((1, 3)))
     (frame,) = read_labeled([atoms], "train")
     assert (len(frame), frame.info[ENERGY_KEY], frame.pbc.all()) == (1, -3.7, True)
+
+
+def test_frames_of_another_temperature_are_a_warning(caplog):
+    frames = [water(0, temperature_K=500.0), water(1)]
+    warn_temperature(frames, 505.0, "reference")
+    assert caplog.text == ""
+    warn_temperature(frames, 300.0, "reference")
+    assert "reference states temperature_K=500, but the simulation runs at 300 K" in caplog.text
+    assert "1.7 times those of the simulation" in caplog.text

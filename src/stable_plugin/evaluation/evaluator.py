@@ -25,7 +25,7 @@ from stable_plugin.evaluation.trajectories import offending_atom_labels, write_t
 from stable_plugin.md import Execution, Integrator, Langevin
 from stable_plugin.md.cells import optional, stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
-from stable_plugin.md.frames import Frames, read_frames
+from stable_plugin.md.frames import Frames, read_frames, warn_temperature
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
@@ -128,6 +128,8 @@ class Evaluator:
             for name in other_names
         }
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
+        if reference is not None:
+            warn_temperature(reference_frames, settings.integrator.temperature_K, "reference")
         system = System.from_frames(reference_frames, bonds).with_fixed(start_frames, reference_frames)
         self.starts = stack_positions(start_frames, system, "starts")
         self.reference = stack_positions(reference_frames, system, "reference")

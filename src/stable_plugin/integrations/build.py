@@ -18,7 +18,7 @@ from stable_plugin.config import MIN_FRAMES, StABlEConfig
 from stable_plugin.integrations.structures import training_structures
 from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
-from stable_plugin.md.frames import read_frames
+from stable_plugin.md.frames import read_frames, warn_temperature
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
 from stable_plugin.runtime.distributed import DistributedContext
@@ -138,6 +138,7 @@ def _build_single(config: StABlEConfig, module: nn.Module) -> TrainingLoop:
     assert config.structures is not None
     structures = read_frames(config.structures)
     reference = structures if config.reference is None else read_frames(config.reference)
+    warn_temperature(reference, config.integrator.temperature_K, "reference")
     system = System.from_frames(reference, config.bonds).with_fixed(structures, reference)
     positions = stack_positions(structures, system, "structures")
     reference_positions = stack_positions(reference, system, "reference")

@@ -17,6 +17,10 @@ Frames = str | Path | Sequence[str | Path] | Sequence[Atoms]
 """Files that ASE reads, or structures: see :func:`read_frames`."""
 
 
+TEMPERATURE_TOLERANCE = 0.05
+"""Relative difference of temperatures that does not matter."""
+
+
 def read_frames(source: Frames, name: str = "structures") -> list[Atoms]:
     """Return all structures of files, or of a sequence, without isolated atoms.
 
@@ -63,3 +67,24 @@ def split_isolated(frames: Sequence[Atoms]) -> tuple[list[Atoms], list[Atoms]]:
         [frame for frame, alone in zip(frames, isolated, strict=True) if not alone],
         [frame for frame, alone in zip(frames, isolated, strict=True) if alone],
     )
+
+
+def warn_temperature(frames: Sequence[Atoms], temperature_K: float, name: str) -> None:
+    """Warn of frames that state another temperature than that of the simulation.
+
+    Args:
+        frames: ASE structures; the temperature is ``atoms.info["temperature_K"]``.
+        temperature_K: Temperature of the simulation in K.
+        name: Name of the frames in the warning.
+    """
+    stated = {float(frame.info["temperature_K"]) for frame in frames if "temperature_K" in frame.info}
+    other = sorted(each for each in stated if abs(each - temperature_K) > TEMPERATURE_TOLERANCE * temperature_K)
+    if other:
+        log.warning(
+            "%s states temperature_K=%s, but the simulation runs at %g K: mean square amplitudes are proportional to the "
+            "temperature, so targets from these frames are %.2g times those of the simulation. Pass frames of its temperature.",
+            name,
+            ", ".join(f"{each:g}" for each in other),
+            temperature_K,
+            other[-1] / temperature_K,
+        )
