@@ -241,7 +241,7 @@ def test_read_labeled_tells_energy_from_free_energy(caplog):
     assert "train: energies are 'free_energy', which differ from 'energy'" in caplog.text
     caplog.clear()
     read_labeled([smeared(-3.0, -3.0)], "train")
-    assert not caplog.text
+    assert "which differ" not in caplog.text
 
 
 def test_read_labeled_of_primitive_cells():
@@ -254,7 +254,7 @@ def test_read_labeled_of_primitive_cells():
 def test_frames_of_another_temperature_are_a_warning(caplog):
     frames = [water(0, temperature_K=500.0), water(1)]
     warn_temperature(frames, 505.0, "reference")
-    assert caplog.text == ""
+    assert "states temperature_K" not in caplog.text
     warn_temperature(frames, 300.0, "reference")
     assert "reference states temperature_K=500, but the simulation runs at 300 K" in caplog.text
     assert "1.7 times those of the simulation" in caplog.text
