@@ -1,5 +1,7 @@
 """Fixtures shared by the tests."""
 
+import logging
+import warnings
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -63,3 +65,13 @@ def constant_threads(monkeypatch):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """Undo what a program changes in the process, so that no test depends on the ones before it."""
+    root = logging.getLogger()
+    handlers, level, show = root.handlers[:], root.level, warnings.showwarning
+    yield
+    root.handlers[:], warnings.showwarning = handlers, show
+    root.setLevel(level)

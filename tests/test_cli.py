@@ -1,10 +1,8 @@
 """The ``stable-plugin`` command."""
 
 import json
-import logging
 import subprocess
 import sys
-import warnings
 from importlib.metadata import version
 
 import pytest
@@ -13,19 +11,8 @@ from recipe_tools import ROOT
 
 from stable_plugin.cli import main
 from stable_plugin.integrations.recipes.shipped import shipped_recipes
-from stable_plugin.runtime.console import set_up_logging
 
 DATA = ROOT / "recipes" / "data"
-
-
-@pytest.fixture(autouse=True)
-def restored_logging(monkeypatch):
-    root = logging.getLogger()
-    handlers, level, show = root.handlers[:], root.level, warnings.showwarning
-    with warnings.catch_warnings():
-        yield
-    root.handlers[:], warnings.showwarning = handlers, show
-    root.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -154,26 +141,6 @@ import stable_plugin.cli
 assert not logging.getLogger().handlers and warnings.showwarning is show
 """
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.mark.parametrize("debug", [False, True])
-def test_set_up_logging_shows_own_lines(capsys, monkeypatch, debug):
-    logging.getLogger().handlers.clear()
-    # Another test may have imported Lightning first, which then logs by itself.
-    lightning = logging.getLogger("pytorch_lightning")
-    monkeypatch.setattr(lightning, "propagate", True)
-    monkeypatch.setattr(lightning, "level", logging.NOTSET)
-    lightning.manager._clear_cache()
-    set_up_logging(debug=debug)
-    logging.getLogger("stable_plugin.some").info("window 1")
-    logging.getLogger("pytorch_lightning").info("a tip")
-    logging.getLogger("foreign").error("a failure")
-    warnings.warn("deprecated", stacklevel=1)
-    shown = capsys.readouterr().err
-    assert "window 1" in shown and "a failure" in shown
-    assert ("a tip" in shown) == debug
-    if not debug:
-        assert shown == "window 1\na failure\n"
 
 
 def test_copied_data_can_be_read(tmp_path, monkeypatch):

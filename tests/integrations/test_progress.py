@@ -1,8 +1,6 @@
 """The progress line of a simulation: in terminals only, drawn by tqdm or as a task of rich's display."""
 
 import io
-import subprocess
-import sys
 
 import pytest
 
@@ -105,22 +103,3 @@ def test_progress_line_leaves_other_displays_of_rich(console, terminal):
     display = rich_progress(**console)
     ProgressLine(0.4, rich_progress=lambda: display).show(STEPS[0])
     assert not display.tasks
-
-
-SHOW_LOG = """
-import logging, sys
-if len(sys.argv) > 1:
-    logging.basicConfig(level=logging.WARNING, format="root: %(message)s")
-from stable_plugin.integrations.session import log, show_log
-show_log()
-show_log()
-log.info("window 1")
-log.warning("careful")
-"""
-
-
-@pytest.mark.parametrize(("arguments", "expected"), [([], ["window 1", "careful"]), (["own"], ["root: careful"])])
-def test_show_log_only_without_logging_configuration(arguments, expected):
-    command = [sys.executable, "-W", "ignore", "-c", SHOW_LOG, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stderr.splitlines() == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -300,26 +299,6 @@ class Session:
             raise
         finally:
             self._line.close()
-
-
-def show_log() -> None:
-    """Show the package's log on standard error if the program has configured no logging, as Lightning does with its own."""
-    package = logging.getLogger(__package__.partition(".")[0])
-    if not package.hasHandlers():
-        package.addHandler(_StandardError())
-        package.setLevel(logging.INFO)
-
-
-class _StandardError(logging.StreamHandler[Any]):
-    """Writes to the present ``sys.stderr``, which displays replace while they own the terminal."""
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, stream: Any) -> None:
-        pass
 
 
 def _numbers(record: WindowRecord) -> dict[str, float]:

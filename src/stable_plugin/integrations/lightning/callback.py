@@ -24,8 +24,9 @@ from stable_plugin.integrations.lightning.compatibility import (
 )
 from stable_plugin.integrations.lightning.preemption import EpochPosition, RequeueSignal
 from stable_plugin.integrations.progress import ProgressLine
-from stable_plugin.integrations.session import NonFiniteGradientError, Session, show_log
+from stable_plugin.integrations.session import NonFiniteGradientError, Session
 from stable_plugin.models import WeightAverage
+from stable_plugin.runtime.console import show_log
 
 log = logging.getLogger(__name__)
 
