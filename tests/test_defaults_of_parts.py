@@ -9,6 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, graphene, molecule
+from ase.constraints import FixAtoms
 
 from stable_plugin import AnyOf, BondDeviation, Langevin, RunawayTemperature, System
 from stable_plugin.config import SystemConfig
@@ -215,3 +216,14 @@ def test_defaults_of_real_crystals(element):
             system, reference, velocities, choices = chosen(same_cell)
             assert system.is_extended
             assert not choices.detector.classify(reference, velocities)[0].any()
+
+
+def test_fixed_atoms_do_not_lower_the_threshold_of_the_temperature():
+    frames = thermal(bulk("Cu", cubic=True) * 2)
+    for frame in frames:
+        frame.set_constraint(FixAtoms(range(4, 32)))
+    system = System.from_frames(frames).with_fixed(frames, frames)
+    reference = torch.tensor(np.stack([frame.positions for frame in frames]))
+    detector = default_detector(system, reference, TEMPERATURE_K)
+    assert isinstance(detector, RunawayTemperature)
+    assert detector.threshold == pytest.approx(TEMPERATURE_K * (1 + 6 / 6**0.5))

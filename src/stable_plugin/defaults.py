@@ -159,20 +159,20 @@ def default_detector(
     if int(system.molecules.max()) > 0:
         detectors.append(_contact_detector(system, reference, cell))
     if system.is_extended or not has_molecules(system):
-        detectors.append(RunawayTemperature(runaway_temperature(system.n_atoms, temperature_K)))
+        detectors.append(RunawayTemperature(runaway_temperature(system.n_moving, temperature_K)))
     return detectors[0] if len(detectors) == 1 else AnyOf(detectors)
 
 
-def runaway_temperature(n_atoms: int, temperature_K: float) -> float:
+def runaway_temperature(n_moving: int, temperature_K: float) -> float:
     """Return a kinetic temperature in K that a stable system does not reach.
 
     Twice the temperature, and in a small system six standard deviations of the canonical ensemble above it.
 
     Args:
-        n_atoms: Number of atoms.
+        n_moving: Number of atoms that are not fixed.
         temperature_K: Temperature of the simulation in K.
     """
-    return temperature_K * max(2.0, 1.0 + N_DEVIATIONS * sqrt(2.0 / (3.0 * n_atoms)))
+    return temperature_K * max(2.0, 1.0 + N_DEVIATIONS * sqrt(2.0 / (3.0 * n_moving)))
 
 
 def _bond_detector(system: System, reference: Tensor, cell: Tensor | None, deviation_A: float) -> BondDeviation:

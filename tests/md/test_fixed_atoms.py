@@ -1,5 +1,7 @@
 """Atoms that are held in place, and masses, as the structures say."""
 
+from math import inf, nan
+
 import ase.io
 import numpy as np
 import pytest
@@ -163,12 +165,22 @@ def test_frames_with_other_isotopes_are_named():
         stack_positions(frames, System.from_frames(frames), "frames")
 
 
-def test_charge_is_a_whole_number():
+def test_the_isotope_that_is_named_is_the_one_that_differs():
+    frames = [Atoms("AuH", positions=[[0, 0, 0], [0, 0, 1.6]]) for _ in range(2)]
+    masses = frames[1].get_masses()
+    frames[1].set_masses(masses + np.array([0.09, 0.05]))  # within rounding for gold, but not for hydrogen
+    with pytest.raises(ValueError, match=r"frames\[1\] has H1 with a mass of 1\.058 u"):
+        stack_positions(frames, System.from_frames(frames), "frames")
+
+
+@pytest.mark.parametrize("value", [0.5, nan, inf, "one", True, np.bool_(True)])
+def test_charge_is_a_whole_number(value):
     atoms = chain(1, constraint=False)[0]
-    atoms.info["charge"] = 1.0
-    assert System.from_atoms(atoms).charge == 1
-    atoms.info["charge"] = 0.5
-    with pytest.raises(ValueError, match=r"structures have atoms\.info\['charge'\]=0\.5: set a whole number"):
+    for whole in (1, 1.0, np.int64(1), np.float32(1)):
+        atoms.info["charge"] = whole
+        assert System.from_atoms(atoms).charge == 1
+    atoms.info["charge"] = value
+    with pytest.raises(ValueError, match=r"structures have atoms\.info\['charge'\]=.*: set a whole number"):
         System.from_atoms(atoms)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from math import inf
+from numbers import Real
 
 import numpy as np
 import torch
@@ -376,7 +377,7 @@ def stack_positions(frames: Sequence[Atoms], system: System, name: str) -> Tenso
         check_geometry(frame, f"{name}[{index}]")
         masses, expected_masses = frame.get_masses(), system.masses.double().cpu().numpy()
         if not np.allclose(masses, expected_masses, rtol=MASS_TOLERANCE):
-            atom = int(np.abs(masses - expected_masses).argmax())
+            atom = int(np.abs(masses / expected_masses - 1.0).argmax())
             raise ValueError(
                 f"{name}[{index}] has {frame.symbols[atom]}{atom} with a mass of {masses[atom]:g} u, but the simulated system "
                 f"with {expected_masses[atom]:g} u: pass frames with the same isotopes."
@@ -423,6 +424,6 @@ def _whole_number(atoms: Atoms, name: str) -> int | None:
     value = atoms.info.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or int(value) != value:
+    if isinstance(value, bool) or not isinstance(value, Real) or not (number := float(value)).is_integer():
         raise ValueError(f"structures have atoms.info[{name!r}]={value!r}: set a whole number.")
-    return int(value)
+    return int(number)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isinf
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ase.io
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
+from ase.geometry import find_mic
 from torch import Tensor, nn
 
 from stable_plugin.detectors import NonFinite
 from stable_plugin.md import Langevin, Simulator
 from stable_plugin.md.constraints import fixed_atoms
 from stable_plugin.md.frames import read_frames
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.neighbors import Edges
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import find_potential, get_family, load_potential
@@ -54,6 +57,7 @@ class PotentialConformance:
             equivariant by construction.
         capturable: Whether a force call must be free of host synchronizations, so that it can be part of a CUDA graph.
         suffix: Suffix of the family's files; None if it has none.
+        graph_labels: Charge, spin and head as far as the family's training graphs hold them.
     """
 
     family: str | None = None
@@ -64,6 +68,7 @@ class PotentialConformance:
     rotation_tolerance = 1e-9
     capturable = True
     suffix: str | None = None
+    graph_labels: ClassVar[dict[str, int | str]] = {}
     _kept: KeptModule
 
     def make_module(self) -> nn.Module:
@@ -95,6 +100,15 @@ class PotentialConformance:
     def make_load_arguments(self) -> dict[str, Any]:
         """Return the arguments that :func:`~stable_plugin.models.load_potential` needs for such a file."""
         return {}
+
+    def make_graphs(self, module: nn.Module, frames: Sequence[Atoms]) -> tuple[nn.Module, Sequence[Any]] | None:
+        """Return what the family's trainer trains, and the graphs that it makes of frames; None if it has no trainer.
+
+        Args:
+            module: What :meth:`make_module` returned.
+            frames: Structures with energies (``info["REF_energy"]``) and forces (``arrays["REF_forces"]``).
+        """
+        return None
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Run tests with an argument ``structure`` on every structure, and those with ``periodic`` on periodic ones."""
@@ -225,6 +239,7 @@ class PotentialConformance:
         """Charge, spin, masses, cell, periodic directions and fixed atoms of a file are those of its trajectories."""
         case = self._case(structure)
         atoms = case.atoms.copy()
+        atoms.info = {"charge": 1, "spin": 2, **atoms.info}
         masses = atoms.get_masses()
         masses[-1] += 1.0  # another isotope
         atoms.set_masses(masses)
@@ -247,6 +262,25 @@ class PotentialConformance:
         assert fixed_atoms(written, "written").nonzero()[0].tolist() == [1]
         assert_close(torch.tensor(written.positions[1]), torch.tensor(atoms.positions[1]), 1e-5)
         assert np.abs(written.positions - atoms.positions).max() > 1e-4, "nothing moved"
+
+    def test_structure_is_the_same_in_training_graphs(self, structure: str) -> None:
+        """What the family's trainer is given, and what StABlE training takes from its dataset, is the same structure."""
+        case = self._case(structure)
+        atoms = case.atoms.copy()
+        atoms.info |= {ENERGY_KEY: 0.0, **self.graph_labels}
+        atoms.arrays[FORCES_KEY] = np.zeros((len(atoms), 3))
+        made = self.make_graphs(case.module, [atoms, atoms])
+        if made is None:
+            skip("the family has no trainer")
+        found = get_family(str(self.family)).structures(*made)
+        assert found is not None and len(found) == 2
+        assert str(found[1].symbols) == str(atoms.symbols)
+        assert found[1].pbc.tolist() == atoms.pbc.tolist()
+        assert {label: found[1].info.get(label) for label in self.graph_labels} == self.graph_labels
+        moved = find_mic(found[1].positions - atoms.positions, atoms.cell, atoms.pbc)[1]  # some families wrap positions
+        assert_close(torch.tensor(moved), torch.zeros(len(atoms)), 1e-5)
+        periodic = atoms.pbc  # some families change the cell vectors of the other directions, which mean nothing
+        assert_close(torch.tensor(found[1].cell.array[periodic]), torch.tensor(atoms.cell.array[periodic]), 1e-5)
 
     def test_replicas_are_independent(self, structure: str) -> None:
         """The result of a replica does not depend on the others in the batch, nor on its place among them."""

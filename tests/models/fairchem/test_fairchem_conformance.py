@@ -1,6 +1,7 @@
 """fairchem models pass the conformance tests of potentials."""
 
 from math import inf
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from fairchem.core.units.mlip_unit import InferenceSettings, load_predict_unit
 from fairchem_tools import network, tasks
 
 from stable_plugin.models.base import default_dtype
-from stable_plugin.models.fairchem import FairchemModel, save_fairchem
+from stable_plugin.models.fairchem import FairchemModel, FairchemModule, save_fairchem
 from stable_plugin.testing import PotentialConformance
 
 
@@ -21,6 +22,7 @@ class FairchemConformance(PotentialConformance):
     energy_tolerance = 1e-7
     force_tolerance = 1e-7
     rotation_tolerance = 1e-5  # the Wigner matrices of fairchem are rotations to single precision
+    graph_labels: ClassVar = {"charge": 1, "spin": 2}
     capturable = False  # fairchem builds graphs and checks its inputs on the host
 
     @pytest.fixture(autouse=True)
@@ -41,6 +43,13 @@ class FairchemConformance(PotentialConformance):
 
     def save(self, module, path):
         save_fairchem(module, path)
+
+    def make_graphs(self, module, frames):
+        path = self.temporary / "pretrained.pt"
+        path.unlink(missing_ok=True)
+        save_fairchem(module, path)
+        trainer = FairchemModule(checkpoint=path, task_name="omol")
+        return trainer, trainer.dataloader(frames, 1, shuffle=False).dataset
 
     def make_load_arguments(self):
         return {"task_name": "omol", "dtype": self.dtype}

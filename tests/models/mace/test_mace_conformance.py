@@ -1,5 +1,8 @@
 """Every kind of MACE model passes the conformance tests of potentials."""
 
+from typing import ClassVar
+
+import numpy as np
 import pytest
 import torch
 from ase.build import bulk
@@ -8,7 +11,7 @@ from mace.modules import MACE, interaction_classes
 from toys import tiny_mace
 
 from stable_plugin.models.base import default_dtype
-from stable_plugin.models.mace import save_mace
+from stable_plugin.models.mace import MACEModule, save_mace
 from stable_plugin.testing import PotentialConformance, rattled_ethanol, small_water_box
 
 ELEMENTS = [1, 6, 8]
@@ -30,6 +33,10 @@ class MACEConformance(PotentialConformance):
 
     def save(self, module, path):
         save_mace(module, path)
+
+    def make_graphs(self, module, frames):
+        trainer = MACEModule(model=module)
+        return trainer, trainer.dataloader(frames, 1, shuffle=False).dataset
 
 
 class TestScaledMACE(MACEConformance):
@@ -69,6 +76,22 @@ class TestRepulsiveMACE(MACEConformance):
 class TestManyBodyMACE(MACEConformance):
     def make_module(self):
         return tiny_mace(ELEMENTS, correlation=2, num_interactions=1, max_ell=2)
+
+
+class TestMultiHeadMACE(MACEConformance):
+    graph_labels: ClassVar = {"head": "replay"}
+    capturable = (
+        False  # MACE's readout writes a number into a mask, for which the CPU, though not a GPU, makes a tensor
+    )
+
+    def make_module(self):
+        return tiny_mace(
+            ELEMENTS,
+            heads=["replay", "Default"],
+            atomic_energies=np.array([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]]),
+            atomic_inter_scale=[0.5, 1.5],
+            atomic_inter_shift=[0.0, 0.1],
+        )
 
 
 class TestChebyshevMACE(MACEConformance):

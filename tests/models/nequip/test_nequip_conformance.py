@@ -13,6 +13,7 @@ from stable_plugin.models import find_potential
 from stable_plugin.testing import PotentialConformance
 
 pytest.importorskip("nequip.model")
+from nequip.data.ase import from_ase
 from nequip.integrations.ase import NequIPCalculator
 from nequip.integrations.utils import basic_transforms
 from nequip_tools import make_model
@@ -36,6 +37,9 @@ class NequIPConformance(PotentialConformance):
                 module.metadata, float(module.metadata["r_max"]), names, {name: name for name in names}
             ),
         )
+
+    def make_graphs(self, module, frames):
+        return module, [from_ase(frame) for frame in frames]
 
 
 class TestNequIP(NequIPConformance):

@@ -12,6 +12,7 @@ from torch import nn
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential
 from stable_plugin.models.family import ModelFamily
+from stable_plugin.models.mace.heads import heads_of
 
 if TYPE_CHECKING:
     from stable_plugin.models.lightning_module import PotentialModule
@@ -48,10 +49,10 @@ class MACEFamily(ModelFamily):
         return model
 
     def structures(self, module: nn.Module, items: Sequence[Any]) -> list[Atoms] | None:
-        numbers = _atomic_numbers(module)
-        if numbers is None or not all(hasattr(item, "node_attrs") for item in items):
+        model = _model(module)
+        if model is None or not all(hasattr(item, "node_attrs") for item in items):
             return None
-        return [_structure(item, numbers) for item in items]
+        return [_structure(item, model) for item in items]
 
     def lightning_module(self) -> type[PotentialModule]:
         from stable_plugin.models.mace.lightning_module import MACEModule
@@ -62,22 +63,23 @@ class MACEFamily(ModelFamily):
 FAMILY = MACEFamily()
 
 
-def _atomic_numbers(module: nn.Module) -> list[int] | None:
-    """Return the atomic numbers that the one-hot vectors of the graphs stand for."""
+def _model(module: nn.Module) -> Any:
+    """Return the MACE model inside a module, None if there is none."""
     for part in module.modules():
         if hasattr(part, "atomic_energies_fn") and hasattr(part, "atomic_numbers"):
-            numbers: Any = part.atomic_numbers
-            return [int(number) for number in numbers.tolist()]
+            return part
     return None
 
 
-def _structure(graph: Any, atomic_numbers: Sequence[int]) -> Atoms:
-    species = graph.node_attrs.argmax(dim=1).tolist()
+def _structure(graph: Any, model: Any) -> Atoms:
+    """Return the structure of a graph, whose one-hot vectors and head are in the order of the model."""
     pbc: Any = getattr(graph, "pbc", None)
     periodic = pbc is not None and bool(pbc.any())
+    head, heads = getattr(graph, "head", None), heads_of(model)
     return Atoms(
-        numbers=[atomic_numbers[index] for index in species],
+        numbers=model.atomic_numbers.cpu()[graph.node_attrs.argmax(dim=1).cpu()].numpy(),
         positions=graph.positions.detach().cpu().numpy(),
         cell=graph.cell.detach().cpu().numpy() if periodic else None,
         pbc=pbc.reshape(-1).tolist() if periodic else False,
+        info={} if head is None or len(heads) == 1 else {"head": heads[int(head)]},
     )
