@@ -206,10 +206,10 @@ class StABlEConfig(SystemConfig):
 
     systems: Sequence[SystemConfig] | None = None
     """Several systems that the potential is trained on, instead of the one that the fields of :class:`SystemConfig`
-    describe. If None, and the structures have several compositions: one system per composition."""
+    describe. If None: one system for each composition, charge, spin, head and set of fixed atoms in the structures."""
 
     max_systems: Annotated[int, Count()] = 8
-    """Most systems that are made of the compositions in the data; the most frequent compositions are taken."""
+    """Most systems that are made of the structures if ``systems`` is None; the most frequent ones are taken."""
 
     n_replicas: Annotated[int, Count(at_most=checks.MAX_REPLICAS)] = 32
     """Replicas simulated at once, in each process if training runs in several. The published value is 128."""

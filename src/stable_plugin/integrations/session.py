@@ -302,12 +302,12 @@ class Session:
 
 
 def _numbers(record: WindowRecord) -> dict[str, float]:
-    prefix = f"stable/{record.system}/{record.phase}" if record.system else f"stable/{record.phase}"
+    prefix = f"stable/{record.system}" if record.system else "stable"
     return {
-        f"{prefix}/unstable_fraction": record.unstable_fraction,
-        f"{prefix}/observable_loss": record.observable_loss,
-        "stable/window": record.window,
-        "stable/simulated_ps": record.simulated_ps,
+        f"{prefix}/{record.phase}/unstable_fraction": record.unstable_fraction,
+        f"{prefix}/{record.phase}/observable_loss": record.observable_loss,
+        f"{prefix}/window": record.window,
+        f"{prefix}/simulated_ps": record.simulated_ps,
     }
 
 
