@@ -159,7 +159,9 @@ def _log_systems(config: StABlEConfig, singles: Sequence[StABlEConfig]) -> None:
     assert config.structures is not None
     starts = split_by_composition(read_frames(config.structures))
     if len(starts) > 1:
-        taken = {single.name: len(single.structures or ()) for single in singles}
+        taken = {
+            single.name: len(read_frames(single.structures)) for single in singles if single.structures is not None
+        }
         left_out = _listed([name for name in starts if name not in taken])
         rule = f"with fewer than {MIN_FRAMES} reference frames or beyond max_systems={config.max_systems}"
         log.info(
@@ -168,8 +170,10 @@ def _log_systems(config: StABlEConfig, singles: Sequence[StABlEConfig]) -> None:
             ", ".join(f"{name} ({n_frames} frames)" for name, n_frames in taken.items()),
             f"; left out, {rule}: {left_out}" if left_out else "",
         )
-    reference = [] if config.reference is None else read_frames(config.reference)
-    used = {id(frame) for single in singles for frame in single.reference or ()}
+    if config.reference is None:
+        return
+    reference = read_frames(config.reference)
+    used = {id(frame) for single in singles if single.reference is not None for frame in read_frames(single.reference)}
     n_unused = sum(id(frame) not in used for frame in reference)
     if n_unused:
         log.info("StABlE: %d of %d reference frames are of no system that is simulated", n_unused, len(reference))

@@ -89,8 +89,8 @@ def frames_by_name(named: Mapping[str, Sequence[Atoms]], frames: Sequence[Atoms]
     for kind, group in _by_kind(frames).items():
         available.setdefault(kind.composition, {})[kind] = group
     found: dict[str, list[Atoms]] = {}
-    for name, group in named.items():
-        (kind,) = _by_kind(group)
+    for name, own_frames in named.items():
+        (kind,) = _by_kind(own_frames)
         candidates = available.get(kind.composition, {})
         agreeing = [frame for other, each in candidates.items() if kind.agrees(other) for frame in each]
         own = candidates.get(kind, agreeing)
@@ -124,6 +124,6 @@ def _suffix(kind: Kind, kinds: Sequence[Kind]) -> str:
 
 
 def _label(value: object) -> Label:
-    if isinstance(value, Real) and float(value).is_integer():
-        return int(value)
+    if isinstance(value, Real) and (number := float(value)).is_integer():
+        return int(number)
     return None if value is None else str(value)
