@@ -157,10 +157,24 @@ def test_reference_frames_go_to_their_composition():
     ("changes", "message"),
     [
         ({"systems": []}, r"systems=\[\] is not a list of systems: pass instances of SystemConfig"),
-        ({"systems": [OH]}, r"systems\[0\]=.*pass an instance of SystemConfig"),
+        ({"systems": [OH]}, r"systems\[0\]=.*pass an instance of SystemConfig or an instance of Mapping"),
         ({"structures": OH}, r"systems= and structures= were both passed: set structures in each of the systems"),
-        ({"systems": [SystemConfig()]}, r"systems\[0\] has structures=None: pass start frames"),
-        ({"systems": [system(OH, integrator=Langevin(300.0, 0.7))]}, r"window_ps"),
+        ({"systems": [SystemConfig()]}, r"systems\[0\]\.structures=None: pass start frames"),
+        (
+            {"systems": [system(OH, integrator=Langevin(300.0, 0.7))]},
+            r"systems\[0\]: window_ps=0\.02 ps is not a whole number",
+        ),
+        (
+            {"systems": [system(OH), {"structures": OH, "weigth": 2.0}]},
+            r"systems\[1\]\.weigth=2\.0 is not a.*mean weight\?",
+        ),
+        (
+            {"systems": [{"structures": OH, "temperature_K": 300}]},
+            r"systems\[0\]\.temperature_K=300 is not a.*use one of name",
+        ),
+        ({"systems": [{"structures": OH, "weight": -1.0}]}, r"systems\[0\]\.weight=-1\.0 is out of range"),
+        ({"systems": [{"structures": OH, "integrator": 300}]}, r"systems\[0\]\.integrator=300 is of type int: pass"),
+        ({"systems": [{"weight": 2.0}]}, r"systems\[0\]\.structures=None: pass start frames"),
     ],
 )
 def test_config_rejects_systems(changes, message):

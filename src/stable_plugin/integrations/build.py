@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.algorithm.systems_loop import AnyLoop, SystemsLoop
 from stable_plugin.algorithm.training_loop import TrainingLoop
-from stable_plugin.config import MIN_FRAMES, StABlEConfig
+from stable_plugin.config import MIN_FRAMES, StABlEConfig, SystemConfig
 from stable_plugin.integrations.structures import training_structures
 from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
@@ -82,7 +82,8 @@ def single_systems(config: StABlEConfig) -> list[StABlEConfig]:
         ValueError: If no composition has frames enough for a target, or bonds are set for several compositions.
     """
     if config.systems is not None:
-        named = [replace(system, name=system.name or _formula(system)) for system in config.systems]
+        systems = cast("Sequence[SystemConfig]", config.systems)  # those of mappings are made on construction
+        named = [replace(system, name=system.name or _formula(system)) for system in systems]
         names = [system.name for system in named]
         if len(set(names)) < len(names):
             raise ValueError(f"systems have the names {names}: set a different name for each.")
