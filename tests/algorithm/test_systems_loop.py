@@ -165,8 +165,8 @@ def test_reference_frames_go_to_their_composition():
             r"systems\[0\]: window_ps=0\.02 ps is not a whole number",
         ),
         (
-            {"systems": [system(OH), {"structures": OH, "weigth": 2.0}]},
-            r"systems\[1\]\.weigth=2\.0 is not a.*mean weight\?",
+            {"systems": [system(OH), {"structures": OH, "weights": 2.0}]},
+            r"systems\[1\]\.weights=2\.0 is not a.*mean weight\?",
         ),
         (
             {"systems": [{"structures": OH, "temperature_K": 300}]},
