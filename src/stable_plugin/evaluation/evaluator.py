@@ -16,7 +16,7 @@ from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
-from stable_plugin.defaults import EVALUATION_DEVIATION_A, default_detector, evaluated_observables
+from stable_plugin.defaults import default_detector, evaluated_observables
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
@@ -44,8 +44,7 @@ class Evaluator:
         starts: Start frames, as a file or ASE structures, that the potential was not trained on.
         reference: Frames for reference bond lengths and observables; ``starts`` if None.
         labeled: Frames with energies and forces, for the errors on them; no errors are reported if None.
-        detector: Detector that decides when a replica has failed; if None, that of training, with bonds 0.5 Å off their
-            mean length.
+        detector: Detector that decides when a replica has failed; that of training if None.
         observables: Observables to compare; if None, bond lengths, h(r) and bond angles of molecules, and those that
             training takes for other systems.
         dynamics: Observables of trajectories to compare. ``reference`` must then be one trajectory, contiguous in
@@ -144,7 +143,6 @@ class Evaluator:
             self.reference,
             settings.integrator.temperature_K,
             self._reference_cells,
-            EVALUATION_DEVIATION_A,
         )
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None

@@ -88,6 +88,7 @@ class ReplicaTrajectories:
         times_ps: Time of each frame, (n_frames,) in ps.
         failed_ps: Time at which each replica failed, (n_replicas,) in ps; inf if it did not.
         last_positions: Positions at the end or at the failure, (n_replicas, n_atoms, 3) in Å.
+        last_velocities: Velocities then, (n_replicas, n_atoms, 3) in Å per ASE time.
         cell: Cell of each replica, (n_replicas, 3, 3) in Å; None if all are that of the system.
     """
 
@@ -97,6 +98,7 @@ class ReplicaTrajectories:
     times_ps: Tensor
     failed_ps: Tensor
     last_positions: Tensor
+    last_velocities: Tensor
     cell: Tensor | None = None
 
     def cell_of(self, replica: int) -> Tensor | None:
@@ -155,5 +157,6 @@ def simulate_replicas(
         times_ps=torch.cat(times),
         failed_ps=failed_ps,
         last_positions=state.positions.cpu(),
+        last_velocities=state.velocities.cpu(),
         cell=own_cell,
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
-import torch
 from torch import Tensor
 
 from stable_plugin.detectors import Detector
@@ -26,14 +25,24 @@ def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector,
     Returns:
         Labels such as ``C1-H14`` by replica; replicas whose failure is not due to particular atoms are left out.
     """
-    last = trajectories.last_positions.to(system.masses)
-    cell = None if trajectories.cell is None else trajectories.cell.to(last)
-    offending_atoms = detector.offending_atoms(last, torch.zeros_like(last), *optional(cell))
+    offending_atoms = detector.offending_atoms(*_last(trajectories, system))
     return {
-        replica: "-".join(f"{system.symbols[atom]}{atom}" for atom in atoms)
+        replica: system.label(atoms)
         for replica, atoms in enumerate(offending_atoms)
         if atoms and trajectories.failed_ps[replica].isfinite()
     }
+
+
+def failure_descriptions(trajectories: ReplicaTrajectories, detector: Detector, system: System) -> dict[int, str]:
+    """Return what was wrong with each failed replica: the atoms, the value, and the limit.
+
+    Args:
+        trajectories: Simulated replicas.
+        detector: Detector that flagged them.
+        system: Simulated system.
+    """
+    texts = detector.describe(*_last(trajectories, system))
+    return {replica: text for replica, text in enumerate(texts) if trajectories.failed_ps[replica].isfinite()}
 
 
 def write_trajectories(
@@ -61,6 +70,14 @@ def write_trajectories(
     for replica in stable:
         frames = _recorded_frames(trajectories, system, replica)
         ase.io.write(folder / f"stable_replica{replica:02d}.extxyz", frames)
+
+
+def _last(trajectories: ReplicaTrajectories, system: System) -> tuple[Tensor, ...]:
+    """Return the last positions and velocities of the replicas, and their cells if these differ."""
+    positions, velocities = (
+        each.to(system.masses) for each in (trajectories.last_positions, trajectories.last_velocities)
+    )
+    return (positions, velocities, *optional(None if trajectories.cell is None else trajectories.cell.to(positions)))
 
 
 def _recorded_frames(trajectories: ReplicaTrajectories, system: System, replica: int) -> list[Any]:
