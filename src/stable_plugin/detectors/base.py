@@ -45,6 +45,9 @@ class Detector(ReprMixin, ABC):
     unit = ""
     """Unit of the value and of the threshold."""
 
+    remedy = "raise the threshold"
+    """What to do where frames that are good are flagged, in messages."""
+
     capturable = True
     """Whether :meth:`classify` can be captured in a CUDA graph: no state, no host synchronization, static shapes."""
 
@@ -141,7 +144,7 @@ class Detector(ReprMixin, ABC):
             measured = f"{value[worst]:.3g} {self.unit}".rstrip()
             raise ValueError(
                 f"{int(unstable.sum())} of {len(frames)} {name} frames are unstable according to {self!r}: frame {worst} "
-                f"measures {measured}. Remove those frames, or raise the threshold."
+                f"measures {measured}. Remove those frames, or {self.remedy}."
             )
 
     def __str__(self) -> str:

@@ -64,6 +64,8 @@ class ContactLimits(Detector):
         [True]
     """
 
+    remedy = "pass a detector with a lower false_alarms"
+
     def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS, discard_A: float | None = 0.3) -> None:
         super().__init__(threshold=1.0)
         self.temperature_K = checks.number("temperature_K", temperature_K, above=0)

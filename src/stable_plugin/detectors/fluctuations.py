@@ -37,6 +37,7 @@ class CoordinateLimits(Detector):
         false_alarms: Fraction of frames at equilibrium that are flagged.
     """
 
+    remedy = "pass a detector with a lower false_alarms"
     name = ""
     coordinate_unit = ""
     stiffness = 1.0

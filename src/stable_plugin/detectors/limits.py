@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
@@ -83,7 +84,8 @@ def thermal_limits(values: Tensor, classes: Tensor, amplitude: float, false_alar
 
 def _without_outliers(values: Tensor, classes: Tensor, amplitude: float) -> Tensor:
     """Return which values are no outliers, with the shape of the values."""
-    off = (values - values.median(dim=0).values).abs()
+    # torch.median of two values is the lower one.
+    off = (values - torch.as_tensor(np.median(values.cpu().numpy(), axis=0)).to(values)).abs()
     robust = torch.stack([1.4826 * off[:, classes == each].median() for each in range(int(classes.max()) + 1)])
     return off <= OUTLIER * robust.clamp_min(amplitude)[classes]
 

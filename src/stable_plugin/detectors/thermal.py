@@ -13,8 +13,11 @@ from stable_plugin.md.state import kinetic_temperature
 from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 
-LEAST_CHANGE = 0.5
-"""Smallest relative deviation of a temperature that is a failure."""
+HOTTEST = 1.5
+"""Kinetic temperature, over that of the thermostat, which a replica may have for a while as it releases energy."""
+
+COLDEST = 0.1
+"""The same for a replica that starts at a minimum of the energy: half of its kinetic energy becomes potential energy."""
 
 
 class RunawayTemperature(Detector):
@@ -75,7 +78,8 @@ class TemperatureLimits(Detector):
     .. math:: v = \frac{|T_\mathrm{kin} - T|}{\Delta_T}, \qquad \text{threshold} = 1
 
     The kinetic energy of N atoms over :math:`k_\mathrm{B} T / 2` has a chi-squared distribution with 3N degrees of freedom, whose
-    tails set the limit on either side. Limits are at least 50 % off, as a replica that releases energy is hot for a while.
+    tails set the limits. They are at least 1.5 T and at most 0.1 T, as a replica that is not at equilibrium yet releases or
+    takes up energy.
 
     Args:
         temperature_K: Temperature of the simulation in K.
@@ -90,7 +94,7 @@ class TemperatureLimits(Detector):
         >>> detector = TemperatureLimits(temperature_K=300.0)
         >>> detector.bind(System.from_atoms(copper), reference=positions)
         >>> detector.describe(positions, torch.zeros_like(positions))
-        ['kinetic temperature 0 K, limits 123 and 571']
+        ['kinetic temperature 0 K, limits 30 and 590']
     """
 
     def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
@@ -102,8 +106,8 @@ class TemperatureLimits(Detector):
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         self._masses, self._n_moving = system.masses, system.n_moving
         freedom, tail = 3 * system.n_moving, self.false_alarms / 2
-        self._low = self.temperature_K * min(1.0 - LEAST_CHANGE, float(stats.chi2.ppf(tail, freedom)) / freedom)
-        self._high = self.temperature_K * max(1.0 + LEAST_CHANGE, float(stats.chi2.isf(tail, freedom)) / freedom)
+        self._low = self.temperature_K * min(COLDEST, float(stats.chi2.ppf(tail, freedom)) / freedom)
+        self._high = self.temperature_K * max(HOTTEST, float(stats.chi2.isf(tail, freedom)) / freedom)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         change = self._temperatures(velocities) - self.temperature_K
