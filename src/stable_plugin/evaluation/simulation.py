@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stable_plugin.config import StABlEConfig
 from stable_plugin.detectors import Detector
+from stable_plugin.evaluation.verdict import MAX_FAILURES_PER_NS
 from stable_plugin.md import Execution, Integrator, Langevin, Simulator
 from stable_plugin.md.window import NEVER
 from stable_plugin.models import Potential
@@ -31,6 +32,7 @@ class SimulationSettings:
         horizons_ps: Times in ps up to which failures are counted.
         record_every_fs: Time between two recorded frames in fs.
         check_every_fs: Time between two checks of the detector in fs.
+        max_failures_per_ns: Failure rate in 1/ns that the potential may have.
         execution: How the simulator runs its steps.
         seed: Seed of velocities and noise.
 
@@ -43,6 +45,7 @@ class SimulationSettings:
     horizons_ps: Sequence[float] = (1.0,)
     record_every_fs: Annotated[float, Number(above=0)] = 50.0
     check_every_fs: Annotated[float, Number(above=0)] = StABlEConfig.check_every_fs
+    max_failures_per_ns: Annotated[float, Number(above=0)] = MAX_FAILURES_PER_NS
     execution: Execution = field(default_factory=Execution)
     seed: Annotated[int, Seed()] = StABlEConfig.seed
 

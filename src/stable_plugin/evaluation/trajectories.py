@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
 from stable_plugin.md.cells import optional
 from stable_plugin.md.system import System
+
+MAX_ALIKE = 3
+"""Most failures of the same atoms whose frames are written for labeling."""
 
 
 def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector, system: System) -> dict[int, str]:
@@ -70,6 +75,45 @@ def write_trajectories(
     for replica in stable:
         frames = _recorded_frames(trajectories, system, replica)
         ase.io.write(folder / f"stable_replica{replica:02d}.extxyz", frames)
+
+
+def write_to_label(
+    trajectories: ReplicaTrajectories,
+    system: System,
+    labels: Mapping[int, str],
+    descriptions: Mapping[int, str],
+    path: Path,
+) -> None:
+    """Write the last frame before each failure and the first one after, to be labeled by a reference method.
+
+    Failures of the same atoms are alike, so only the first :data:`MAX_ALIKE` of them are written. Nothing is written if no
+    replica failed.
+
+    Args:
+        trajectories: Simulated replicas.
+        system: Simulated system.
+        labels: Offending atoms by replica.
+        descriptions: What was wrong, by replica.
+        path: File to write.
+    """
+    frames: list[Any] = []
+    written: Counter[str] = Counter()
+    for replica in trajectories.failed_ps.argsort(stable=True).tolist():
+        atoms = labels.get(replica, "")
+        if trajectories.failed_ps[replica].isinf() or written[atoms] == MAX_ALIKE:
+            continue
+        written[atoms] += 1
+        time_ps = trajectories.failed_ps[replica].item()
+        bad = _frame(system, trajectories.last_positions[replica], time_ps, trajectories.cell_of(replica))
+        good = _recorded_frames(trajectories, system, replica)[-1:]
+        for frame in [*good, bad]:
+            stage = "first_bad" if frame is bad else "last_good"
+            about = {"replica": replica, "offending_atoms": atoms, "failure": descriptions.get(replica, "")}
+            frame.info |= {"stage": stage, **about}
+        frames += [*good, bad]
+    if frames:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ase.io.write(path, frames)
 
 
 def _last(trajectories: ReplicaTrajectories, system: System) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from scipy import stats
 
 from stable_plugin.evaluation.formatting import duration, number
+from stable_plugin.evaluation.verdict import sentence
 
 EvaluationSummary = Mapping[str, Any]
 Verdict = Literal["better", "worse", "unclear"]
@@ -83,6 +84,12 @@ def headline(report: Mapping[str, Any]) -> str:
     if growth is not None and growth > _MIN_HEADLINE_GROWTH:
         text += f"; the force error grew by {100 * growth:.0f} %"
     return text + "."
+
+
+def stability(report: Mapping[str, Any]) -> str:
+    """Return the verdict on the last model of a report, from the longest time that it was followed; empty if there is none."""
+    last = list({**evaluations(report), **evaluations(report, "extended")}.values())[-1]
+    return sentence(last["verdict"]) if last.get("verdict") else ""
 
 
 def single_evaluation(summary: EvaluationSummary) -> str:
