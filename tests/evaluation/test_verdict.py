@@ -39,7 +39,7 @@ def test_verdict_tells_how_long_it_takes_to_know():
     assert total == pytest.approx(3.69, rel=0.1)
     assert judge(0, 1000.0 * total, "bonds", 1.0).state == "holds"
     text = sentence(verdict.as_dict())
-    assert text.startswith("Not known: no failures in 0.032 ns (at most 115 per ns with 95 % confidence); another 3.")
+    assert text.startswith("Not known: no failures in 32 ps (at most 115 per ns with 95 % confidence); another 3.")
 
 
 def test_verdict_never_reads_zero_alone():

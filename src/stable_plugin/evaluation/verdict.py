@@ -79,7 +79,7 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     """
     low, high = verdict["interval"]
     count = verdict["failures"]
-    seen = f"{count or 'no'} {'failure' if count == 1 else 'failures'} in {number(verdict['followed_ns'])} ns"
+    seen = f"{count or 'no'} {'failure' if count == 1 else 'failures'} in {_time(verdict['followed_ns'])}"
     asked = f"{number(verdict['max_failures_per_ns'])} per ns"
     rate = f"{number(verdict['failures_per_ns'])} per ns, 95 % interval {number(low)} to {number(high)}"
     if verdict["state"] == "holds":
@@ -87,8 +87,12 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     if verdict["state"] == "fails":
         return f"Fails: {seen} ({rate}; {asked} asked for)."
     bound = f"at most {number(high)} per ns with 95 % confidence" if count == 0 else rate
-    more = f"another {number(verdict['further_ns'])} ns would tell whether it is below {asked}"
+    more = f"another {_time(verdict['further_ns'])} would tell whether it is below {asked}"
     return f"Not known: {seen} ({bound}); {more}."
+
+
+def _time(time_ns: float) -> str:
+    return f"{number(1000.0 * time_ns)} ps" if time_ns < 1.0 else f"{number(time_ns)} ns"
 
 
 def _state(failures: int, followed_ps: float, max_failures_per_ns: float) -> State:

@@ -23,6 +23,9 @@ _MIN_CHANGE = 0.02
 _MIN_HEADLINE_GROWTH = 0.05
 """Relative growth of the force error above which the headline mentions it."""
 
+_MAX_EXAMPLES = 3
+"""Most failures that are described on the page; report.json has all of them."""
+
 _OBSERVABLE_NAMES = {
     "bond_lengths": "Bond lengths",
     "distance_distribution": "Distance distribution h(r)",
@@ -117,6 +120,7 @@ def findings(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
         where = {"before": " before", "control": " in the control", "after": " after", "evaluation": ""}
         counts = [f"{failed(summary)}{where[stage]}" for stage, summary in extended.items()]
         lines.append(f"Failed within {horizon} ps: {', '.join(counts)}.")
+    lines += _examples({**stages, **extended})
     if "before" not in stages:
         return lines
     before, after = stages["before"], stages["after"]
@@ -200,6 +204,16 @@ def cost(report: Mapping[str, Any]) -> str:
     if report.get("wall_s") is not None:
         parts.append(duration(report["wall_s"]))
     return f"{'StABlE phase' if 'before' in report else 'Evaluation'}: {', '.join(parts)}." if parts else ""
+
+
+def _examples(stages: Mapping[str, EvaluationSummary]) -> list[str]:
+    """Return the first failures of the last model, those of different atoms."""
+    last = list(stages.values())[-1]
+    by_atoms = {
+        " ".join(each["what"].split()[:2]): each for each in reversed(last.get("failures") or []) if each["what"]
+    }
+    first = sorted(by_atoms.values(), key=lambda each: float(each["time_ps"]))[:_MAX_EXAMPLES]
+    return [f"After {number(each['time_ps'])} ps in replica {each['replica']}: {each['what']}." for each in first]
 
 
 def _headline_pair(report: Mapping[str, Any]) -> tuple[EvaluationSummary, EvaluationSummary]:
