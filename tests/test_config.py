@@ -10,6 +10,9 @@ from typing import Annotated
 import ase.io
 import pytest
 from ase.build import molecule
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from stable_plugin import (
     BondAmplitudes,
@@ -315,3 +318,31 @@ def test_to_config_returns_the_plain_class():
 def test_callback_names_unknown_arguments():
     with pytest.raises(TypeError, match=r"StABlECallback has no argument n_replica=3: did you mean n_replicas\?"):
         StABlECallback(n_replica=3)
+
+
+@pytest.mark.parametrize("convert", [{}, {"_convert_": "partial"}, {"_convert_": "all"}])
+def test_systems_of_plain_hydra(convert, tmp_path):
+    path = tmp_path / "water.extxyz"
+    ase.io.write(path, waters())
+    hot = {"_target_": "stable_plugin.Langevin", "temperature_K": 500.0}
+    lengths = {"_target_": "stable_plugin.BondLengths"}
+    systems = [{"name": "cold", "structures": [str(path)]}, {"structures": str(path), "integrator": hot}]
+    systems[1].update(observables=[lengths, lengths], even_sampling=[10, 2], weight=2)
+    made = instantiate(
+        OmegaConf.create({"_target_": "stable_plugin.StABlEConfig", "systems": systems, "n_replicas": 4, **convert})
+    )
+    cold, warm = made.systems
+    assert all(isinstance(each, SystemConfig) for each in made.systems)
+    assert (cold.name, len(cold.structures), cold.integrator.temperature_K) == ("cold", 3, 300.0)
+    assert (len(warm.observables), warm.weight, warm.integrator.temperature_K) == (2, 2, 500.0)
+    assert made.for_system(warm).even_sampling == [10, 2]
+    systems[1]["temperature_K"] = 400.0
+    with pytest.raises(
+        InstantiationException, match=r"systems\[1\]\.temperature_K=400\.0 is not a setting of a system"
+    ):
+        instantiate(OmegaConf.create({"_target_": "stable_plugin.StABlEConfig", "systems": systems, **convert}))
+
+
+def test_systems_name_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"systems\[1\]\.structures='.*nothing\.extxyz' is not a file"):
+        StABlEConfig(systems=[{"structures": waters()}, {"structures": str(tmp_path / "nothing.extxyz")}])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from math import ceil
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -35,6 +36,9 @@ Local = Neighborhoods | Literal["auto"] | None
 P = ParamSpec("P")
 S = TypeVar("S")
 A = TypeVar("A")
+
+_NAMED = re.compile(r"\w+=")
+"""Beginning of an error that names an argument."""
 
 MIN_FRAMES = 2
 """A covariance needs two frames."""
@@ -204,12 +208,12 @@ class StABlEConfig(SystemConfig):
     function ``(module, system)`` that returns a ``stable_plugin.models.Potential``, the full name of one, or the name of the
     family to use. Found in the module if None."""
 
-    systems: Sequence[SystemConfig] | None = None
+    systems: Sequence[SystemConfig | Mapping[str, Any]] | None = None
     """Several systems that the potential is trained on, instead of the one that the fields of :class:`SystemConfig`
-    describe. If None, and the structures have several compositions: one system per composition."""
+    describe; also as mappings of these fields, as in YAML. If None: one system for each composition, charge, spin, head and set of fixed atoms in the structures."""
 
     max_systems: Annotated[int, Count()] = 8
-    """Most systems that are made of the compositions in the data; the most frequent compositions are taken."""
+    """Most systems that are made of the structures if ``systems`` is None; the most frequent ones are taken."""
 
     n_replicas: Annotated[int, Count(at_most=checks.MAX_REPLICAS)] = 32
     """Replicas simulated at once, in each process if training runs in several. The published value is 128."""
@@ -279,21 +283,35 @@ class StABlEConfig(SystemConfig):
             )
         checks.steps("check_every_fs", self.check_every_fs, self.integrator.timestep_fs)
         if self.systems is not None:
-            self._check_systems(self.systems)
+            self._set_systems(self.systems)
 
-    def _check_systems(self, systems: Sequence[SystemConfig]) -> None:
-        if not isinstance(systems, Sequence) or not systems:
+    def _set_systems(self, systems: Sequence[SystemConfig | Mapping[str, Any]]) -> None:
+        if not isinstance(systems, Sequence) or isinstance(systems, str) or not systems:
             raise ValueError(f"systems={systems!r} is not a list of systems: pass instances of SystemConfig, or None.")
         own = [each.name for each in fields(SystemConfig) if not _is_default(each, getattr(self, each.name))]
         if own:
             raise ValueError(
                 f"systems= and {', '.join(f'{name}=' for name in own)} were both passed: set {own[0]} in each of the systems."
             )
-        for number, system in enumerate(systems):
-            _check_type(f"systems[{number}]", system, SystemConfig)
+        self.systems = [self._system(system, f"systems[{number}]") for number, system in enumerate(systems)]
+
+    def _system(self, system: SystemConfig | Mapping[str, Any], path: str) -> SystemConfig:
+        """Return a checked system, also of a mapping of its fields."""
+        _check_type(path, system, SystemConfig, Mapping)
+        own = [each.name for each in fields(SystemConfig)]
+        try:
+            if isinstance(system, Mapping):
+                for name in system.keys() - own:
+                    raise ValueError(f"{name}={system[name]!r} is not a setting of a system: {_closest(name, own)}")
+                system = SystemConfig(**system)
             if system.structures is None:
-                raise ValueError(f"systems[{number}] has structures=None: pass start frames for each of the systems.")
+                raise ValueError("structures=None: pass start frames for each of the systems.")
             self.for_system(system)
+        except (ValueError, FileNotFoundError) as error:
+            # Settings of the run, as window_ps, are not below the path of a system.
+            is_own = str(error).partition("=")[0] not in {each.name for each in fields(self)} - set(own)
+            raise type(error)(f"{path}{'.' if is_own and _NAMED.match(str(error)) else ': '}{error}") from error
+        return system
 
     def for_system(self, system: SystemConfig) -> StABlEConfig:
         """Return the settings with a system in the place of the list of systems.
@@ -362,8 +380,7 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
     def decorate(method: Callable[[S, A], None]) -> Callable[Concatenate[S, P], None]:
         def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
             for name in kwargs.keys() - signature.parameters.keys():
-                close = difflib.get_close_matches(name, signature.parameters, n=1)
-                remedy = f"did you mean {close[0]}?" if close else f"use one of {', '.join(signature.parameters)}."
+                remedy = _closest(name, signature.parameters)
                 raise TypeError(f"{type(self).__name__} has no argument {name}={kwargs[name]!r}: {remedy}")
             method(self, arguments(*args, **kwargs))
 
@@ -378,6 +395,12 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
         return wrapper
 
     return decorate
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    """Return the remedy for a name that is not known."""
+    close = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}."
 
 
 def _check_type(name: str, value: Any, *kinds: type) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.constraints import FixAtoms
 from torch import nn
 
 from stable_plugin import BondDeviation, BondLengths, Langevin, Schedule, StABlEConfig, System
@@ -11,7 +12,6 @@ from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.algorithm.systems_loop import SystemsLoop
 from stable_plugin.config import SystemConfig
 from stable_plugin.integrations.build import build_training_loop, single_systems, validate
-from stable_plugin.md.compositions import split_by_composition
 from stable_plugin.models import ModulePotential
 
 
@@ -70,16 +70,6 @@ def several(**changes):
     return settings(**{**plain, "systems": [system(OH), system(WATER, weight=3.0)], **changes})
 
 
-def test_split_by_composition_counts_frames_and_order():
-    other = [Atoms("HO", OH[0].positions)]
-    named = split_by_composition([*OH, *WATER, *WATER, *other])
-    assert {name: len(frames) for name, frames in named.items()} == {"H2O": 6, "HO": 3, "HO_2": 1}
-    periodic = OH[0].copy()
-    periodic.set_cell([9.0, 9.0, 9.0])
-    periodic.pbc = True
-    assert list(split_by_composition([*OH, periodic])) == ["HO", "HO_2"]
-
-
 def test_loop_of_one_composition_is_that_of_one_system():
     loop = build_training_loop(settings(structures=OH), SharedSpring(), None)
     assert not isinstance(loop, SystemsLoop)
@@ -100,10 +90,61 @@ def test_loop_takes_a_system_for_each_composition(caplog):
 
 
 def test_loop_refuses_single_frames_of_each_composition():
-    with pytest.raises(ValueError, match=r"2 compositions \(H2O, HO\), none with 2 reference frames.*pass structures="):
+    with pytest.raises(ValueError, match=r"2 systems \(H2O, HO\), none with 2 reference frames.*pass structures="):
         validate(settings(structures=[WATER[0], OH[0]]))
     with pytest.raises(ValueError, match=r"bonds= belongs to one composition.*pass systems="):
         validate(settings(structures=[*OH, *WATER], bonds=[(0, 1)]))
+
+
+def charged(frames, charge):
+    copies = [frame.copy() for frame in frames]
+    for frame in copies:
+        frame.info["charge"] = charge
+    return copies
+
+
+def test_loop_takes_a_system_for_each_charge(caplog):
+    caplog.set_level("INFO", "stable_plugin")
+    structures = [*charged(WATER, -1), *charged(WATER[:2], 1)]
+    loop = build_training_loop(settings(structures=structures, bonds=[(0, 1), (1, 2)]), SharedSpring(), None)
+    assert {name: each.potential.system.charge for name, each in loop.loops.items()} == {
+        "H2O_charge-1": -1,
+        "H2O_charge1": 1,
+    }
+    assert "simulated: H2O_charge-1 (3 frames), H2O_charge1 (2 frames)" in caplog.text
+    loop.simulation_phase()
+    assert {record.system for record in loop.windows} == set(loop.loops)
+
+
+def test_frames_without_a_charge_among_charged_ones_are_refused():
+    structures = [*charged(WATER, -1), *charged(WATER, 1), *WATER]
+    with pytest.raises(ValueError, match=r"has charge=-1, but structures\[6\] states none: set atoms.info\['charge'\]"):
+        validate(settings(structures=structures))
+
+
+def test_loop_takes_a_system_for_each_set_of_fixed_atoms():
+    held = [frame.copy() for frame in WATER]
+    for frame in held:
+        frame.set_constraint(FixAtoms([0]))
+    # The reference states no constraint.
+    loop = build_training_loop(settings(structures=[*WATER, *held], reference=WATER * 2), SharedSpring(), None)
+    fixed = {name: each.potential.system.fixed for name, each in loop.loops.items()}
+    assert list(fixed) == ["H2O_fixed0", "H2O_fixed1"]
+    assert fixed["H2O_fixed0"] is None
+    assert fixed["H2O_fixed1"].tolist() == [True, False, False]
+
+
+def test_reference_frames_of_no_system_are_told(caplog):
+    caplog.set_level("INFO", "stable_plugin")
+    build_training_loop(settings(structures=WATER, reference=[*WATER, *OH]), SharedSpring(), None)
+    assert "3 of 6 reference frames are of no system that is simulated" in caplog.text
+
+
+def test_single_system_has_no_name():
+    for config in (settings(structures=[*WATER, OH[0]]), several(systems=[system(OH, name="one")])):
+        loop = build_training_loop(config, SharedSpring(), None)
+        loop.simulation_phase()
+        assert {record.system for record in loop.windows} == {""}
 
 
 def test_reference_frames_go_to_their_composition():
@@ -116,10 +157,24 @@ def test_reference_frames_go_to_their_composition():
     ("changes", "message"),
     [
         ({"systems": []}, r"systems=\[\] is not a list of systems: pass instances of SystemConfig"),
-        ({"systems": [OH]}, r"systems\[0\]=.*pass an instance of SystemConfig"),
+        ({"systems": [OH]}, r"systems\[0\]=.*pass an instance of SystemConfig or an instance of Mapping"),
         ({"structures": OH}, r"systems= and structures= were both passed: set structures in each of the systems"),
-        ({"systems": [SystemConfig()]}, r"systems\[0\] has structures=None: pass start frames"),
-        ({"systems": [system(OH, integrator=Langevin(300.0, 0.7))]}, r"window_ps"),
+        ({"systems": [SystemConfig()]}, r"systems\[0\]\.structures=None: pass start frames"),
+        (
+            {"systems": [system(OH, integrator=Langevin(300.0, 0.7))]},
+            r"systems\[0\]: window_ps=0\.02 ps is not a whole number",
+        ),
+        (
+            {"systems": [system(OH), {"structures": OH, "weights": 2.0}]},
+            r"systems\[1\]\.weights=2\.0 is not a.*mean weight\?",
+        ),
+        (
+            {"systems": [{"structures": OH, "temperature_K": 300}]},
+            r"systems\[0\]\.temperature_K=300 is not a.*use one of name",
+        ),
+        ({"systems": [{"structures": OH, "weight": -1.0}]}, r"systems\[0\]\.weight=-1\.0 is out of range"),
+        ({"systems": [{"structures": OH, "integrator": 300}]}, r"systems\[0\]\.integrator=300 is of type int: pass"),
+        ({"systems": [{"weight": 2.0}]}, r"systems\[0\]\.structures=None: pass start frames"),
     ],
 )
 def test_config_rejects_systems(changes, message):

@@ -196,13 +196,14 @@ class SignalAtStep:
 
 
 def run_fairchem(folder, config, *overrides):
-    """Run a configuration, and return its run folder."""
+    """Run a configuration, and return its run folder; what it logs is in ``log.txt``."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     done = subprocess.run(
         [FAIRCHEM, "-c", str(path), *overrides], cwd=folder, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    (folder / "log.txt").write_text(done.stdout + done.stderr)
     return max((folder / "runs").iterdir(), key=lambda run: run.stat().st_mtime)
 
 

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.algorithm.systems_loop import AnyLoop, SystemsLoop
 from stable_plugin.algorithm.training_loop import TrainingLoop
-from stable_plugin.config import MIN_FRAMES, StABlEConfig
+from stable_plugin.config import MIN_FRAMES, StABlEConfig, SystemConfig
 from stable_plugin.integrations.structures import training_structures
 from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
@@ -46,11 +46,11 @@ def build_training_loop(config: StABlEConfig, module: nn.Module, dataloader: Any
     """
     if config.systems is None and config.structures is None:
         config = replace(config, structures=training_structures(module, dataloader))
-    loop = _build(config, module)
-    loops = list(loop.loops.values()) if isinstance(loop, SystemsLoop) else [loop]
+    singles = single_systems(config)
+    loop = _build(singles, module)
     if config.systems is None:
-        _log_compositions(config, [each.config for each in loops])
-    for each in loops:
+        _log_systems(config, singles)
+    for each in loop.loops.values() if isinstance(loop, SystemsLoop) else [loop]:
         _log_choices(each)
     return loop
 
@@ -69,11 +69,11 @@ def validate(config: StABlEConfig, device: torch.device | str = "cpu") -> None:
     """
     if config.systems is not None or config.structures is not None:
         # The potential of the settings is made from the user's module.
-        _build(replace(config, potential=None), NoInteraction().to(device))
+        _build(single_systems(replace(config, potential=None)), NoInteraction().to(device))
 
 
 def single_systems(config: StABlEConfig) -> list[StABlEConfig]:
-    """Return the settings of each system by itself: those of ``systems``, or one for each composition in the structures.
+    """Return the settings of each system by itself: those of ``systems``, or of each one found in the structures.
 
     Args:
         config: The settings, with ``structures`` or ``systems``.
@@ -82,7 +82,8 @@ def single_systems(config: StABlEConfig) -> list[StABlEConfig]:
         ValueError: If no composition has frames enough for a target, or bonds are set for several compositions.
     """
     if config.systems is not None:
-        named = [replace(system, name=system.name or _formula(system)) for system in config.systems]
+        systems = cast("Sequence[SystemConfig]", config.systems)  # those of mappings are made on construction
+        named = [replace(system, name=system.name or _formula(system)) for system in systems]
         names = [system.name for system in named]
         if len(set(names)) < len(names):
             raise ValueError(f"systems have the names {names}: set a different name for each.")
@@ -105,10 +106,10 @@ def _by_composition(config: StABlEConfig) -> list[StABlEConfig]:
     taken = usable[: config.max_systems]
     if not taken:
         raise ValueError(
-            f"structures have {len(starts)} compositions ({_listed(list(starts))}), none with {MIN_FRAMES} reference frames, "
+            f"structures have {len(starts)} systems ({_listed(list(starts))}), none with {MIN_FRAMES} reference frames, "
             "which targets and reference bond lengths need: pass structures= and reference= of the systems to simulate."
         )
-    if config.bonds is not None and len(taken) > 1:
+    if config.bonds is not None and len({tuple(starts[name][0].numbers) for name in taken}) > 1:
         raise ValueError(
             f"bonds= belongs to one composition, but the structures have several ({_listed(taken)}): pass systems= with the "
             "bonds of each."
@@ -125,13 +126,12 @@ def _own_parts(config: StABlEConfig) -> dict[str, Any]:
     return copy.deepcopy({name: getattr(config, name) for name in ("observables", "detector", "local")})
 
 
-def _build(config: StABlEConfig, module: nn.Module) -> AnyLoop:
-    singles = single_systems(config)
-    loops = [_build_single(single, module) for single in singles]
-    if len(loops) == 1:
-        return loops[0]
-    names = [single.name for single in singles]
-    return SystemsLoop(dict(zip(names, loops, strict=True)), [single.weight for single in singles])
+def _build(singles: Sequence[StABlEConfig], module: nn.Module) -> AnyLoop:
+    if len(singles) == 1:
+        # Names tell several systems apart; logs and metrics of one system have none.
+        return _build_single(replace(singles[0], name=""), module)
+    loops = {single.name: _build_single(single, module) for single in singles}
+    return SystemsLoop(loops, [single.weight for single in singles])
 
 
 def _build_single(config: StABlEConfig, module: nn.Module) -> TrainingLoop:
@@ -155,23 +155,29 @@ def _build_single(config: StABlEConfig, module: nn.Module) -> TrainingLoop:
     )
 
 
-def _log_compositions(config: StABlEConfig, singles: Sequence[StABlEConfig]) -> None:
-    """Log which compositions of the structures are simulated, and which are not."""
+def _log_systems(config: StABlEConfig, singles: Sequence[StABlEConfig]) -> None:
+    """Log which systems of the structures are simulated, and which frames are not used."""
     assert config.structures is not None
     starts = split_by_composition(read_frames(config.structures))
-    if len(starts) == 1:
+    if len(starts) > 1:
+        taken = {
+            single.name: len(read_frames(single.structures)) for single in singles if single.structures is not None
+        }
+        left_out = _listed([name for name in starts if name not in taken])
+        rule = f"with fewer than {MIN_FRAMES} reference frames or beyond max_systems={config.max_systems}"
+        log.info(
+            "StABlE: %d systems in the structures, by composition, charge, spin, head and fixed atoms; simulated: %s%s",
+            len(starts),
+            ", ".join(f"{name} ({n_frames} frames)" for name, n_frames in taken.items()),
+            f"; left out, {rule}: {left_out}" if left_out else "",
+        )
+    if config.reference is None:
         return
-    taken = {single.name or _formula(single): len(read_frames(single.structures or [])) for single in singles}
-    left_out = [name for name in starts if name not in taken]
-    log.info(
-        "StABlE: %d compositions in the structures; simulated: %s%s",
-        len(starts),
-        ", ".join(f"{name} ({n_frames} frames)" for name, n_frames in taken.items()),
-        f"; left out, with fewer than {MIN_FRAMES} reference frames or beyond max_systems={config.max_systems}: "
-        f"{_listed(left_out)}"
-        if left_out
-        else "",
-    )
+    reference = read_frames(config.reference)
+    used = {id(frame) for single in singles if single.reference is not None for frame in read_frames(single.reference)}
+    n_unused = sum(id(frame) not in used for frame in reference)
+    if n_unused:
+        log.info("StABlE: %d of %d reference frames are of no system that is simulated", n_unused, len(reference))
 
 
 def _log_choices(loop: TrainingLoop) -> None:

@@ -204,6 +204,28 @@ class Session:
         for optimizer in optimizers:
             self._learning_rate.restore(optimizer)
 
+    def warn_late_start(self, max_epochs: int | None, max_steps: int | None, steps_per_epoch: float | None) -> None:
+        """Warn if the trainer ends before ``start_epoch``.
+
+        Args:
+            max_epochs: Epochs of the trainer; no limit if None.
+            max_steps: Optimizer steps of the trainer; no limit if None.
+            steps_per_epoch: Optimizer steps of one epoch; None if not known.
+        """
+        start = self.config.start_epoch
+        limits = []
+        if max_epochs is not None and start >= max_epochs:
+            limits.append(f"max_epochs={max_epochs}")
+        if max_steps is not None and steps_per_epoch is not None and start * steps_per_epoch >= max_steps:
+            limits.append(f"max_steps={max_steps} ({max_steps / steps_per_epoch:.3g} epochs)")
+        if limits:
+            log.warning(
+                "start_epoch=%d is not below %s of the training, so no StABlE step will be taken: lower start_epoch or raise "
+                "the limit.",
+                start,
+                " and ".join(limits),
+            )
+
     def warn_unverified(self) -> None:
         """Warn of each system whose replicas were not stable for long enough when training ended."""
         for record in self.loop.unverified():
@@ -302,12 +324,12 @@ class Session:
 
 
 def _numbers(record: WindowRecord) -> dict[str, float]:
-    prefix = f"stable/{record.system}/{record.phase}" if record.system else f"stable/{record.phase}"
+    prefix = f"stable/{record.system}" if record.system else "stable"
     return {
-        f"{prefix}/unstable_fraction": record.unstable_fraction,
-        f"{prefix}/observable_loss": record.observable_loss,
-        "stable/window": record.window,
-        "stable/simulated_ps": record.simulated_ps,
+        f"{prefix}/{record.phase}/unstable_fraction": record.unstable_fraction,
+        f"{prefix}/{record.phase}/observable_loss": record.observable_loss,
+        f"{prefix}/window": record.window,
+        f"{prefix}/simulated_ps": record.simulated_ps,
     }
 
 

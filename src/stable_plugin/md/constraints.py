@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +23,30 @@ def fixed_atoms(atoms: Atoms, name: str) -> NDArray[np.bool_]:
     Raises:
         ValueError: If it has a constraint that does not hold whole atoms in place.
     """
-    fixed = np.zeros(len(atoms), dtype=bool)
     for constraint in atoms.constraints:
-        whole = isinstance(constraint, FixAtoms) or (
-            isinstance(constraint, FixCartesian) and bool(np.all(constraint.mask))
-        )
-        if not whole:
+        if not _holds_atoms(constraint):
             raise ValueError(
                 f"{name} has the constraint {type(constraint).__name__}, which the simulation does not support: use FixAtoms, or "
                 "remove it with atoms.set_constraint()."
             )
-        fixed[np.asarray(constraint.index)] = True
+    fixed = np.zeros(len(atoms), dtype=bool)
+    fixed[list(resting_atoms(atoms))] = True
     return fixed
+
+
+def resting_atoms(atoms: Atoms) -> tuple[int, ...]:
+    """Return the indices of the atoms that are held in place, whatever other constraints there are.
+
+    Args:
+        atoms: An ASE structure.
+    """
+    held = [np.arange(len(atoms))[constraint.index] for constraint in atoms.constraints if _holds_atoms(constraint)]
+    return tuple(np.unique(np.concatenate(held)).tolist()) if held else ()
+
+
+def _holds_atoms(constraint: Any) -> bool:
+    """Return whether a constraint holds whole atoms in place."""
+    return isinstance(constraint, FixAtoms) or (isinstance(constraint, FixCartesian) and bool(np.all(constraint.mask)))
 
 
 def common_fixed_atoms(frames: Sequence[Atoms], name: str) -> Tensor | None:

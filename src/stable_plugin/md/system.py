@@ -409,18 +409,18 @@ def _is_valid(frame: Atoms, atoms: Atoms) -> bool:
 def _check_label(frames: Sequence[Atoms], label: str, expected: int | str | None, name: str) -> None:
     """Raise an error unless all frames state what the system has, or none of them states anything."""
     stated = [index for index, frame in enumerate(frames) if frame.info.get(label) is not None]
+    if stated and len(stated) < len(frames):
+        index = min({*range(len(frames))} - {*stated})
+        raise ValueError(
+            f"{name}[{stated[0]}] has {label}={frames[stated[0]].info[label]}, but {name}[{index}] states none: set "
+            f"atoms.info[{label!r}] in all frames."
+        )
     for index in stated:
         if frames[index].info[label] != expected:
             raise ValueError(
                 f"{name}[{index}] has {label}={frames[index].info[label]}, but the simulated system has {label}={expected}: "
                 f"pass frames with the same {label}, reference frames among them."
             )
-    if stated and len(stated) < len(frames):
-        index = next(index for index in range(len(frames)) if index not in stated)
-        raise ValueError(
-            f"{name}[{stated[0]}] has {label}={frames[stated[0]].info[label]}, but {name}[{index}] states none: set "
-            f"atoms.info[{label!r}] in all frames."
-        )
 
 
 def _whole_number(atoms: Atoms, name: str) -> int | None:

@@ -9,6 +9,9 @@ import pytest
 import torch
 import yaml
 from fairchem_tools import native_config, run_fairchem, write_aselmdb
+from torchtnt.framework.state import PhaseState
+
+from stable_plugin.integrations.fairchem.callback import StABlECallback, _warn_late_start
 
 STABLE = {
     "_target_": "stable_plugin.integrations.fairchem.StABlECallback",
@@ -45,6 +48,24 @@ def test_native_callback_changes_nothing_before_start(folder):
     attached, _ = trained(run_fairchem(folder, native_config(folder, "esen", epochs=2, callbacks=[with_callback])))
     assert plain.keys() == attached.keys()
     assert all(torch.equal(tensor, attached[name]) for name, tensor in plain.items())
+    assert "start_epoch=99 is not below max_epochs=2 of the training" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"max_epochs": 3}, "max_epochs=3 of"),
+        ({"max_steps": 12}, "max_steps=12 (3 epochs) of"),
+        ({"max_steps": 5, "max_steps_per_epoch": 2, "max_epochs": 2}, "max_epochs=2 and max_steps=5 (2.5 epochs) of"),
+        ({"max_epochs": 4}, ""),
+        ({"max_steps": 13}, ""),
+        ({}, ""),
+    ],
+)
+def test_native_start_epoch_beyond_the_end_is_reported(limits, text, caplog):
+    stable = StABlECallback(start_epoch=3)
+    _warn_late_start(PhaseState(dataloader=range(4), **limits), stable.session)
+    assert (f"start_epoch=3 is not below {text}" in caplog.text) if text else not caplog.records
 
 
 def test_native_run_simulates_and_resumes(folder):

@@ -133,6 +133,16 @@ def test_start_epoch_beyond_the_run_is_reported(tmp_path, frames, caplog, start_
     assert (callback.windows == []) == warns
 
 
+@pytest.mark.parametrize(("max_steps", "batches", "warns"), [(2, 1, True), (3, 1, False), (2, 2, True), (1, 2, True)])
+def test_start_epoch_beyond_the_last_step_is_reported(tmp_path, frames, caplog, max_steps, batches, warns):
+    callback = short_callback(start_epoch=2, **STABLE)
+    run = trainer(tmp_path, callback, max_epochs=-1, max_steps=max_steps, accumulate_grad_batches=batches)
+    # One optimizer step in each epoch, whether of one batch or of two.
+    run.fit(small_module(), ExtxyzDataModule(frames, batch_size=-(-len(frames) // batches)))
+    assert (f"start_epoch=2 is not below max_steps={max_steps} ({max_steps} epochs)" in caplog.text) == warns
+    assert (callback.windows == []) == warns
+
+
 def run_with(**metrics):
     return SimpleNamespace(
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()}, checkpoint_callbacks=[]

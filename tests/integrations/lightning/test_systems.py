@@ -69,6 +69,10 @@ def test_metrics_name_the_system(tmp_path):
     text = " ".join(names) if names else (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
     assert "stable/H2O/simulate/unstable_fraction" in text
     assert "stable/C2H6O/simulate/unstable_fraction" in text
+    for name in ("window", "simulated_ps"):
+        assert f"stable/H2O/{name}" in text
+        assert f"stable/C2H6O/{name}" in text
+    assert "stable/window" not in text
 
 
 def test_validate_refuses_single_frames_of_each_composition():

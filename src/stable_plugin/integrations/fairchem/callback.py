@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sized
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,8 @@ class StABlECallback(Callback):
         _refuse_second(unit, self.session)
         self._unit = unit
         assert state.train_state is not None
+        if DistributedContext.current().rank == 0:
+            _warn_late_start(state.train_state, self.session)
         self._resumed = load_with(unit, self.session)
         self._interruption = Interruption(unit)
         self.session.begin(
@@ -201,6 +205,14 @@ class _SimulatedModel(nn.Module):
         arguments = self._arguments
         system = system.with_electrons(arguments.charge, arguments.spin)
         return FairchemPotential(self.network, system, self._tasks, arguments.task_name, arguments.conservative)
+
+
+def _warn_late_start(training: Any, session: Session) -> None:
+    batches = [
+        len(training.dataloader) if isinstance(training.dataloader, Sized) else inf,
+        training.max_steps_per_epoch or inf,
+    ]
+    session.warn_late_start(training.max_epochs, training.max_steps, None if min(batches) == inf else min(batches))
 
 
 def _refuse_second(unit: Any, session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,6 @@ class StABlECallback(Callback):
             self.check_module(pl_module)
             self._averages = weight_averages(trainer, pl_module)
             refuse_sharded_weights(trainer)
-            self._check_start_epoch(trainer)
             show_log()
         use_atomic_checkpoints(trainer)
 
@@ -130,6 +130,8 @@ class StABlECallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find potential, structures and reference, and build the training loop."""
+        if trainer.is_global_zero:
+            self._warn_late_start(trainer)
         self._requeue_signal = RequeueSignal(trainer)
         bar = trainer.progress_bar_callback
         line = ProgressLine(
@@ -253,15 +255,14 @@ class StABlECallback(Callback):
         for average in self._averages:
             average.adopt()
 
-    def _check_start_epoch(self, trainer: Trainer) -> None:
+    def _warn_late_start(self, trainer: Trainer) -> None:
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         max_epochs = trainer.max_epochs
-        if max_epochs is not None and 0 <= max_epochs <= self.config.start_epoch and trainer.is_global_zero:
-            log.warning(
-                "start_epoch=%d is not below max_epochs=%d of the Trainer, so no StABlE step will be taken: lower start_epoch "
-                "or raise max_epochs.",
-                self.config.start_epoch,
-                max_epochs,
-            )
+        self.session.warn_late_start(
+            None if max_epochs is None or max_epochs < 0 else max_epochs,
+            None if trainer.max_steps < 0 else trainer.max_steps,
+            ceil(steps) if steps < inf else inf,
+        )
 
     def _stop_if_signaled(self, trainer: Trainer) -> None:
         # Lightning checks between batches; a window can take longer than the grace period of schedulers. One process of
