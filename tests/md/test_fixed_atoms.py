@@ -48,10 +48,13 @@ def system_of(frames):
     return System.from_frames(frames).with_fixed(frames, frames)
 
 
-def test_fixed_atoms_rest_exactly_and_the_others_move():
+@pytest.mark.parametrize("integrator", [Langevin(600.0, 0.5, 20.0), NoseHooverChain(600.0, 0.5)])
+def test_fixed_atoms_rest_exactly_and_the_others_move(integrator):
     frames = chain()
     system = system_of(frames)
-    simulator = Simulator(PairRepulsion(system), Langevin(600.0, 0.5, 20.0), NonFinite())
+    simulator = Simulator(PairRepulsion(system), integrator, NonFinite())
+    assert integrator.n_fixed == 0
+    assert simulator.integrator.degrees_of_freedom(6) == 12
     generator = torch.Generator().manual_seed(0)
     start = simulator.prepare(stack_positions(frames, system, "frames"), generator)
     window = simulator.run(start, 200, 50, generator)
@@ -122,10 +125,20 @@ def test_training_holds_atoms_of_the_start_frames():
     assert (loop.replicas.state.positions - expected.mean()).abs().max() > 0
 
 
-def test_nose_hoover_with_fixed_atoms_is_refused():
+class Drifting(Langevin):
+    """An integrator that says nothing of fixed atoms."""
+
+    holds_fixed_atoms = False
+
+
+def test_integrator_that_moves_fixed_atoms_is_refused():
     system = system_of(chain())
-    with pytest.raises(ValueError, match=r"integrator=NoseHooverChain.*does not hold atoms in place.*use Langevin"):
-        Simulator(PairRepulsion(system), NoseHooverChain(300.0), NonFinite())
+    with pytest.raises(
+        ValueError, match=r"integrator=Langevin.*does not hold atoms in place.*use Langevin or NoseHoover"
+    ):
+        Simulator(PairRepulsion(system), Drifting(300.0), NonFinite())
+    free = System.from_frames(chain(constraint=False))
+    assert Simulator(PairRepulsion(free), drifting := Drifting(300.0), NonFinite()).integrator is drifting
 
 
 def test_constraints_that_are_not_supported_are_named():

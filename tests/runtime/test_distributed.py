@@ -40,7 +40,7 @@ def test_estimates_equal_those_of_one_process(found, case):
     assert alone["ess_fraction"] < 1.0, "the parameters have changed"
 
 
-@pytest.mark.parametrize("name", ["training", "training with a failing process"])
+@pytest.mark.parametrize("name", ["training", "training with a failing process", "training on two systems"])
 def test_processes_decide_equally(found, name):
     first, *others = (process[name] for process in found)
     assert {entry["phase"] for entry in first["windows"]} == {"simulate", "learn"}
@@ -49,6 +49,7 @@ def test_processes_decide_equally(found, name):
         assert torch.equal(other["log_k"], first["log_k"])
         assert not torch.equal(other["first"], first["first"]), "start frames in turn, over all processes"
         assert not torch.equal(other["last"], first["last"])
+    assert len({entry["system"] for entry in first["windows"]}) == (2 if "two" in name else 1)
 
 
 def test_unstable_fraction_is_over_all_processes(found):

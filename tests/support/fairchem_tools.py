@@ -195,6 +195,33 @@ class SignalAtStep:
         return Attached()
 
 
+class SignalInSystem:
+    """Sends SIGTERM to its process at a call of the detector of a system, ``$SIGNAL_IN_SYSTEM=NAME:CALL``, if it is set."""
+
+    def __new__(cls):
+        from torchtnt.framework.callback import Callback
+
+        class Attached(Callback):
+            def on_train_start(self, state, unit):
+                name, at_call = os.environ.get("SIGNAL_IN_SYSTEM", ":0").split(":")
+                loop = unit.stable_session.loop.loops.get(name)
+                if loop is not None:
+                    self.signal_at(loop.simulator.detector, int(at_call))
+
+            def signal_at(self, detector, at_call):
+                measure, calls = detector.measure, []
+
+                def counted(*arguments):
+                    calls.append(arguments)
+                    if len(calls) == at_call:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    return measure(*arguments)
+
+                detector.measure = counted
+
+        return Attached()
+
+
 def run_fairchem(folder, config, *overrides):
     """Run a configuration, and return its run folder; what it logs is in ``log.txt``."""
     path = folder / "config.yaml"

@@ -13,12 +13,13 @@ import torch
 from ase.io import read
 from molecule_pairs import TEMPERATURE as LOCAL_TEMPERATURE
 from molecule_pairs import boltzmann_frames, pairs
-from springs import SOFT, STIFF, adam, make_loop, optimizer_step, simulated
+from springs import SOFT, STIFF, TEMPERATURE, adam, make_loop, optimizer_step, simulated
 from torch import distributed, multiprocessing
 from toys import TRIATOMIC, as_potential, tiny_mace, triatomic
 
-from stable_plugin import BondAmplitudes, BondLengths, System
+from stable_plugin import BondAmplitudes, BondLengths, Langevin, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.algorithm.systems_loop import SystemsLoop
 from stable_plugin.algorithm.window_data import WindowEstimator
 from stable_plugin.md.neighborhoods import Molecules
 from stable_plugin.observables import LocalBondLengths
@@ -84,20 +85,29 @@ def estimates(case, context):
     }
 
 
-def training(context, failing_rank=None):
-    """Train springs that are too soft, and return the windows, the final parameter, and the first and last positions."""
+def training(context, failing_rank=None, temperatures_K=(TEMPERATURE,)):
+    """Train springs that are too soft, and return the windows, the final parameter, and the first and last positions.
+
+    With several temperatures, these are several systems.
+    """
     start = torch.tensor(TRIATOMIC.positions).repeat(20, 1, 1)
     reference = simulated(triatomic(STIFF), start, 400).positions[1:].flatten(0, 1)
     potential = triatomic(SOFT)
-    loop = make_loop(potential, reference, n_replicas=8, context=context)
+    loops = {}
+    for number, temperature_K in enumerate(temperatures_K):
+        integrator = Langevin(temperature_K, 0.5, 20.0)
+        loop = make_loop(potential, reference, n_replicas=8, context=context, seed=number, integrator=integrator)
+        loop.name = f"at {temperature_K:g} K"
+        loops[loop.name] = loop
     if context.rank == failing_rank:
         loop.simulator.run = all_failing(loop.simulator.run)
+    trained = SystemsLoop(loops, [1.0] * len(loops)) if len(loops) > 1 else loop
     optimizer = adam(potential)
     first = loop.replicas.state.positions
     steps = 0
-    while steps < 12 and optimizer_step(loop, optimizer) is not None:
+    while steps < 12 and optimizer_step(trained, optimizer) is not None:
         steps += 1
-    windows = [{name: value for name, value in asdict(entry).items() if name != "wall_s"} for entry in loop.windows]
+    windows = [{name: value for name, value in asdict(entry).items() if name != "wall_s"} for entry in trained.windows]
     return {
         "windows": windows,
         "log_k": potential.module.log_k.detach(),
@@ -128,6 +138,7 @@ def work(rank, size, folder):
         "single molecules": estimates(single_molecules, context),
         "training": training(context),
         "training with a failing process": training(context, failing_rank=size - 1),
+        "training on two systems": training(context, temperatures_K=(200.0, 400.0)),
     }
     torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()

@@ -69,6 +69,13 @@ class Detector(ReprMixin, ABC):
             ValueError: If the system has nothing that this detector measures.
         """
 
+    def set_degrees_of_freedom(self, number: int) -> None:
+        """Set the number of momenta that the integrator thermalizes; the simulator calls this before a window.
+
+        Args:
+            number: Three for each atom that moves, or fewer.
+        """
+
     @abstractmethod
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the value of each replica, (n_replicas,), in :attr:`unit`.
@@ -184,6 +191,10 @@ class AnyOf(Detector):
             detector.bind(system, reference, *optional(cell))
         # A detector may need the host in a large system only.
         self.capturable = all(detector.capturable for detector in self.detectors)
+
+    def set_degrees_of_freedom(self, number: int) -> None:
+        for detector in self.detectors:
+            detector.set_degrees_of_freedom(number)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         values = [

@@ -23,9 +23,10 @@ COLDEST = 0.1
 class RunawayTemperature(Detector):
     r"""Kinetic temperature of a replica, in K.
 
-    .. math:: v = \frac{1}{3 N k_\mathrm{B}} \sum_{i=1}^{N} m_i |\mathbf{v}_i|^2
+    .. math:: v = \frac{1}{N_f k_\mathrm{B}} \sum_{i=1}^{N} m_i |\mathbf{v}_i|^2
 
-    The temperature of N atoms at T fluctuates with a standard deviation of :math:`T \sqrt{2 / 3N}` (canonical
+    The number of degrees of freedom :math:`N_f` is 3 for each atom that moves, less 3 where the integrator keeps the
+    momentum of the center of mass zero. The temperature of N atoms at T fluctuates with a standard deviation of :math:`T \sqrt{2 / 3N}` (canonical
     ensemble), so choose a threshold several of these above T. There is no default, because it depends on T.
 
     Args:
@@ -54,15 +55,18 @@ class RunawayTemperature(Detector):
         checks.number("threshold", threshold, above=0)
         super().__init__(threshold, discard)
         self._masses: Tensor | None = None
-        self._n_moving: int | None = None
+        self._degrees_of_freedom: int | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        self._masses, self._n_moving = system.masses, system.n_moving
+        self._masses, self._degrees_of_freedom = system.masses, 3 * system.n_moving
+
+    def set_degrees_of_freedom(self, number: int) -> None:
+        self._degrees_of_freedom = number
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._masses is None:
             raise RuntimeError("RunawayTemperature has no masses yet: call bind(system, reference) first.")
-        return kinetic_temperature(velocities, self._masses.to(velocities), self._n_moving)
+        return kinetic_temperature(velocities, self._masses.to(velocities), self._degrees_of_freedom)
 
     def offending_atoms(
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None

@@ -101,13 +101,8 @@ class Simulator:
         skin_A: float = 1.0,
         execution: Execution | None = None,
     ) -> None:
-        if potential.system.fixed is not None and not integrator.holds_fixed_atoms:
-            raise ValueError(
-                f"integrator={integrator!r} does not hold atoms in place, but the structures have FixAtoms: use Langevin, or "
-                "remove the constraint with atoms.set_constraint()."
-            )
         self.potential = potential
-        self.integrator = integrator
+        self.integrator = integrator.holding(potential.system.n_atoms - potential.system.n_moving)
         self.detector = detector
         self.check_every = checks.steps("check_every_fs", check_every_fs, integrator.timestep_fs)
         # Checks come at the end of a block.
@@ -284,6 +279,7 @@ class Simulator:
         self.neighbors.invalidate()
         self._cells_differ = self._different_cells(start) is not None
         self._margin = self._thermal_displacement()
+        self.detector.set_degrees_of_freedom(self.integrator.degrees_of_freedom(self.potential.system.n_atoms))
         if not continues:
             self.detector.reset(start.n_replicas)
 

@@ -106,15 +106,15 @@ def kinetic_energy(velocities: Tensor, masses: Tensor) -> Tensor:
     return 0.5 * (moving[:, None] * velocities.square()).sum(dim=(-1, -2))
 
 
-def kinetic_temperature(velocities: Tensor, masses: Tensor, n_moving: int | None = None) -> Tensor:
-    """Return kinetic temperatures 2 K / (3 n k_B) in K, which count all three degrees of freedom of each moving atom.
+def kinetic_temperature(velocities: Tensor, masses: Tensor, degrees_of_freedom: int | None = None) -> Tensor:
+    """Return kinetic temperatures 2 K / (N_f k_B) in K.
 
     Args:
         velocities: (..., n_atoms, 3) in Å per ASE time.
         masses: (n_atoms,) in u.
-        n_moving: Number n of atoms that are not held in place; all if None.
+        degrees_of_freedom: Number N_f of momenta that are thermalized; three for each atom if None.
     """
-    return 2.0 * kinetic_energy(velocities, masses) / (3 * (n_moving or len(masses)) * BOLTZMANN)
+    return 2.0 * kinetic_energy(velocities, masses) / ((degrees_of_freedom or 3 * len(masses)) * BOLTZMANN)
 
 
 def maxwell_boltzmann(shape: Sequence[int], masses: Tensor, temperature_K: float, generator: torch.Generator) -> Tensor:

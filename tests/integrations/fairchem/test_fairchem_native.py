@@ -42,6 +42,10 @@ def trained(run, name="final"):
     return checkpoint.model_state_dict, checkpoint.ema_state_dict
 
 
+def without_times(windows):
+    return [{name: value for name, value in record.items() if name != "wall_s"} for record in windows]
+
+
 def test_native_callback_changes_nothing_before_start(folder):
     plain, _ = trained(run_fairchem(folder, native_config(folder, "esen", epochs=2)))
     with_callback = {**STABLE, "start_epoch": 99}
@@ -124,6 +128,44 @@ def test_resumed_native_run_can_be_interrupted(folder, monkeypatch):
         assert config["job"]["runner_state_path"] == str(checkpoint)
 
 
+def two_systems(folder):
+    """Return settings of two systems as plain mappings, which Hydra passes as its own kind of list."""
+    own = {
+        "structures": str(folder / "val.aselmdb"),
+        "reference": str(folder / "train.aselmdb"),
+        "detector": {"_target_": "stable_plugin.BondDeviation", "threshold": 0.1, "discard": 10.0},
+    }
+    hot = {"_target_": "stable_plugin.Langevin", "temperature_K": 600.0}
+    systems = [{**own, "name": "cold"}, {**own, "name": "hot", "integrator": hot, "weight": 2.0}]
+    execution = {"_target_": "stable_plugin.Execution", "threads": 1}
+    return {**STABLE, "systems": systems, "window_ps": 0.02, "record_every_fs": 5.0, "execution": execution}
+
+
+@pytest.mark.slow
+def test_native_run_of_two_systems_resumes_bit_for_bit(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(fairchem_tools.__file__).parent), prepend=os.pathsep)
+    callbacks = [two_systems(folder), {"_target_": "fairchem_tools.SignalInSystem"}]
+    config = native_config(folder, "esen", epochs=4, callbacks=callbacks)
+    whole = run_fairchem(folder, config)
+    # In the second window of the second system, when the first one has what its next step needs.
+    monkeypatch.setenv("SIGNAL_IN_SYSTEM", "hot:6")
+    (checkpoint,) = (run_fairchem(folder, config) / "checkpoints").glob("step_[1-9]*")
+    state = torch.load(checkpoint / "stable.pt", weights_only=True)["processes"][0]["loop"]
+    assert (state["order"], list(state["estimates"])) == (["cold", "hot", "cold"], ["cold"])
+    monkeypatch.delenv("SIGNAL_IN_SYSTEM")
+    resumed = run_fairchem(folder, yaml.safe_load((checkpoint / "resume.yaml").read_text()))
+    for one, other in zip(trained(whole), trained(resumed), strict=True):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    loops = [
+        torch.load(run / "checkpoints/final/stable.pt", weights_only=True)["processes"] for run in (whole, resumed)
+    ]
+    (first,), (second,) = loops
+    assert first["loop"]["order"] == second["loop"]["order"]
+    for name, own in first["loop"]["loops"].items():
+        assert without_times(own["windows"]) == without_times(second["loop"]["loops"][name]["windows"])
+        assert any(record["steps"] for record in own["windows"])
+
+
 @pytest.mark.slow
 def test_native_run_in_two_processes(folder):
     config = native_config(folder, "esen", epochs=20, callbacks=[STABLE])
@@ -132,9 +174,6 @@ def test_native_run_in_two_processes(folder):
     run = run_fairchem(folder, config)
     first, second = torch.load(run / "checkpoints" / "final" / "stable.pt", weights_only=True)["processes"]
     assert first["loop"]["tracker"]["phase"] == "done"
-
-    def without_times(windows):
-        return [{name: value for name, value in record.items() if name != "wall_s"} for record in windows]
 
     assert without_times(first["loop"]["windows"]) == without_times(second["loop"]["windows"])
     assert sum(record["steps"] for record in first["loop"]["windows"]) > 0

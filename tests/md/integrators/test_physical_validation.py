@@ -17,6 +17,7 @@ import physical_validation as pv
 import pytest
 import torch
 from ase import Atoms, units
+from ase.constraints import FixAtoms
 from torch import nn
 from toys import as_potential, tiny_mace
 
@@ -81,9 +82,11 @@ class Tied(nn.Module):
         return (0.5 * self.k * squares + self.q * squares.square()).sum(dim=(1, 2))
 
 
-def tied():
+def tied(fixed=()):
     atoms = Atoms("Ar4", positions=[[0, 0, 0], [3, 0, 0], [0, 3, 0], [0, 0, 3]])
-    return ModulePotential(Tied(torch.tensor(atoms.positions)), System.from_atoms(atoms, bonds=[])), atoms
+    atoms.set_constraint(FixAtoms(fixed))
+    system = System.from_atoms(atoms, bonds=[]).with_fixed([atoms], [atoms])
+    return ModulePotential(Tied(torch.tensor(atoms.positions)), system), atoms
 
 
 def untrained_mace():
@@ -102,8 +105,11 @@ def nose_hoover(temperature_K, timestep_fs):
     return NoseHooverChain(temperature_K, timestep_fs, relaxation_fs=100.0)
 
 
-def sample(subject, integrator, n_replicas, n_frames, apart_fs, settle_fs):
-    """Return energies along a simulation, after Langevin dynamics has equilibrated the positions."""
+def sample(subject, integrator, n_frozen, n_replicas, n_frames, apart_fs, settle_fs):
+    """Return energies along a simulation, after Langevin dynamics has equilibrated the positions.
+
+    Of three degrees of freedom of each atom, ``n_frozen`` are not thermalized.
+    """
     (potential, atoms), timestep = subject, integrator.timestep_fs
     system, generator = potential.system, torch.Generator().manual_seed(0)
 
@@ -125,14 +131,18 @@ def sample(subject, integrator, n_replicas, n_frames, apart_fs, settle_fs):
         kinetic_energy(velocities, system.masses).flatten(),
         torch.stack(energies).double().flatten(),
         len(atoms),
-        3 * len(atoms) - integrator.degrees_of_freedom(len(atoms)),
+        n_frozen,
     )
+
+
+N_FROZEN = {langevin: 0, nose_hoover: 3}
 
 
 @pytest.fixture(scope="module", params=[langevin, nose_hoover], ids=lambda thermostat: thermostat.__name__)
 def samples(request):
     """Return samples at two temperatures."""
-    size = {"n_replicas": 1500, "n_frames": 4, "apart_fs": 300.0, "settle_fs": 600.0}
+    size = {"n_frozen": N_FROZEN[request.param]}
+    size |= {"n_replicas": 1500, "n_frames": 4, "apart_fs": 300.0, "settle_fs": 600.0}
     return [sample(tied(), request.param(temperature, 1.0), **size) for temperature in (TEMPERATURE, WARMER)]
 
 
@@ -158,11 +168,21 @@ def test_potential_energy_ratio(samples):
     assert np.abs(wrong).max() > 3.0
 
 
+def test_kinetic_energy_distribution_with_a_fixed_atom():
+    """The momentum of the others is thermalized too: nine degrees of freedom, and not six."""
+    size = {"n_replicas": 1000, "n_frames": 2, "apart_fs": 300.0, "settle_fs": 600.0}
+    sampled = sample(tied(fixed=[1]), nose_hoover(TEMPERATURE, 1.0), 3, **size)
+    assert kinetic_p_value(sampled, TEMPERATURE) > 0.01
+    for n_frozen in (0, 6):
+        sampled.n_frozen = n_frozen
+        assert kinetic_p_value(sampled, TEMPERATURE) < 1e-6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("thermostat", [langevin, nose_hoover], ids=lambda thermostat: thermostat.__name__)
 def test_kinetic_energy_distribution_of_mace(thermostat):
     size = {"n_replicas": 60, "n_frames": 10, "apart_fs": 240.0, "settle_fs": 720.0}
-    sampled = sample(untrained_mace(), thermostat(TEMPERATURE, 2.0), **size)
+    sampled = sample(untrained_mace(), thermostat(TEMPERATURE, 2.0), N_FROZEN[thermostat], **size)
     assert kinetic_p_value(sampled, TEMPERATURE) > 0.01
     assert kinetic_p_value(sampled, 1.08 * TEMPERATURE) < 0.01
     assert kinetic_p_value(sampled, TEMPERATURE, 0.92) < 0.01

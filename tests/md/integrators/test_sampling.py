@@ -1,5 +1,6 @@
 """Integrators against statistical mechanics: distributions that they sample, and quantities that they conserve."""
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from ase import Atoms
 from toys import TRIATOMIC, Oscillators, Springs, triatomic
 
-from stable_plugin import Langevin, NonFinite, NoseHooverChain, System
+from stable_plugin import AnyOf, Langevin, NonFinite, NoseHooverChain, RunawayTemperature, System
 from stable_plugin.md import Simulator
 from stable_plugin.md.state import kinetic_energy, kinetic_temperature
 from stable_plugin.models import ModulePotential
@@ -90,6 +91,13 @@ def test_nose_hoover_temperature_and_fluctuation(generator):
     start = simulator.prepare(triatomic_start(200), generator)
     window = simulator.run(start, 3000, 10, generator)
     temperatures = 2.0 * kinetic_energy(window.velocities[50:], potential.system.masses) / (6 * BOLTZMANN)
+    # A detector of temperatures counts the same six degrees of freedom in this simulator, and nine elsewhere.
+    detector = RunawayTemperature(1e4)
+    detector.bind(potential.system, window.positions[0])
+    for number in (9, 6):
+        measured = detector.measure(window.positions[50], window.velocities[50])
+        torch.testing.assert_close(measured, temperatures[0] * 6 / number, rtol=1e-12, atol=0.0)
+        Simulator(potential, integrator, AnyOf([detector]), check_every_fs=5.0).run(start, 10, 10, generator)
     error = (temperatures.mean(dim=0).std() / sqrt(200)).item()
     assert error < 0.007 * 300.0
     assert temperatures.mean().item() == pytest.approx(300.0, rel=0.02)
@@ -100,10 +108,11 @@ def test_nose_hoover_temperature_and_fluctuation(generator):
 def conserved_energies(timestep_fs, duration_fs, n_replicas=8, potential=None):
     """Return the extended energy after every step, (n_steps + 1, n_replicas)."""
     potential = potential or triatomic(20.0)
-    masses = potential.system.masses
-    integrator = NoseHooverChain(300.0, timestep_fs, relaxation_fs=20.0)
+    masses = potential.system.inertia
+    simulator = simulator_of(potential, NoseHooverChain(300.0, timestep_fs, relaxation_fs=20.0))
+    integrator = simulator.integrator
     generator = torch.Generator().manual_seed(4)
-    state = simulator_of(potential, integrator).prepare(triatomic_start(n_replicas), generator)
+    state = simulator.prepare(triatomic_start(n_replicas), generator)
     edges = potential.edges(state.positions)
     energies = [integrator.conserved_energy(state, masses)]
     for _ in range(round(duration_fs / timestep_fs)):
@@ -112,9 +121,16 @@ def conserved_energies(timestep_fs, duration_fs, n_replicas=8, potential=None):
     return torch.stack(energies)
 
 
-def test_nose_hoover_conserves_extended_energy():
+def triatomic_with_fixed_atom():
+    potential = triatomic(20.0)
+    potential.system = replace(potential.system, fixed=torch.tensor([False, True, False]))
+    return potential
+
+
+@pytest.mark.parametrize("make", [lambda: triatomic(20.0), triatomic_with_fixed_atom], ids=["free", "fixed"])
+def test_nose_hoover_conserves_extended_energy(make):
     kT = BOLTZMANN * 300.0
-    energies = conserved_energies(0.25, 750.0)
+    energies = conserved_energies(0.25, 750.0, potential=make())
     third = len(energies) // 3
     drift = energies[-third:].mean(dim=0) - energies[:third].mean(dim=0)
     assert (energies.std(dim=0) < 0.05 * kT).all()

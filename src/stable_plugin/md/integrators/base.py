@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -39,9 +41,11 @@ class Integrator(ABC):
         timestep: Timestep in ASE time.
         kT: Thermal energy in eV.
         chain_length: Number of thermostat variables per replica.
+        n_fixed: Number of atoms that are held in place.
     """
 
     chain_length = 0
+    n_fixed = 0
     holds_fixed_atoms = False
     """Whether atoms of infinite mass stay exactly in place."""
 
@@ -53,9 +57,33 @@ class Integrator(ABC):
         self.timestep = timestep_fs * FS
         self.kT = BOLTZMANN * temperature_K
 
+    def holding(self, n_fixed: int) -> Self:
+        """Return the integrator for a system with fixed atoms, a copy if there are any.
+
+        Args:
+            n_fixed: Number of atoms that are held in place.
+
+        Raises:
+            ValueError: If there are fixed atoms, and this integrator moves them.
+        """
+        if n_fixed == 0:
+            return self
+        if not self.holds_fixed_atoms:
+            raise ValueError(
+                f"integrator={self!r} does not hold atoms in place, but the structures have FixAtoms: use Langevin or "
+                "NoseHooverChain, or remove the constraint with atoms.set_constraint()."
+            )
+        held = copy.copy(self)
+        held.n_fixed = n_fixed
+        return held
+
     def degrees_of_freedom(self, n_atoms: int) -> int:
-        """Return the number of momenta that carry the kinetic temperature."""
-        return 3 * n_atoms
+        """Return the number of momenta that carry the kinetic temperature, three for each atom that moves.
+
+        Args:
+            n_atoms: Number of atoms, fixed ones included.
+        """
+        return 3 * (n_atoms - self.n_fixed)
 
     def initial_velocities(self, shape: Sequence[int], masses: Tensor, generator: torch.Generator) -> Tensor:
         """Draw thermal velocities in Å per ASE time.

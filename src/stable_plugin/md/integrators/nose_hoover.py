@@ -32,7 +32,8 @@ class NoseHooverChain(Integrator):
     up to the error of the timestep.
 
     The momentum of the center of mass is zero and the angular momentum keeps its direction, so the rotation of an
-    isolated molecule is sampled poorly. Use :class:`Langevin` where that matters.
+    isolated molecule is sampled poorly. Use :class:`Langevin` where that matters. Atoms that are held in place exert external
+    forces: the momentum of the others is not conserved, and is thermalized as all other degrees of freedom.
 
     =====================  ==================================================
     Symbol                 Variable
@@ -55,6 +56,8 @@ class NoseHooverChain(Integrator):
         relaxation_fs: Period of the thermostat in fs; 40 timesteps by default.
         chain_length: Number of thermostats in the chain.
     """
+
+    holds_fixed_atoms = True
 
     def __init__(
         self,
@@ -79,11 +82,17 @@ class NoseHooverChain(Integrator):
         )
 
     def degrees_of_freedom(self, n_atoms: int) -> int:
-        """Return 3 n_atoms - 3: without external forces the total momentum is never thermalized, and is kept zero."""
-        return 3 * n_atoms - 3
+        """Return three for each atom that moves, less three without fixed atoms, as the total momentum is then kept zero.
+
+        Args:
+            n_atoms: Number of atoms, fixed ones included.
+        """
+        return super().degrees_of_freedom(n_atoms) - (0 if self.n_fixed else 3)
 
     def initial_velocities(self, shape: Sequence[int], masses: Tensor, generator: torch.Generator) -> Tensor:
         velocities = super().initial_velocities(shape, masses, generator)
+        if self.n_fixed:
+            return velocities
         momentum = (masses[:, None] * velocities).sum(dim=1, keepdim=True)
         return velocities - momentum / masses.sum()
 
