@@ -81,8 +81,8 @@ class TemperatureLimits(Detector):
 
     .. math:: v = \frac{|T_\mathrm{kin} - T|}{\Delta_T}, \qquad \text{threshold} = 1
 
-    The kinetic energy of N atoms over :math:`k_\mathrm{B} T / 2` has a chi-squared distribution with 3N degrees of freedom, whose
-    tails set the limits. They are at least 1.5 T and at most 0.1 T, as a replica that is not at equilibrium yet releases or
+    The kinetic energy over :math:`k_\mathrm{B} T / 2` has a chi-squared distribution with as many degrees of freedom as the
+    atoms have (:class:`RunawayTemperature`), whose tails set the limits. They are at least 1.5 T and at most 0.1 T, as a replica that is not at equilibrium yet releases or
     takes up energy.
 
     Args:
@@ -108,10 +108,13 @@ class TemperatureLimits(Detector):
         self._masses: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        self._masses, self._n_moving = system.masses, system.n_moving
-        freedom, tail = 3 * system.n_moving, self.false_alarms / 2
-        self._low = self.temperature_K * min(COLDEST, float(stats.chi2.ppf(tail, freedom)) / freedom)
-        self._high = self.temperature_K * max(HOTTEST, float(stats.chi2.isf(tail, freedom)) / freedom)
+        self._masses = system.masses
+        self.set_degrees_of_freedom(3 * system.n_moving)
+
+    def set_degrees_of_freedom(self, number: int) -> None:
+        self._degrees_of_freedom, tail = number, self.false_alarms / 2
+        self._low = self.temperature_K * min(COLDEST, float(stats.chi2.ppf(tail, number)) / number)
+        self._high = self.temperature_K * max(HOTTEST, float(stats.chi2.isf(tail, number)) / number)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         change = self._temperatures(velocities) - self.temperature_K
@@ -140,7 +143,7 @@ class TemperatureLimits(Detector):
     def _temperatures(self, velocities: Tensor) -> Tensor:
         if self._masses is None:
             raise RuntimeError("TemperatureLimits has no masses yet: call bind(system, reference) first.")
-        return kinetic_temperature(velocities, self._masses.to(velocities), self._n_moving)
+        return kinetic_temperature(velocities, self._masses.to(velocities), self._degrees_of_freedom)
 
 
 class MomentumLimits(Detector):
