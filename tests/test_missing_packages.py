@@ -47,6 +47,7 @@ ADAPTERS = (
     "integrations.fairchem",
     "integrations.recipes",
     "evaluation",
+    "models.fine_tuning",
     "models.lightning_module",
     "models.training_threads",
     *(f"models.{family}.{file}" for family in FAMILIES for file in ("potential", "files", "lightning_module")),

@@ -11,7 +11,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stable_plugin.md.cells import optional, stack_cells
-from stable_plugin.md.compositions import split_by_composition
+from stable_plugin.md.compositions import group_by_system
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import Potential, find_potential
@@ -115,23 +115,16 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
 
 
 def _predict_all(module: Any, labeled: Sequence[Atoms]) -> tuple[list[Atoms], list[float], list[Tensor]]:
-    """Return the frames by composition, head, charge, spin and isotopes, with their predicted energies and the errors of their forces."""
+    """Return the frames by system, with their predicted energies and the errors of their forces."""
     frames: list[Atoms] = []
     energies: list[float] = []
     force_errors: list[Tensor] = []
-    for group in split_by_composition(labeled).values():
-        for stated in dict.fromkeys(map(_stated, group)):
-            own = [frame for frame in group if _stated(frame) == stated]
-            predicted, forces = predict(find_potential(module, System.from_atoms(own[0], bonds=[])), own)
-            frames += own
-            energies += predicted.tolist()
-            force_errors += list(forces - torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in own])))
+    for own in group_by_system(labeled):
+        predicted, forces = predict(find_potential(module, System.from_atoms(own[0], bonds=[])), own)
+        frames += own
+        energies += predicted.tolist()
+        force_errors += list(forces - torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in own])))
     return frames, energies, force_errors
-
-
-def _stated(frame: Atoms) -> tuple[Any, ...]:
-    """Return what frames of one system have to have in common beside the composition."""
-    return *(frame.info.get(label) for label in ("head", "charge", "spin")), tuple(frame.get_masses().round(3))
 
 
 def _mean(errors: Sequence[Tensor]) -> float:

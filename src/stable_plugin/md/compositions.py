@@ -76,6 +76,19 @@ def split_by_composition(frames: Sequence[Atoms]) -> dict[str, list[Atoms]]:
     return named
 
 
+def group_by_system(frames: Sequence[Atoms]) -> list[list[Atoms]]:
+    """Return the frames in groups that one system describes: of one composition, head, charge, spin and isotopes.
+
+    Args:
+        frames: ASE structures.
+    """
+    groups = []
+    for group in split_by_composition(frames).values():
+        for stated in dict.fromkeys(map(_stated, group)):
+            groups.append([frame for frame in group if _stated(frame) == stated])
+    return groups
+
+
 def frames_by_name(named: Mapping[str, Sequence[Atoms]], frames: Sequence[Atoms]) -> dict[str, list[Atoms]]:
     """Return further frames of systems that have names already; those of other systems are left out.
 
@@ -113,6 +126,11 @@ def _by_kind(frames: Sequence[Atoms]) -> dict[Kind, list[Atoms]]:
         labels = tuple(None if number in left_out else label for number, label in enumerate(kind.labels))
         groups.setdefault(replace(kind, labels=labels), []).append(frame)
     return groups
+
+
+def _stated(frame: Atoms) -> tuple[object, ...]:
+    """Return what frames of one system have to have in common beside the composition."""
+    return *(frame.info.get(label) for label in ("head", "charge", "spin")), tuple(frame.get_masses().round(3))
 
 
 def _suffix(kind: Kind, kinds: Sequence[Kind]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isinf
 from pathlib import Path
@@ -68,6 +68,17 @@ class Potential(ABC):
 
         Args:
             per_atom_eV: The constant in eV.
+
+        Returns:
+            Whether the model has been changed.
+        """
+        return False
+
+    def shift_isolated_atoms(self, shifts: Mapping[int, float]) -> bool:
+        """Add constants to the energies of isolated atoms, which changes no force, where the model keeps them.
+
+        Args:
+            shifts: Constants in eV by atomic number.
 
         Returns:
             Whether the model has been changed.

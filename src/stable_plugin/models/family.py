@@ -99,6 +99,26 @@ class ModelFamily(ABC):
         """
         raise ValueError(f"model={str(source)!r} cannot be loaded: the family {self.name!r} has no loader.")
 
+    def file_suffix(self, module: nn.Module) -> str | None:
+        """Return the suffix of the file that :meth:`save` writes of a module, or None if it cannot write one.
+
+        Args:
+            module: What :meth:`load` returned, or a module that contains a model of this family.
+        """
+        return None
+
+    def save(self, module: nn.Module, path: Path) -> None:
+        """Write a file of the family.
+
+        Args:
+            module: A module for which :meth:`file_suffix` is not None.
+            path: A path that does not exist yet.
+
+        Raises:
+            ValueError: If the family writes no files.
+        """
+        raise ValueError(f"path={str(path)!r} cannot be written: the family {self.name!r} writes no files.")
+
     def structures(self, module: nn.Module, items: Sequence[Any]) -> list[Atoms] | None:
         """Return the structures behind the graphs that a model is trained on.
 

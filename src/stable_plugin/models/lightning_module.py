@@ -14,6 +14,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from stable_plugin.md.labels import ENERGY_KEY
@@ -258,6 +259,19 @@ class PotentialModule(LightningModule):
                 f"{name}={value} does not work ({type(error).__name__}: {error}): pass one that takes "
                 f"{'parameters' if name == 'optimizer' else 'an optimizer'} and can be stepped."
             ) from error
+
+    def refuse_mixed_precision(self, reason: str) -> None:
+        """Raise an error if the Trainer mixes precisions.
+
+        Args:
+            reason: Why this is not possible, and the remedy.
+
+        Raises:
+            MisconfigurationException: If it does.
+        """
+        precision = str(self.trainer.precision)
+        if precision.endswith("-mixed"):
+            raise MisconfigurationException(f"Trainer(precision={precision!r}) is not possible with {reason}")
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, with its scheduler if there is one."""

@@ -100,6 +100,15 @@ def find_potential(module: Any, system: System, potential: str | PotentialMaker 
     )
 
 
+def family_of(module: nn.Module) -> ModelFamily | None:
+    """Return the family of the first model inside a module, or None if it contains no model of a known family.
+
+    Args:
+        module: Where to look.
+    """
+    return next((family for part in module.modules() for family in families() if family.owns(part)), None)
+
+
 def potential_maker(potential: str | PotentialMaker) -> PotentialMaker:
     """Return the function that makes a potential.
 

@@ -68,7 +68,8 @@ class StABlEPipeline(RunFolder):
         if missing:
             raise ValueError(
                 f"runner.model={model!r} has no {', '.join(missing)}: pass stable_plugin.models.mace.MACEModule, "
-                "stable_plugin.models.fairchem.FairchemModule, or a module of your own with these methods."
+                "stable_plugin.models.fairchem.FairchemModule, stable_plugin.models.FineTuningModule for any other family, or a "
+                "module of your own with these methods."
             )
         self.model, self.data, self.evaluation = model, data, evaluation
         self.supervised, self.stable, self.stable_trainer = supervised, stable, stable_trainer

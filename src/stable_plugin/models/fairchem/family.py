@@ -46,6 +46,14 @@ class FairchemFamily(ModelFamily):
 
         return load_fairchem(source, **arguments)
 
+    def file_suffix(self, module: nn.Module) -> str | None:
+        return None if _with_tasks(module) is None else self.suffixes[0]
+
+    def save(self, module: nn.Module, path: Path) -> None:
+        from stable_plugin.models.fairchem.files import save_fairchem
+
+        save_fairchem(_with_tasks(module), path)
+
     def structures(self, module: nn.Module, items: Sequence[Any]) -> list[Atoms] | None:
         if not all(hasattr(item, "to_ase_single") for item in items):
             return None
@@ -58,3 +66,8 @@ class FairchemFamily(ModelFamily):
 
 
 FAMILY = FairchemFamily()
+
+
+def _with_tasks(module: nn.Module) -> Any:
+    """Return the model inside a module with the tasks that its file needs, None if there is none."""
+    return next((part for part in module.modules() if hasattr(part, "tasks_config")), None)

@@ -48,6 +48,14 @@ class MACEFamily(ModelFamily):
         model: nn.Module = load_mace(source, **arguments)
         return model
 
+    def file_suffix(self, module: nn.Module) -> str:
+        return self.suffixes[0]
+
+    def save(self, module: nn.Module, path: Path) -> None:
+        from stable_plugin.models.mace.files import save_mace
+
+        save_mace(_model(module), path)
+
     def structures(self, module: nn.Module, items: Sequence[Any]) -> list[Atoms] | None:
         model = _model(module)
         if model is None or not all(hasattr(item, "node_attrs") for item in items):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
@@ -223,12 +222,10 @@ class MACEModule(PotentialModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        precision = str(self.trainer.precision)
-        if precision.endswith("-mixed"):
-            raise MisconfigurationException(
-                f"Trainer(precision={precision!r}) is not possible with MACE, whose tensor products do not mix precisions: "
-                f"use precision='32-true' with dtype='float32', or '64-true' with dtype='float64'."
-            )
+        self.refuse_mixed_precision(
+            "MACE, whose tensor products do not mix precisions: use precision='32-true' with dtype='float32', or '64-true' "
+            "with dtype='float64'."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mace_statistics"] = self._statistics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,6 +75,10 @@ class MACEPotential(Potential):
 
     def shift_energies(self, per_atom_eV: float) -> bool:
         shift_isolated_atoms(self.module, per_atom_eV, self._head)
+        return True
+
+    def shift_isolated_atoms(self, shifts: Mapping[int, float]) -> bool:
+        shift_isolated_atoms(self.module, shifts, self._head)
         return True
 
     def energies(self, positions: Tensor, edges: Edges) -> Tensor:

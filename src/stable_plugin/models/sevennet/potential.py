@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,6 +69,26 @@ class SevenNetPotential(Potential):
     def constant_energy(self) -> float:
         return float(self._shifts(self._entries(1)).sum())
 
+    def shift_energies(self, per_atom_eV: float) -> bool:
+        return self.shift_isolated_atoms(dict.fromkeys(self.module.type_map, per_atom_eV))
+
+    @torch.no_grad()
+    def shift_isolated_atoms(self, shifts: Mapping[int, float]) -> bool:
+        types = self.module.type_map
+        constants = self._rescale.shift  # (n_types,), a row for each modality, or one for all elements
+        added = torch.zeros(len(types), dtype=constants.dtype, device=constants.device)
+        for number, shift in shifts.items():
+            added[types[number]] = shift
+        if constants.shape[-1] != len(types):
+            if not (added == added[0]).all():
+                return False
+            added = added[:1]
+        row = (
+            constants if self._modal is None or constants.dim() == 1 else constants[self.module.modal_map[self._modal]]
+        )
+        row += added
+        return True
+
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
         flat = positions.reshape(-1, 3)
         sender, receiver = edges.index
@@ -97,11 +118,15 @@ class SevenNetPotential(Potential):
     def compilable(self) -> Potential:
         raise ValueError("compile=True is not available for SevenNet models, which e3nn compiles. Set compile=False.")
 
+    @property
+    def _rescale(self) -> Any:
+        """The layer that scales atomic energies and adds those of isolated atoms."""
+        return self.module._modules["rescale_atomic_energy"]
+
     def _shifts(self, entries: dict[str, Tensor]) -> Tensor:
         """Return the isolated-atom energies, which are what remains of an atomic energy without interaction."""
         zeros = torch.zeros(len(entries[KEY.NODE_FEATURE]), 1, dtype=self.dtype, device=self.device)
-        rescale = self.module._modules["rescale_atomic_energy"]
-        shifts: Tensor = rescale({**entries, KEY.SCALED_ATOMIC_ENERGY: zeros})[KEY.ATOMIC_ENERGY]
+        shifts: Tensor = self._rescale({**entries, KEY.SCALED_ATOMIC_ENERGY: zeros})[KEY.ATOMIC_ENERGY]
         return shifts.detach().double()
 
     def _entries(self, n_replicas: int) -> dict[str, Tensor]:
