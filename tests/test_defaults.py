@@ -11,22 +11,28 @@ from ase.build import bulk, molecule
 from toys import flat, tiny_mace
 
 from stable_plugin import (
+    AngleLimits,
     AnyOf,
     AtomsWithin,
     BondAmplitudes,
     BondDeviation,
     BondLengths,
-    IntermolecularContact,
+    BondLimits,
+    ChiralityLimits,
+    ContactLimits,
     Langevin,
+    LindemannCriterion,
     LocalBondAmplitudes,
     LocalBondLengths,
     LocalContacts,
     Molecules,
+    MomentumLimits,
     NearestMolecules,
     RunawayTemperature,
     Schedule,
     StABlECallback,
     System,
+    TemperatureLimits,
 )
 from stable_plugin.config import SystemConfig
 from stable_plugin.defaults import choose, default_detector, default_local, default_observables, has_several_molecules
@@ -88,14 +94,10 @@ def test_defaults_of_a_liquid_are_molecular(caplog):
     ]  # fmt: skip
     detector = loop.simulator.detector
     assert isinstance(detector, AnyOf)
-    assert [type(part) for part in detector.detectors] == [BondDeviation, IntermolecularContact]
-    closest = min(
-        np.where(np.arange(24)[:, None] // 3 != np.arange(24) // 3, frame.get_all_distances(mic=True), 9).min()
-        for frame in frames
-    )
-    assert detector.detectors[1].distance == pytest.approx(2 / 3 * closest, abs=0.006)
+    kinds = [BondLimits, AngleLimits, ContactLimits, TemperatureLimits, MomentumLimits]
+    assert [type(part) for part in detector.detectors] == kinds
     assert "samples are Molecules()" in caplog.text
-    assert "IntermolecularContact" in caplog.text
+    assert "contact limits" in caplog.text
 
 
 def test_defaults_of_a_crystal_are_radial(caplog):
@@ -105,8 +107,8 @@ def test_defaults_of_a_crystal_are_radial(caplog):
     assert [observable.name for observable in loop.estimator.observables] == [
         "radial_distribution_Cl_Cl", "radial_distribution_Cl_Na", "radial_distribution_Na_Na",
     ]  # fmt: skip
-    assert isinstance(loop.simulator.detector, RunawayTemperature)
-    assert loop.simulator.detector.threshold == 600.0
+    kinds = [ContactLimits, LindemannCriterion, TemperatureLimits, MomentumLimits]
+    assert [type(part) for part in loop.simulator.detector.detectors] == kinds
     assert "samples are whole frames" in caplog.text
 
 
@@ -185,7 +187,8 @@ def test_has_several_molecules():
 def test_defaults_of_one_molecule_are_its_bonds():
     system = System.from_atoms(molecule("CH4"))
     assert [type(observable) for observable in default_observables(system)] == [BondLengths, BondAmplitudes]
-    assert isinstance(default_detector(system, torch.tensor(molecule("CH4").positions)[None], 300.0), BondDeviation)
+    detector = default_detector(system, torch.tensor(molecule("CH4").positions)[None], 300.0)
+    assert [type(part) for part in detector.detectors[:3]] == [BondLimits, AngleLimits, ChiralityLimits]
     assert default_local("auto", system, [LocalBondLengths()]) is None
 
 

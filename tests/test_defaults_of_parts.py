@@ -10,10 +10,11 @@ import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, graphene, molecule
 from ase.constraints import FixAtoms
+from ase.units import kB
 
-from stable_plugin import AnyOf, BondDeviation, Langevin, RunawayTemperature, System
+from stable_plugin import Langevin, System, TemperatureLimits
 from stable_plugin.config import SystemConfig
-from stable_plugin.defaults import choose, default_detector, runaway_temperature
+from stable_plugin.defaults import choose
 from stable_plugin.md.system import stack_positions
 
 TEMPERATURE_K = 300.0
@@ -130,21 +131,25 @@ def test_defaults_flag_hot_broken_and_collided_systems(atoms):
     assert all(flagged)
 
 
+MOLECULE = "BondLimits AngleLimits"
+ALWAYS = "TemperatureLimits MomentumLimits"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("methane", "BondDeviation"),
-        ("dimer", "BondDeviation IntermolecularContact"),
-        ("argon gas", "IntermolecularContact RunawayTemperature"),
-        ("ions in water", "BondDeviation IntermolecularContact"),
-        ("silicon", "RunawayTemperature"),
-        ("CO on platinum", "BondDeviation IntermolecularContact RunawayTemperature"),
+        ("hydrogen", f"BondLimits {ALWAYS}"),
+        ("methane", f"{MOLECULE} ChiralityLimits {ALWAYS}"),
+        ("dimer", f"{MOLECULE} ChiralityLimits ContactLimits {ALWAYS}"),
+        ("argon gas", f"ContactLimits {ALWAYS}"),
+        ("ions in water", f"{MOLECULE} ContactLimits {ALWAYS}"),
+        ("silicon", f"ContactLimits LindemannCriterion {ALWAYS}"),
+        ("CO on platinum", f"BondLimits ContactLimits {ALWAYS}"),
     ],
 )
 def test_default_detector_follows_the_parts(name, expected):
     detector = chosen(thermal(SYSTEMS[name]))[-1].detector
-    parts = detector.detectors if isinstance(detector, AnyOf) else [detector]
-    assert " ".join(type(part).__name__ for part in parts) == expected
+    assert " ".join(type(part).__name__ for part in detector.detectors) == expected
 
 
 @pytest.mark.parametrize(
@@ -163,41 +168,31 @@ def test_default_observables_follow_the_parts(name, expected):
 
 
 def test_contact_distance_of_a_dilute_gas():
-    *_, choices = chosen(thermal(SYSTEMS["argon gas"]))
-    # Two covalent radii of 1.06 Å, and not two thirds of the 9 Å that the atoms are apart.
-    assert choices.detector.detectors[0].distance == 2.12
+    _, reference, velocities, choices = chosen(thermal(SYSTEMS["argon gas"]))
+    unstable = []
+    for distance in (2.0, 2.3, 4.0):
+        moved = reference[:1].clone()
+        moved[0, 1] = moved[0, 0] + torch.tensor([0.0, 0.0, distance])
+        unstable.append(choices.detector.classify(moved, velocities[:1])[0].item())
+    # 0.6 of two van der Waals radii of 1.88 Å, and not a fraction of the 9 Å that the atoms are apart.
+    assert unstable == [True, False, False]
 
 
-def test_default_detector_tolerates_a_hot_reference(caplog):
-    frames = [molecule("CH4") for _ in range(10)]
-    frames[0].set_distance(0, 1, 1.5, fix=0)
-    *_, choices = chosen(frames)
-    # 0.9 of the stretch is the deviation from the mean over ten frames.
-    stretch = 0.9 * (1.5 - molecule("CH4").get_distance(0, 1))
-    assert choices.detector.threshold == round(1.1 * stretch, 2)
-    assert "deviate by up to 0.37 Å" in caplog.text
+def test_default_detector_tolerates_a_hot_reference():
+    *_, choices = chosen(thermal(molecule("CH4"), 50, scale=0.1))
+    bonds = choices.detector.detectors[0]
+    lengths = [frame.get_distance(0, 1) for frame in thermal(molecule("CH4"), 500, scale=0.1)]
+    stretched = torch.tensor(molecule("CH4").positions)[None]
+    stretched[0, 1] *= max(lengths) / 1.09
+    assert not bonds.classify(stretched, torch.zeros_like(stretched))[0]
 
 
-def test_default_detector_reports_a_broken_reference():
-    frames = [molecule("CH4") for _ in range(10)]
+@pytest.mark.parametrize("n_frames", [10, 60])
+def test_default_detector_reports_a_broken_reference(n_frames):
+    frames = thermal(molecule("CH4"), n_frames)
     frames[4].set_distance(0, 1, 3.0, fix=0)
-    with pytest.raises(ValueError, match=r"1 of 10 reference frames are unstable.*frame 4"):
+    with pytest.raises(ValueError, match=rf"1 of {n_frames} reference frames are unstable.*frame 4"):
         chosen(frames)
-
-
-def test_default_detector_of_evaluation():
-    system = System.from_atoms(molecule("CH4"))
-    reference = torch.tensor(molecule("CH4").positions)[None]
-    detector = default_detector(system, reference, TEMPERATURE_K, bond_deviation_A=0.5)
-    assert isinstance(detector, BondDeviation)
-    assert detector.threshold == 0.5
-
-
-def test_runaway_temperature_grows_in_small_systems():
-    assert runaway_temperature(64, 300.0) == 600.0
-    assert runaway_temperature(2, 300.0) == pytest.approx(300.0 * (1 + 6 / 3**0.5))
-    system = System.from_atoms(bulk("Si"))
-    assert isinstance(default_detector(system, torch.tensor(bulk("Si").positions)[None], 300.0), RunawayTemperature)
 
 
 MLEARN = Path(__file__).parents[2] / "shared" / "data" / "real"
@@ -218,12 +213,14 @@ def test_defaults_of_real_crystals(element):
             assert not choices.detector.classify(reference, velocities)[0].any()
 
 
-def test_fixed_atoms_do_not_lower_the_threshold_of_the_temperature():
+def test_fixed_atoms_do_not_count_in_the_temperature():
     frames = thermal(bulk("Cu", cubic=True) * 2)
     for frame in frames:
         frame.set_constraint(FixAtoms(range(4, 32)))
     system = System.from_frames(frames).with_fixed(frames, frames)
     reference = torch.tensor(np.stack([frame.positions for frame in frames]))
-    detector = default_detector(system, reference, TEMPERATURE_K)
-    assert isinstance(detector, RunawayTemperature)
-    assert detector.threshold == pytest.approx(TEMPERATURE_K * (1 + 6 / 6**0.5))
+    detector = TemperatureLimits(TEMPERATURE_K)
+    detector.bind(system, reference)
+    few = torch.zeros_like(reference)
+    few[:, :4] = ((kB * 700.0) / system.masses[:4]).sqrt()[:, None]  # 700 K, which 32 atoms would not reach
+    assert not detector.classify(reference, few)[0].any()

@@ -6,14 +6,26 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from math import sqrt
 
+import numpy as np
 import torch
-from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 from torch import Tensor
 
 from stable_plugin.config import Local, SystemConfig
-from stable_plugin.detectors import AnyOf, BondDeviation, Detector, IntermolecularContact, RunawayTemperature
+from stable_plugin.detectors import (
+    AngleLimits,
+    AnyOf,
+    BondLimits,
+    ChiralityLimits,
+    ContactLimits,
+    Detector,
+    LindemannCriterion,
+    MomentumLimits,
+    PlaneLimits,
+    RingLimits,
+    TemperatureLimits,
+)
 from stable_plugin.md.cells import optional
 from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
 from stable_plugin.md.system import System
@@ -33,27 +45,8 @@ from stable_plugin.observables import (
 
 log = logging.getLogger(__name__)
 
-TRAINING_DEVIATION_A = BondDeviation().threshold
-"""Deviation of a bond from its mean length in Å that is unstable in training."""
-
-HOT_FACTOR = 1.1
-"""Threshold of bonds relative to their largest deviation in a hot reference."""
-
-EVALUATION_DEVIATION_A = 0.5
-"""Deviation of a bond from its mean length in Å that counts as a failure in an evaluation, as published."""
-
-BROKEN_DEVIATION_A = 0.6
-"""Deviation of a bond in Å that only a broken one has, in a reference of any temperature."""
-
-N_DEVIATIONS = 6.0
-"""Standard deviations of the kinetic temperature that a stable system does not exceed."""
-
-CONTACT_FRACTION = 2.0 / 3.0
-"""Molecules have collided when they are closer than this fraction of the shortest contact in the reference."""
-
-MAX_CONTACT_A = 1.5
-"""Largest collision distance in Å: molecules that are far apart in the reference may approach each other. Free
-atoms and ions have collided within the sum of their covalent radii."""
+LINDEMANN_RATIO = 0.15
+"""Root mean square displacement of the atoms of a molten crystal, over the distance of nearest neighbors."""
 
 SHELLS_A = 5.0
 """Upper end in Å of radial distributions of molecules: the first shells; small models do not see further."""
@@ -134,72 +127,41 @@ def evaluated_observables(system: System) -> list[Observable]:
     return [BondLengths(), _distances(system), *angles]
 
 
-def default_detector(
-    system: System,
-    reference: Tensor,
-    temperature_K: float,
-    cell: Tensor | None = None,
-    bond_deviation_A: float = TRAINING_DEVIATION_A,
-) -> Detector:
+def default_detector(system: System, reference: Tensor, temperature_K: float, cell: Tensor | None = None) -> Detector:
     """Return the detector for a system, by the kinds of its parts.
 
-    Molecules are watched by their bonds; molecules, ions and free atoms by their contacts with all other parts; frameworks,
-    and systems without molecules, by the temperature.
+    All systems are watched by temperature, momentum and contacts; molecules by bonds, angles, planes, configurations and
+    rings; crystals by the displacements from their sites. All limits come from the reference and the temperature.
 
     Args:
         system: The system that is simulated.
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
         temperature_K: Temperature of the simulation in K.
         cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
-        bond_deviation_A: Deviation of a bond from its mean length in Å that is unstable.
     """
-    detectors: list[Detector] = []
-    if has_molecules(system):
-        detectors.append(_bond_detector(system, reference, cell, bond_deviation_A))
-    if int(system.molecules.max()) > 0:
-        detectors.append(_contact_detector(system, reference, cell))
-    if system.is_extended or not has_molecules(system):
-        detectors.append(RunawayTemperature(runaway_temperature(system.n_moving, temperature_K)))
-    return detectors[0] if len(detectors) == 1 else AnyOf(detectors)
+    kinds = (BondLimits, AngleLimits, PlaneLimits, ChiralityLimits, RingLimits, ContactLimits)
+    detectors: list[Detector] = [each for kind in kinds if (each := kind(temperature_K)).applies(system)]
+    sites = _site_detector(system, reference, cell)
+    return AnyOf([*detectors, *sites, TemperatureLimits(temperature_K), MomentumLimits(temperature_K)])
 
 
-def runaway_temperature(n_moving: int, temperature_K: float) -> float:
-    """Return a kinetic temperature in K that a stable system does not reach.
-
-    Twice the temperature, and in a small system six standard deviations of the canonical ensemble above it.
-
-    Args:
-        n_moving: Number of atoms that are not fixed.
-        temperature_K: Temperature of the simulation in K.
-    """
-    return temperature_K * max(2.0, 1.0 + N_DEVIATIONS * sqrt(2.0 / (3.0 * n_moving)))
-
-
-def _bond_detector(system: System, reference: Tensor, cell: Tensor | None, deviation_A: float) -> BondDeviation:
-    """Return a detector of bonds that tolerates what the bonds of a hot reference do, unless one of them is broken."""
-    detector = BondDeviation(deviation_A)
-    detector.bind(system, reference, *optional(cell))
-    largest = detector.measure(reference, torch.zeros_like(reference), *optional(cell)).max().item()
-    if not deviation_A < largest < BROKEN_DEVIATION_A:
-        return detector
-    tolerant = BondDeviation(round(HOT_FACTOR * largest, 2))
-    log.warning(
-        f"StABlE: bonds of the reference deviate by up to {largest:.2f} Å from their mean lengths, more than "
-        f"{deviation_A:g} Å: a bond is unstable from {tolerant.threshold:g} Å. Pass detector=BondDeviation(...) to set it."
-    )
-    return tolerant
+def _site_detector(system: System, reference: Tensor, cell: Tensor | None) -> list[Detector]:
+    """Return a detector of melting, if the reference is a crystal whose atoms stay at their sites in one cell."""
+    if cell is not None or not system.is_extended or not all(system.pbc):
+        return []
+    threshold = (LINDEMANN_RATIO * _nearest_neighbors(system, reference[:1])) ** 2
+    detector = LindemannCriterion(round(threshold, 3))
+    detector.bind(system, reference)
+    moved = detector.measure(reference, torch.zeros_like(reference)).max().item()
+    return [detector] if moved < 0.5 * threshold else []
 
 
-def _contact_detector(system: System, reference: Tensor, cell: Tensor | None) -> IntermolecularContact:
-    """Return a detector of collisions, from the shortest contact in the reference."""
-    contact = IntermolecularContact()
-    contact.bind(system, reference, *optional(cell))
-    shortest = -contact.measure(reference, torch.zeros_like(reference), *optional(cell)).max().item()
-    largest = MAX_CONTACT_A
-    if not has_molecules(system) and not system.is_extended:
-        largest = max(largest, 2.0 * float(covalent_radii[system.numbers.cpu().numpy()].max()))
-    distance = round(min(CONTACT_FRACTION * shortest, largest), 2)
-    return IntermolecularContact(distance, min(0.3, distance))
+def _nearest_neighbors(system: System, frame: Tensor) -> float:
+    """Return the mean distance in Å of the atoms of the framework to their nearest neighbors."""
+    atoms = system.atoms(frame[0])[system.framework.cpu().numpy()]
+    first, distances = neighbor_list("id", atoms, SHELLS_A)
+    shortest = [distances[first == atom].min(initial=SHELLS_A) for atom in range(len(atoms))]
+    return float(np.mean(shortest))
 
 
 def default_local(local: Local, system: System, observables: Sequence[Observable]) -> Neighborhoods | None:

@@ -82,6 +82,40 @@ def test_evaluate_potential_without_forces(tmp_path):
     assert len(list(tmp_path.glob("failed*.extxyz"))) == 3
 
 
+def test_evaluate_names_each_failure_and_writes_frames_to_label(tmp_path):
+    settings = {"horizons_ps": [0.5], "integrator": Langevin(500.0, 0.5, 1.0), "detector": None}
+    (summary,) = evaluator(**settings).evaluate(Network(0.0), tmp_path).summaries
+    assert summary["verdict"]["state"] == "fails"
+    assert summary["verdict"]["failures"] == summary["unstable"] == len(summary["failures"]) == 4
+    assert "bond limits or angle limits" in summary["verdict"]["watched"]
+    frames = read(tmp_path / "to_label.extxyz", ":")
+    by_replica = {frame.info["replica"]: frame for frame in frames if frame.info["stage"] == "first_bad"}
+    assert set(by_replica) == {failure["replica"] for failure in summary["failures"]}
+    for failure in summary["failures"]:
+        frame = by_replica[failure["replica"]]
+        assert frame.info["time_ps"] == pytest.approx(failure["time_ps"])
+        kind, atoms, value = failure["what"].split()[:3]
+        assert frame.info["failure"] == failure["what"]
+        indices = [int(name.lstrip("COH")) for name in atoms.split("-")]
+        if kind == "bond":
+            assert frame.get_distance(*indices) == pytest.approx(float(value), rel=0.01)
+        if kind == "angle":
+            assert frame.get_angle(*indices) == pytest.approx(float(value), rel=0.01)
+    good = [frame for frame in frames if frame.info["stage"] == "last_good"]
+    assert all(frame.info["time_ps"] < by_replica[frame.info["replica"]].info["time_ps"] for frame in good)
+
+
+def test_evaluate_writes_few_frames_of_the_same_failure(tmp_path):
+    settings = {"horizons_ps": [0.5], "integrator": Langevin(2000.0, 0.5, 0.0), "n_replicas": 12}
+    evaluator(**settings).evaluate(Network(0.0), tmp_path)
+    failed = [
+        frame.info["offending_atoms"]
+        for frame in read(tmp_path / "to_label.extxyz", ":")
+        if frame.info["stage"] == "first_bad"
+    ]
+    assert max(failed.count(atoms) for atoms in failed) <= 3
+
+
 def test_evaluate_nonfinite_potential():
     with pytest.raises(
         UnusablePotentialError, match=r"all 4 replicas have failed in their start frames .*no finite forces"

@@ -45,6 +45,9 @@ class Detector(ReprMixin, ABC):
     unit = ""
     """Unit of the value and of the threshold."""
 
+    remedy = "raise the threshold"
+    """What to do where frames that are good are flagged, in messages."""
+
     capturable = True
     """Whether :meth:`classify` can be captured in a CUDA graph: no state, no host synchronization, static shapes."""
 
@@ -109,6 +112,17 @@ class Detector(ReprMixin, ABC):
         """
         return [() for _ in positions]
 
+    def describe(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> list[str]:
+        """Return what is worst in each replica, n_replicas descriptions: the atoms, the value, and the limit.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            velocities: (n_replicas, n_atoms, 3) in Å per ASE time.
+            cell: Cells of the replicas, (n_replicas, 3, 3) in Å; that of the system if None.
+        """
+        values = self.measure(positions, velocities, *optional(cell)).tolist()
+        return [f"{self}: {value:.3g} {self.unit}".rstrip() for value in values]
+
     def reset(self, n_replicas: int) -> None:
         """Clear the state before a new simulation of ``n_replicas`` replicas."""
 
@@ -137,7 +151,7 @@ class Detector(ReprMixin, ABC):
             measured = f"{value[worst]:.3g} {self.unit}".rstrip()
             raise ValueError(
                 f"{int(unstable.sum())} of {len(frames)} {name} frames are unstable according to {self!r}: frame {worst} "
-                f"measures {measured}. Remove those frames, or raise the threshold."
+                f"measures {measured}. Remove those frames, or {self.remedy}."
             )
 
     def __str__(self) -> str:
@@ -206,6 +220,15 @@ class AnyOf(Detector):
             own = detector.offending_atoms(positions, velocities, *optional(cell))
             atoms = [mine if flag else other for mine, other, flag in zip(own, atoms, unstable.tolist(), strict=True)]
         return atoms
+
+    def describe(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> list[str]:
+        """Return what the first detector says that classifies the replica as unstable."""
+        texts = ["" for _ in positions]
+        for detector in reversed(self.detectors):
+            unstable, _ = detector.classify(positions, velocities, *optional(cell))
+            own = detector.describe(positions, velocities, *optional(cell))
+            texts = [mine if flag else other for mine, other, flag in zip(own, texts, unstable.tolist(), strict=True)]
+        return texts
 
     def reset(self, n_replicas: int) -> None:
         for detector in self.detectors:

@@ -21,7 +21,8 @@ class LindemannCriterion(Detector):
     .. math:: v = \frac{1}{N} \sum_{i=1}^{N} \left| \mathbf{u}_i - \mathbf{u}_\mathrm{com} \right|^2, \qquad
         \mathbf{u}_i = \mathbf{r}_i - \langle \mathbf{r}_i \rangle_\mathrm{ref}
 
-    The sites are the mean positions of the reference. The displacement :math:`\mathbf{u}_\mathrm{com}` of the center of
+    The sites are the mean positions of the reference. The atoms are those of the framework, if the system has one: molecules on
+    a surface move. The displacement :math:`\mathbf{u}_\mathrm{com}` of the center of
     mass is subtracted, because it diffuses under Langevin dynamics.
 
     The Lindemann ratio is :math:`\delta = \sqrt{v} / a` with the nearest-neighbor distance a, and crystals melt at
@@ -63,7 +64,10 @@ class LindemannCriterion(Detector):
                 "LindemannCriterion measures displacements from sites in one cell, but the cells of the reference frames "
                 "differ: pass reference frames with the same cell, or another detector."
             )
-        self._mass_fractions = system.masses / system.masses.sum()
+        sites = system.framework if system.is_extended else torch.ones_like(system.framework)
+        self._atoms = sites.nonzero().squeeze(1)
+        masses = system.masses * sites
+        self._mass_fractions = masses / masses.sum()
         # The frames may be wrapped differently, so average minimum-image displacements from the first one.
         atoms = torch.arange(system.n_atoms, device=reference.device)
         pairs = torch.stack([atoms, atoms + system.n_atoms], dim=1)
@@ -71,14 +75,15 @@ class LindemannCriterion(Detector):
         self._sites = reference[0] + system.separations(frame_and_first, pairs).mean(dim=0)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
-        return self._squared_displacements(positions, cell).mean(dim=-1)
+        return self._squared_displacements(positions, cell)[:, self._atoms].mean(dim=-1)
 
     def offending_atoms(
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
     ) -> list[tuple[int, ...]]:
         """Return the atom that is furthest from its site."""
-        squares = torch.nan_to_num(self._squared_displacements(positions, cell), nan=torch.inf)
-        return [(int(atom),) for atom in squares.argmax(dim=-1)]
+        squares = self._squared_displacements(positions, cell)[:, self._atoms]
+        worst = torch.nan_to_num(squares, nan=torch.inf).argmax(dim=-1)
+        return [(int(atom),) for atom in self._atoms[worst]]
 
     def _squared_displacements(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._sites is None or self._mass_fractions is None:

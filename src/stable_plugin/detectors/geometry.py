@@ -181,10 +181,7 @@ class ClosestContact(_MinimumDistance):
     """
 
     def _candidate_pairs(self, system: System) -> Tensor:
-        linked = torch.eye(system.n_atoms, dtype=torch.bool)
-        for pairs in (system.bonds.cpu(), system.angles.cpu()[:, [0, 2]]):
-            linked[pairs[:, 0], pairs[:, 1]] = linked[pairs[:, 1], pairs[:, 0]] = True
-        candidates = (~linked).triu().nonzero()
+        candidates = nonbonded_pairs(system)
         if len(candidates) == 0:
             raise ValueError(f"{self!r} finds no pair of atoms more than two bonds apart: use another detector.")
         return candidates
@@ -241,3 +238,11 @@ class IntermolecularContact(_MinimumDistance):
 def _pair_tuples(pairs: Tensor, chosen: Tensor) -> list[tuple[int, ...]]:
     """Return the chosen pairs, (n_chosen,) indices into (n_pairs, 2), as tuples."""
     return [tuple(pair) for pair in pairs.cpu()[chosen.cpu()].tolist()]
+
+
+def nonbonded_pairs(system: System) -> Tensor:
+    """Return the pairs of atoms that are more than two bonds apart, (n_pairs, 2)."""
+    linked = torch.eye(system.n_atoms, dtype=torch.bool)
+    for pairs in (system.bonds.cpu(), system.angles.cpu()[:, [0, 2]]):
+        linked[pairs[:, 0], pairs[:, 1]] = linked[pairs[:, 1], pairs[:, 0]] = True
+    return (~linked).triu().nonzero()

@@ -21,13 +21,15 @@ def definitions(report: Mapping[str, Any]) -> dict[str, str]:
     stages = evaluations(report)
     summary = next(iter(stages.values()))
     detector = str(summary["detector"])
-    if "(" not in detector:
+    if "(" not in detector and "limits" not in detector:
         detector += f" with a threshold of {number(summary['threshold'])}"
     terms = {
         "Replica": "One simulation with its own initial velocities and noise, started from a held-out frame that no "
         "potential was trained on.",
         "Failed": f"The detector, {detector}, flagged the replica at some time within the horizon "
         f"({number(summary['horizon_ps'])} ps).",
+        "Limits": "Range that a quantity leaves in one frame of ten million at equilibrium, from its fluctuations in the "
+        "reference frames.",
         "Median stable time": "Time at which the Kaplan-Meier curve first falls to one half. Replicas that did not fail "
         "are censored at the end of their simulation.",
         "Failure rate": "Failures divided by the total time at risk: for each replica, the time until its failure or the "
@@ -40,6 +42,8 @@ def definitions(report: Mapping[str, Any]) -> dict[str, str]:
         "measured on fewer frames, and never on those after a failure. ±: standard error of the mean, averaged likewise, "
         "from the spread between replicas and between blocks of one picosecond.",
     }
+    if "limits" not in detector:
+        del terms["Limits"]
     if "before" in stages:
         terms["Fewer, more, no significant difference"] = (
             f"Two-sided Fisher's exact test on the numbers of failed replicas, at p = {SIGNIFICANCE:g}, with replicas "

@@ -16,12 +16,18 @@ from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
-from stable_plugin.defaults import EVALUATION_DEVIATION_A, default_detector, evaluated_observables
+from stable_plugin.defaults import default_detector, evaluated_observables
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
-from stable_plugin.evaluation.trajectories import offending_atom_labels, write_trajectories
+from stable_plugin.evaluation.trajectories import (
+    failure_descriptions,
+    offending_atom_labels,
+    write_to_label,
+    write_trajectories,
+)
+from stable_plugin.evaluation.verdict import MAX_FAILURES_PER_NS
 from stable_plugin.md import Execution, Integrator, Langevin
 from stable_plugin.md.cells import optional, stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
@@ -44,8 +50,7 @@ class Evaluator:
         starts: Start frames, as a file or ASE structures, that the potential was not trained on.
         reference: Frames for reference bond lengths and observables; ``starts`` if None.
         labeled: Frames with energies and forces, for the errors on them; no errors are reported if None.
-        detector: Detector that decides when a replica has failed; if None, that of training, with bonds 0.5 Å off their
-            mean length.
+        detector: Detector that decides when a replica has failed; that of training if None.
         observables: Observables to compare; if None, bond lengths, h(r) and bond angles of molecules, and those that
             training takes for other systems.
         dynamics: Observables of trajectories to compare. ``reference`` must then be one trajectory, contiguous in
@@ -55,6 +60,7 @@ class Evaluator:
         horizons_ps: Times in ps up to which failures are counted; the first one is the headline of the report.
         record_every_fs: Time between two frames that the observables see, in fs.
         check_every_fs: Time between two checks of the detector, in fs.
+        max_failures_per_ns: Failure rate in 1/ns up to which the verdict is that the potential holds.
         execution: How the simulator runs its steps; chosen automatically if None.
         bonds: Pairs of bonded atoms; if None, those that hold in nearly all reference frames.
         energy_key: Key of the total energy in ``labeled``.
@@ -85,6 +91,7 @@ class Evaluator:
         horizons_ps: Sequence[float] = (1.0,),
         record_every_fs: float = 50.0,
         check_every_fs: float = StABlEConfig.check_every_fs,
+        max_failures_per_ns: float = MAX_FAILURES_PER_NS,
         execution: Execution | None = None,
         bonds: Sequence[tuple[int, int]] | None = None,
         energy_key: str = ENERGY_KEY,
@@ -97,6 +104,7 @@ class Evaluator:
             horizons_ps=horizons_ps,
             record_every_fs=record_every_fs,
             check_every_fs=check_every_fs,
+            max_failures_per_ns=max_failures_per_ns,
             execution=execution or Execution(),
             seed=seed,
         )
@@ -122,6 +130,7 @@ class Evaluator:
                 horizons_ps=horizons_ps,
                 record_every_fs=record_every_fs,
                 check_every_fs=check_every_fs,
+                max_failures_per_ns=max_failures_per_ns,
                 execution=execution,
                 seed=seed,
             )
@@ -144,7 +153,6 @@ class Evaluator:
             self.reference,
             settings.integrator.temperature_K,
             self._reference_cells,
-            EVALUATION_DEVIATION_A,
         )
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
@@ -192,7 +200,8 @@ class Evaluator:
 
         Args:
             module: Module that holds the potential, or an ASE calculator.
-            trajectories: Folder for a few failed and a few stable trajectories as extxyz; none are written if None.
+            trajectories: Folder for a few failed and a few stable trajectories as extxyz, and for ``to_label.extxyz``: the last
+                frames before the failures and the first ones after, for new labels. None are written if None.
             n_trajectories: Maximum number of failed and of stable trajectories.
 
         Returns:
@@ -214,12 +223,23 @@ class Evaluator:
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
         atom_labels = offending_atom_labels(replicas, self.detector, potential.system)
+        descriptions = failure_descriptions(replicas, self.detector, potential.system)
         if trajectories is not None:
             write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
+            write_to_label(replicas, potential.system, atom_labels, descriptions, trajectories / "to_label.extxyz")
         horizons_ps = self.settings.horizons_ps
         return Evaluation(
             summaries=[
-                summarize(replicas, horizon, self.detector, self.comparison, errors, atom_labels)
+                summarize(
+                    replicas,
+                    horizon,
+                    self.detector,
+                    self.comparison,
+                    errors,
+                    atom_labels,
+                    descriptions,
+                    self.settings.max_failures_per_ns,
+                )
                 for horizon in horizons_ps
             ],
             curves=curves(replicas, horizons_ps, self.comparison),

@@ -87,6 +87,7 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping
         palette=PALETTE,
         title=str(report["title"]),
         outcome=wording.outcome(report),
+        verdict=wording.stability(report),
         headline=wording.headline(report),
         findings=wording.findings(report, axes),
         warnings=report_warnings(report),

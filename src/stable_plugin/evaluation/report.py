@@ -22,7 +22,7 @@ from stable_plugin.runtime.atomic_files import atomic_write, explain_write_error
 def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, Any]) -> Path:
     """Write ``report.json``, ``curves.json``, ``figures/*.png`` and ``report.html`` into a folder.
 
-    The two JSON files are written first, so that no number is lost if a figure cannot be drawn. Numbers that are not
+    The page and ``report.json`` begin with the verdict on the last stage. The two JSON files are written first, so that no number is lost if a figure cannot be drawn. Numbers that are not
     finite become null.
 
     Args:
@@ -51,6 +51,8 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
             )
     report, curves = _plain(report), _plain(curves)
     _check_stages(report)
+    if verdict := wording.stability(report):
+        report = {"verdict": verdict, **report}
     with explain_write_errors(page, "report"):
         run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir / "report.json", _json(report))
@@ -86,6 +88,7 @@ def summary(report: Mapping[str, Any]) -> str:
         lines.append(_label_errors([stages["before"], stages["after"]]))
     else:
         lines = [wording.single_evaluation(stages["evaluation"]), _label_errors([stages["evaluation"]])]
+    lines.insert(0, wording.stability(report))
     lines += [_extended_counts(wording.evaluations(report, "extended")), wording.cost(report)]
     lines += [f"Warning: {line}" for line in report_warnings(report)]
     return "\n".join(line for line in lines if line)

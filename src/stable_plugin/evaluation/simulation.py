@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stable_plugin.config import StABlEConfig
 from stable_plugin.detectors import Detector
+from stable_plugin.evaluation.verdict import MAX_FAILURES_PER_NS
 from stable_plugin.md import Execution, Integrator, Langevin, Simulator
 from stable_plugin.md.window import NEVER
 from stable_plugin.models import Potential
@@ -31,6 +32,7 @@ class SimulationSettings:
         horizons_ps: Times in ps up to which failures are counted.
         record_every_fs: Time between two recorded frames in fs.
         check_every_fs: Time between two checks of the detector in fs.
+        max_failures_per_ns: Failure rate in 1/ns that the potential may have.
         execution: How the simulator runs its steps.
         seed: Seed of velocities and noise.
 
@@ -43,6 +45,7 @@ class SimulationSettings:
     horizons_ps: Sequence[float] = (1.0,)
     record_every_fs: Annotated[float, Number(above=0)] = 50.0
     check_every_fs: Annotated[float, Number(above=0)] = StABlEConfig.check_every_fs
+    max_failures_per_ns: Annotated[float, Number(above=0)] = MAX_FAILURES_PER_NS
     execution: Execution = field(default_factory=Execution)
     seed: Annotated[int, Seed()] = StABlEConfig.seed
 
@@ -88,6 +91,7 @@ class ReplicaTrajectories:
         times_ps: Time of each frame, (n_frames,) in ps.
         failed_ps: Time at which each replica failed, (n_replicas,) in ps; inf if it did not.
         last_positions: Positions at the end or at the failure, (n_replicas, n_atoms, 3) in Å.
+        last_velocities: Velocities then, (n_replicas, n_atoms, 3) in Å per ASE time.
         cell: Cell of each replica, (n_replicas, 3, 3) in Å; None if all are that of the system.
     """
 
@@ -97,6 +101,7 @@ class ReplicaTrajectories:
     times_ps: Tensor
     failed_ps: Tensor
     last_positions: Tensor
+    last_velocities: Tensor
     cell: Tensor | None = None
 
     def cell_of(self, replica: int) -> Tensor | None:
@@ -155,5 +160,6 @@ def simulate_replicas(
         times_ps=torch.cat(times),
         failed_ps=failed_ps,
         last_positions=state.positions.cpu(),
+        last_velocities=state.velocities.cpu(),
         cell=own_cell,
     )

@@ -11,7 +11,8 @@ import numpy as np
 
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
-from stable_plugin.evaluation.survival import failure_rate_per_ns, kaplan_meier, median_stable_ps
+from stable_plugin.evaluation.survival import kaplan_meier, median_stable_ps
+from stable_plugin.evaluation.verdict import MAX_FAILURES_PER_NS, judge
 from stable_plugin.md.cells import optional
 from stable_plugin.observables import Observable, TimeCorrelation
 
@@ -118,6 +119,8 @@ def summarize(
     comparison: ObservableComparison,
     label_errors: Mapping[str, float | None],
     atom_labels: Mapping[int, str],
+    descriptions: Mapping[int, str],
+    max_failures_per_ns: float = MAX_FAILURES_PER_NS,
 ) -> dict[str, Any]:
     """Return the numbers of a report for one horizon.
 
@@ -128,16 +131,19 @@ def summarize(
         comparison: Observables to compute.
         label_errors: Errors on labeled frames, copied into the summary.
         atom_labels: Offending atoms by replica.
+        descriptions: What was wrong, by replica.
+        max_failures_per_ns: Failure rate that the potential may have, in 1/ns.
 
     Returns:
         The numbers by their key in a report.
     """
     failed = (trajectories.failed_ps <= horizon_ps).numpy()
     followed = np.minimum(trajectories.failed_ps.numpy(), horizon_ps)
-    rate = failure_rate_per_ns(int(failed.sum()), float(followed.sum()))
     comparison.update(trajectories, horizon_ps)
     counts = Counter(label for replica, label in atom_labels.items() if failed[replica])
+    verdict = judge(int(failed.sum()), float(followed.sum()), str(detector), max_failures_per_ns)
     return {
+        "verdict": verdict.as_dict(),
         "replicas": len(failed),
         "horizon_ps": horizon_ps,
         "threshold": detector.threshold,
@@ -145,8 +151,16 @@ def summarize(
         "unstable": int(failed.sum()),
         "median_stable_ps": median_stable_ps(kaplan_meier(followed, failed)),
         "offending_atoms": dict(counts.most_common(MAX_ATOM_LABELS)),
-        "failures_per_ns": rate.per_ns,
-        "failures_per_ns_interval": [rate.low, rate.high],
+        "failures": [
+            {
+                "replica": replica,
+                "time_ps": float(trajectories.failed_ps[replica]),
+                "what": descriptions.get(replica, ""),
+            }
+            for replica in np.flatnonzero(failed).tolist()
+        ],
+        "failures_per_ns": verdict.failures_per_ns,
+        "failures_per_ns_interval": list(verdict.interval),
         **label_errors,
         **comparison.errors(),
     }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ase.io
-import torch
 from torch import Tensor
 
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
 from stable_plugin.md.cells import optional
 from stable_plugin.md.system import System
+
+MAX_ALIKE = 3
+"""Most failures of the same atoms whose frames are written for labeling."""
 
 
 def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector, system: System) -> dict[int, str]:
@@ -26,14 +30,24 @@ def offending_atom_labels(trajectories: ReplicaTrajectories, detector: Detector,
     Returns:
         Labels such as ``C1-H14`` by replica; replicas whose failure is not due to particular atoms are left out.
     """
-    last = trajectories.last_positions.to(system.masses)
-    cell = None if trajectories.cell is None else trajectories.cell.to(last)
-    offending_atoms = detector.offending_atoms(last, torch.zeros_like(last), *optional(cell))
+    offending_atoms = detector.offending_atoms(*_last(trajectories, system))
     return {
-        replica: "-".join(f"{system.symbols[atom]}{atom}" for atom in atoms)
+        replica: system.label(atoms)
         for replica, atoms in enumerate(offending_atoms)
         if atoms and trajectories.failed_ps[replica].isfinite()
     }
+
+
+def failure_descriptions(trajectories: ReplicaTrajectories, detector: Detector, system: System) -> dict[int, str]:
+    """Return what was wrong with each failed replica: the atoms, the value, and the limit.
+
+    Args:
+        trajectories: Simulated replicas.
+        detector: Detector that flagged them.
+        system: Simulated system.
+    """
+    texts = detector.describe(*_last(trajectories, system))
+    return {replica: text for replica, text in enumerate(texts) if trajectories.failed_ps[replica].isfinite()}
 
 
 def write_trajectories(
@@ -61,6 +75,53 @@ def write_trajectories(
     for replica in stable:
         frames = _recorded_frames(trajectories, system, replica)
         ase.io.write(folder / f"stable_replica{replica:02d}.extxyz", frames)
+
+
+def write_to_label(
+    trajectories: ReplicaTrajectories,
+    system: System,
+    labels: Mapping[int, str],
+    descriptions: Mapping[int, str],
+    path: Path,
+) -> None:
+    """Write the last frame before each failure and the first one after, to be labeled by a reference method.
+
+    Failures of the same atoms are alike, so only the first :data:`MAX_ALIKE` of them are written. Nothing is written if no
+    replica failed.
+
+    Args:
+        trajectories: Simulated replicas.
+        system: Simulated system.
+        labels: Offending atoms by replica.
+        descriptions: What was wrong, by replica.
+        path: File to write.
+    """
+    frames: list[Any] = []
+    written: Counter[str] = Counter()
+    for replica in trajectories.failed_ps.argsort(stable=True).tolist():
+        atoms = labels.get(replica, "")
+        if trajectories.failed_ps[replica].isinf() or written[atoms] == MAX_ALIKE:
+            continue
+        written[atoms] += 1
+        time_ps = trajectories.failed_ps[replica].item()
+        bad = _frame(system, trajectories.last_positions[replica], time_ps, trajectories.cell_of(replica))
+        good = _recorded_frames(trajectories, system, replica)[-1:]
+        for frame in [*good, bad]:
+            stage = "first_bad" if frame is bad else "last_good"
+            about = {"replica": replica, "offending_atoms": atoms, "failure": descriptions.get(replica, "")}
+            frame.info |= {"stage": stage, **about}
+        frames += [*good, bad]
+    if frames:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ase.io.write(path, frames)
+
+
+def _last(trajectories: ReplicaTrajectories, system: System) -> tuple[Tensor, ...]:
+    """Return the last positions and velocities of the replicas, and their cells if these differ."""
+    positions, velocities = (
+        each.to(system.masses) for each in (trajectories.last_positions, trajectories.last_velocities)
+    )
+    return (positions, velocities, *optional(None if trajectories.cell is None else trajectories.cell.to(positions)))
 
 
 def _recorded_frames(trajectories: ReplicaTrajectories, system: System, replica: int) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from scipy import stats
 
 from stable_plugin.evaluation.formatting import duration, number
+from stable_plugin.evaluation.verdict import sentence
 
 EvaluationSummary = Mapping[str, Any]
 Verdict = Literal["better", "worse", "unclear"]
@@ -21,6 +22,9 @@ _MIN_CHANGE = 0.02
 
 _MIN_HEADLINE_GROWTH = 0.05
 """Relative growth of the force error above which the headline mentions it."""
+
+_MAX_EXAMPLES = 3
+"""Most failures that are described on the page; report.json has all of them."""
 
 _OBSERVABLE_NAMES = {
     "bond_lengths": "Bond lengths",
@@ -85,6 +89,12 @@ def headline(report: Mapping[str, Any]) -> str:
     return text + "."
 
 
+def stability(report: Mapping[str, Any]) -> str:
+    """Return the verdict on the last model of a report, from the longest time that it was followed; empty if there is none."""
+    last = list({**evaluations(report), **evaluations(report, "extended")}.values())[-1]
+    return sentence(last["verdict"]) if last.get("verdict") else ""
+
+
 def single_evaluation(summary: EvaluationSummary) -> str:
     """Return the headline of a model that is not compared with another one."""
     within = f"within {number(summary['horizon_ps'])} ps"
@@ -110,6 +120,7 @@ def findings(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
         where = {"before": " before", "control": " in the control", "after": " after", "evaluation": ""}
         counts = [f"{failed(summary)}{where[stage]}" for stage, summary in extended.items()]
         lines.append(f"Failed within {horizon} ps: {', '.join(counts)}.")
+    lines += _examples({**stages, **extended})
     if "before" not in stages:
         return lines
     before, after = stages["before"], stages["after"]
@@ -193,6 +204,16 @@ def cost(report: Mapping[str, Any]) -> str:
     if report.get("wall_s") is not None:
         parts.append(duration(report["wall_s"]))
     return f"{'StABlE phase' if 'before' in report else 'Evaluation'}: {', '.join(parts)}." if parts else ""
+
+
+def _examples(stages: Mapping[str, EvaluationSummary]) -> list[str]:
+    """Return the first failures of the last model, those of different atoms."""
+    last = list(stages.values())[-1]
+    by_atoms = {
+        " ".join(each["what"].split()[:2]): each for each in reversed(last.get("failures") or []) if each["what"]
+    }
+    first = sorted(by_atoms.values(), key=lambda each: float(each["time_ps"]))[:_MAX_EXAMPLES]
+    return [f"After {number(each['time_ps'])} ps in replica {each['replica']}: {each['what']}." for each in first]
 
 
 def _headline_pair(report: Mapping[str, Any]) -> tuple[EvaluationSummary, EvaluationSummary]:

@@ -261,7 +261,11 @@ class System:
     @property
     def bond_labels(self) -> list[str]:
         """Names of the bonds, such as ``C1-H14`` (indices from zero)."""
-        return [f"{self.symbols[i]}{i}-{self.symbols[j]}{j}" for i, j in self.bonds.tolist()]
+        return [self.label(bond) for bond in self.bonds.tolist()]
+
+    def label(self, atoms: Sequence[int]) -> str:
+        """Return the name of some atoms, such as ``C1-H14`` (indices from zero)."""
+        return "-".join(f"{self.symbols[atom]}{atom}" for atom in atoms)
 
     def with_electrons(self, charge: int | None, spin: int | None) -> System:
         """Return a copy with this charge and spin multiplicity where none is specified."""

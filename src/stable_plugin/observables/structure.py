@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stable_plugin.md.internal_coordinates import angles
 from stable_plugin.md.system import System
 from stable_plugin.observables.base import Observable, smeared_histogram
 from stable_plugin.runtime import checks
@@ -226,10 +227,8 @@ class AngleDistribution(Observable):
         super().bind(system, reference, cell)
 
     def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        first, second = (self.system.separations(positions, self.system.angles[:, [end, 1]], cell) for end in (0, 2))
-        cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1.0, 1.0)
-        angles = torch.rad2deg(torch.arccos(cosine))
-        return smeared_histogram(angles, self.centers.to(positions), self.smearing) * (100.0 / angles.shape[-1])
+        values = angles(self.system, positions, self.system.angles, cell)
+        return smeared_histogram(values, self.centers.to(positions), self.smearing) * (100.0 / values.shape[-1])
 
     def axis(self) -> dict[str, Any]:
         return {
