@@ -42,7 +42,8 @@ class CHGNetFamily(ModelFamily):
     def load(self, source: str | Path, **arguments: Any) -> nn.Module:
         from stable_plugin.models.chgnet.files import load_chgnet
 
-        return load_chgnet(source, **arguments)
+        model: nn.Module = load_chgnet(source, **arguments)
+        return model
 
     def file_suffix(self, module: nn.Module) -> str | None:
         return self.suffixes[0]

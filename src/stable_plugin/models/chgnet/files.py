@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from stable_plugin.models.base import save_new
-from stable_plugin.models.chgnet.family import PREFIX
 
 # After the module whose error says what to install if chgnet is missing.
-from stable_plugin.models.chgnet.potential import CHGNet
+from stable_plugin.models.chgnet import potential  # noqa: F401
+from stable_plugin.models.chgnet.family import PREFIX
 from stable_plugin.runtime.console import quiet_stdout
 
+from chgnet.model.model import CHGNet  # isort: skip
 
-def load_chgnet(source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> CHGNet:
+
+def load_chgnet(source: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Load a CHGNet checkpoint.
 
     Such a file is a pickle: loading one runs code that it contains. Load files you trust.
@@ -33,19 +35,12 @@ def load_chgnet(source: str | Path, device: str = "cpu", dtype: torch.dtype = to
         ValueError: If the file is not a CHGNet checkpoint.
     """
     path, name = Path(source), str(source)
-    pretrained = name.lower().startswith(PREFIX) and not path.exists()
-    if not pretrained and not path.is_file():
-        raise FileNotFoundError(f"checkpoint={name!r} is neither a file nor a pretrained model: pass an existing .pth.tar file.")
+    if not path.is_file():
+        return _pretrained(name).to(device, dtype)
     try:
         with quiet_stdout():  # CHGNet prints its number of parameters
-            model: Any = (
-                CHGNet.load(model_name=name[len(PREFIX) :].lower(), use_device="cpu", verbose=False)
-                if pretrained
-                else CHGNet.from_file(str(path))
-            )
+            model: Any = CHGNet.from_file(name)
     except Exception as error:  # unpickling runs code of the file, which can raise anything
-        if pretrained:
-            raise FileNotFoundError(f"model={name!r} is not a pretrained model of CHGNet ({error}): use 'chgnet-0.3.0'.") from error
         raise ValueError(
             f"{source} cannot be read as a CHGNet checkpoint ({type(error).__name__}: {error}): pass a checkpoint that CHGNet "
             "training writes."
@@ -53,13 +48,24 @@ def load_chgnet(source: str | Path, device: str = "cpu", dtype: torch.dtype = to
     return model.to(device, dtype)
 
 
-def save_chgnet(model: CHGNet, path: str | Path) -> None:
+def _pretrained(name: str) -> Any:
+    try:
+        with quiet_stdout():
+            return CHGNet.load(model_name=name.lower().removeprefix(PREFIX), use_device="cpu", verbose=False)
+    except ValueError as error:
+        raise FileNotFoundError(
+            f"checkpoint={name!r} is neither a file nor a pretrained model ({error}): pass an existing .pth.tar file, or "
+            "'chgnet-0.3.0', 'chgnet-0.2.0' or 'chgnet-r2scan'."
+        ) from error
+
+
+def save_chgnet(model: Any, path: str | Path) -> None:
     """Write a checkpoint that ``CHGNet.from_file`` opens.
 
     The file appears complete or not at all.
 
     Args:
-        model: The model.
+        model: A ``CHGNet``.
         path: A path that does not exist yet.
 
     Raises:

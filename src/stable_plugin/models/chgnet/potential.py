@@ -17,7 +17,7 @@ from stable_plugin.runtime.console import quiet_stdout
 
 try:
     with quiet_stdout():
-        from chgnet.model.model import BatchedGraph, CHGNet
+        from chgnet.model.model import BatchedGraph
 except ImportError as error:
     raise not_installed("chgnet", "CHGNet", "chgnet") from error
 
@@ -35,8 +35,8 @@ class CHGNetPotential(Potential):
         system: What is simulated.
 
     Raises:
-        ValueError: If the system is not periodic in three directions, the model does not know one of its elements, or it
-            has no energies of atoms.
+        ValueError: If the system is not periodic, the model does not know one of its elements, or it has no energies of atoms
+            or elements.
     """
 
     # Any: nn.Module does not declare the attributes of a CHGNet.
@@ -44,10 +44,10 @@ class CHGNetPotential(Potential):
 
     def __init__(self, module: Any, system: System) -> None:
         super().__init__(module, system)
-        if not all(system.pbc):
+        if not system.periodic:
             raise ValueError(
-                f"CHGNet is a model of crystals, but the system has pbc={list(system.pbc)}: put it into a cell with vacuum "
-                "around it and set pbc=True."
+                "CHGNet is a model of crystals, but the system is not periodic: put it into a cell with vacuum around it and "
+                "set pbc=True."
             )
         n_known = module.atom_embedding.embedding.num_embeddings
         unknown = sorted({number for number in system.numbers.tolist() if number > n_known})
@@ -56,6 +56,11 @@ class CHGNetPotential(Potential):
             raise ValueError(
                 f"the model does not know the element(s) {names} (it knows those up to "
                 f"{chemical_symbols[n_known]}): use a model that was trained on them."
+            )
+        if module.composition_model is not None and not hasattr(module.composition_model, "fc"):
+            raise ValueError(
+                f"the composition model is a {type(module.composition_model).__name__}, which has no energies of elements: use "
+                "a model with AtomRef, or none."
             )
         if not module.mlp_first:
             raise ValueError("the model has no energies of atoms (mlp_first=False): use a model with mlp_first=True.")
@@ -80,7 +85,9 @@ class CHGNetPotential(Potential):
         return True
 
     def compilable(self) -> Potential:
-        raise ValueError("compile=True is not available for CHGNet models, whose graphs change at every step. Set compile=False.")
+        raise ValueError(
+            "compile=True is not available for CHGNet models, whose graphs change at every step. Set compile=False."
+        )
 
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
         graph = self._graph(positions, edges)
@@ -107,8 +114,11 @@ class CHGNetPotential(Potential):
         center, neighbor = torch.cat([first, second]), torch.cat([second, first])
         directions = torch.cat([-vectors, vectors]) / torch.cat([lengths, lengths])[:, None]
         bond = torch.arange(n_bonds, device=flat.device).repeat(2)
-        one, other = _angles(center, bond, lengths < float(module.graph_converter.bond_graph_cutoff))
-        angle_bases = module.angle_basis_expansion(directions[one], directions[other]) if len(one) else flat.new_zeros(0)
+        short = lengths < float(module.graph_converter.bond_graph_cutoff)
+        one, other = _angles(center, bond, short, len(flat))
+        angle_bases = (
+            module.angle_basis_expansion(directions[one], directions[other]) if len(one) else flat.new_zeros(0)
+        )
         n_replicas, n_atoms = positions.shape[:2]
         return BatchedGraph(
             atomic_numbers=self.system.numbers.repeat(n_replicas),
@@ -143,17 +153,18 @@ def _undirected(positions: Tensor, edges: Edges, cutoff: float) -> tuple[Tensor,
     return sender[chosen], receiver[chosen], vectors[chosen]
 
 
-def _angles(center: Tensor, bond: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
+def _angles(center: Tensor, bond: Tensor, short: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
     """Return all ordered pairs of different directed bonds that leave the same atom, if both are short.
 
     Args:
         center: Atom that each directed bond leaves, (n_directed,).
         bond: Bond that it is a direction of, (n_directed,).
         short: Whether each bond is short, (n_bonds,).
+        n_atoms: Number of atoms of all replicas.
     """
     chosen = short[bond].nonzero().squeeze(1)
     chosen = chosen[center[chosen].argsort(stable=True)]
-    of_atom = torch.bincount(center[chosen], minlength=int(center.max()) + 1 if len(center) else 0)
+    of_atom = torch.bincount(center[chosen], minlength=n_atoms)
     n_partners = of_atom[center[chosen]]
     start = (of_atom.cumsum(0) - of_atom)[center[chosen]]
     one = torch.arange(len(chosen), device=center.device).repeat_interleave(n_partners)
