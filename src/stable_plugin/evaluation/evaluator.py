@@ -199,7 +199,7 @@ class Evaluator:
         """Simulate with a potential and measure its stability and errors.
 
         Args:
-            module: Module that holds the potential, or an ASE calculator.
+            module: Module that holds the potential, an ASE calculator, or a model of torch-sim.
             trajectories: Folder for a few failed and a few stable trajectories as extxyz, and for ``to_label.extxyz``: the last
                 frames before the failures and the first ones after, for new labels. None are written if None.
             n_trajectories: Maximum number of failed and of stable trajectories.
