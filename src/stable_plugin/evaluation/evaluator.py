@@ -18,6 +18,7 @@ from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
 from stable_plugin.defaults import default_detector, evaluated_observables
 from stable_plugin.detectors import Detector
+from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
@@ -154,6 +155,7 @@ class Evaluator:
             settings.integrator.temperature_K,
             self._reference_cells,
         )
+        self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
         self.validate()
@@ -222,8 +224,14 @@ class Evaluator:
             errors = mean_absolute_errors(module, self.labeled)
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
+        energetic: dict[int, str] = {}
+        if self._watches_energies:
+            limits = energy_limits(
+                potential, reference, self.settings.integrator.temperature_K, cell, self.settings.n_replicas
+            )
+            replicas, energetic = stop_at_energy_failures(replicas, potential, limits)
         atom_labels = offending_atom_labels(replicas, self.detector, potential.system)
-        descriptions = failure_descriptions(replicas, self.detector, potential.system)
+        descriptions = failure_descriptions(replicas, self.detector, potential.system) | energetic
         if trajectories is not None:
             write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
             write_to_label(replicas, potential.system, atom_labels, descriptions, trajectories / "to_label.extxyz")
