@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stable_plugin.detectors.limits import PRIOR_FRAMES, thermal_limits
+from stable_plugin.detectors.limits import PRIOR_FRAMES, thermal_limits, thermal_scale
 
 ALONE = torch.zeros(1, dtype=torch.long)
 
@@ -69,3 +69,15 @@ def test_a_broken_frame_does_not_widen_the_limits():
     clean, robust = (thermal_limits(each, ALONE, 0.03, 1e-7) for each in (values, broken))
     assert (robust.upper - robust.lower).item() == pytest.approx((clean.upper - clean.lower).item(), rel=0.05)
     assert robust.relative(broken)[7] > 1.0
+
+
+def test_limits_scale_with_the_square_root_of_the_temperature():
+    values = normal(20_000, scale=0.05)
+    at_reference = thermal_limits(values, ALONE, 0.05, 1e-6)
+    scale = thermal_scale(1000.0, 250.0)
+    hot = thermal_limits(values, ALONE, scale * 0.05, 1e-6, scale)
+    assert scale == 2.0
+    ratio = (hot.upper - hot.lower) / (at_reference.upper - at_reference.lower)
+    assert ratio.item() == pytest.approx(2.0, rel=1e-3)
+    # A colder simulation keeps the limits of its reference.
+    assert thermal_scale(250.0, 1000.0) == thermal_scale(250.0, None) == 1.0

@@ -11,7 +11,7 @@ from ase.units import kB
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
-from stable_plugin.detectors.limits import FALSE_ALARMS, Limits, thermal_limits
+from stable_plugin.detectors.limits import FALSE_ALARMS, Limits, thermal_limits, thermal_scale
 from stable_plugin.md.internal_coordinates import (
     angles,
     branched_centers,
@@ -35,6 +35,7 @@ class CoordinateLimits(Detector):
     Args:
         temperature_K: Temperature of the simulation in K, which sets the fluctuations that a short reference does not show.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     remedy = "pass a detector with a lower false_alarms"
@@ -43,10 +44,18 @@ class CoordinateLimits(Detector):
     stiffness = 1.0
     """Force constant of a soft coordinate, in eV per square of Å or radian."""
 
-    def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
+    def __init__(
+        self,
+        temperature_K: float,
+        false_alarms: float = FALSE_ALARMS,
+        reference_temperature_K: float | None = None,
+    ) -> None:
         super().__init__(threshold=1.0)
         self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
         self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+        if reference_temperature_K is not None:
+            checks.number("reference_temperature_K", reference_temperature_K, above=0)
+        self.reference_temperature_K = reference_temperature_K
         self._system: System | None = None
         self._atoms: Tensor | None = None
         self._limits: Limits | None = None
@@ -123,7 +132,8 @@ class CoordinateLimits(Detector):
             values: Reduced coordinates of the reference frames, (n_frames, n_coordinates).
             classes: Class of each coordinate, (n_coordinates,).
         """
-        return thermal_limits(values, classes, self.amplitude, self.false_alarms)
+        scale = thermal_scale(self.temperature_K, self.reference_temperature_K)
+        return thermal_limits(values, classes, self.amplitude, self.false_alarms, scale)
 
     @property
     def _bound(self) -> tuple[System, Tensor, Limits]:
@@ -147,6 +157,7 @@ class BondLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
         discard_A: Deviation in Å above which a frame is excluded from the estimator; no limit if None.
 
     Example:
@@ -164,8 +175,14 @@ class BondLimits(CoordinateLimits):
 
     name, coordinate_unit, stiffness = "bond", "Å", 25.0
 
-    def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS, discard_A: float | None = 3.0) -> None:
-        super().__init__(temperature_K, false_alarms)
+    def __init__(
+        self,
+        temperature_K: float,
+        false_alarms: float = FALSE_ALARMS,
+        reference_temperature_K: float | None = None,
+        discard_A: float | None = 3.0,
+    ) -> None:
+        super().__init__(temperature_K, false_alarms, reference_temperature_K)
         self.discard_A = discard_A if discard_A is None else checks.number("discard_A", discard_A, above=0)
 
     def coordinates(self, system: System) -> Tensor:
@@ -188,6 +205,7 @@ class AngleLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "angle", "degrees", 4.0
@@ -211,6 +229,7 @@ class PlaneLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "plane", "Å out of it", 15.0
@@ -240,6 +259,7 @@ class ChiralityLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "chirality", "Å above three neighbors", 25.0
@@ -263,6 +283,7 @@ class RingLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "ring torsion", "degrees off its mean", 1.0

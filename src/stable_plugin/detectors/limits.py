@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 import torch
@@ -45,7 +46,9 @@ class Limits:
         return torch.maximum(above, below)
 
 
-def thermal_limits(values: Tensor, classes: Tensor, amplitude: float, false_alarms: float) -> Limits:
+def thermal_limits(
+    values: Tensor, classes: Tensor, amplitude: float, false_alarms: float, scale: float = 1.0
+) -> Limits:
     r"""Return limits that one equilibrium frame in ``1 / false_alarms`` exceeds in any coordinate.
 
     Each coordinate is taken as nearly normal around its own mean in the reference, with the variance and skewness of all
@@ -62,6 +65,7 @@ def thermal_limits(values: Tensor, classes: Tensor, amplitude: float, false_alar
         classes: Class of equivalent coordinates of each coordinate, (n_coordinates,).
         amplitude: Expected standard deviation of a soft coordinate at the temperature of the simulation.
         false_alarms: Probability that any coordinate of a frame at equilibrium is outside its limits.
+        scale: Standard deviations at the temperature of the simulation over those in the reference.
     """
     values = values.double()
     kept = _without_outliers(values, classes, amplitude)
@@ -72,7 +76,7 @@ def thermal_limits(values: Tensor, classes: Tensor, amplitude: float, false_alar
     own_freedom = _class_sum((count - 1)[None].to(values), classes)
     squares = _class_sum(residual.square(), classes)
     freedom = own_freedom + PRIOR_FRAMES
-    spread = ((squares + amplitude**2 * PRIOR_FRAMES) / freedom).sqrt()
+    spread = ((scale**2 * squares + amplitude**2 * PRIOR_FRAMES) / freedom).sqrt()
     # Skewness of few values is noise.
     weight = n_values / (n_values + 10 * PRIOR_FRAMES)
     skewness = weight * _class_sum(residual**3, classes) / n_values / (squares / n_values).clamp_min(1e-12) ** 1.5
@@ -101,3 +105,13 @@ def _class_sum(values: Tensor, classes: Tensor) -> Tensor:
     """Return sums over frames and equivalent coordinates, (n_classes,)."""
     sums = values.new_zeros(int(classes.max()) + 1)
     return sums.index_add(0, classes, values.sum(dim=0))
+
+
+def thermal_scale(temperature_K: float, reference_temperature_K: float | None) -> float:
+    """Return how much larger fluctuations are than in the reference, by equipartition; never less than 1.
+
+    Args:
+        temperature_K: Temperature of the simulation in K.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
+    """
+    return sqrt(max(1.0, temperature_K / (reference_temperature_K or temperature_K)))
