@@ -10,8 +10,7 @@ import torch
 from ase.units import kB
 from torch import Tensor
 
-from stable_plugin.detectors.base import Detector
-from stable_plugin.detectors.limits import FALSE_ALARMS, Limits, thermal_limits, thermal_scale
+from stable_plugin.detectors.limits import FALSE_ALARMS, Limits, ReferenceLimitDetector, thermal_limits
 from stable_plugin.md.internal_coordinates import (
     angles,
     branched_centers,
@@ -24,7 +23,7 @@ from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 
 
-class CoordinateLimits(Detector):
+class CoordinateLimits(ReferenceLimitDetector):
     r"""Base class: largest deviation of an internal coordinate from its mean, relative to the largest that is thermal.
 
     .. math:: v = \max_q \frac{|q - \langle q \rangle_\mathrm{ref}|}{\Delta_q}, \qquad \text{threshold} = 1
@@ -38,7 +37,6 @@ class CoordinateLimits(Detector):
         reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
-    remedy = "pass a detector with a lower false_alarms"
     name = ""
     coordinate_unit = ""
     stiffness = 1.0
@@ -50,12 +48,7 @@ class CoordinateLimits(Detector):
         false_alarms: float = FALSE_ALARMS,
         reference_temperature_K: float | None = None,
     ) -> None:
-        super().__init__(threshold=1.0)
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
-        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
-        if reference_temperature_K is not None:
-            checks.number("reference_temperature_K", reference_temperature_K, above=0)
-        self.reference_temperature_K = reference_temperature_K
+        super().__init__(temperature_K, false_alarms, reference_temperature_K)
         self._system: System | None = None
         self._atoms: Tensor | None = None
         self._limits: Limits | None = None
@@ -132,8 +125,7 @@ class CoordinateLimits(Detector):
             values: Reduced coordinates of the reference frames, (n_frames, n_coordinates).
             classes: Class of each coordinate, (n_coordinates,).
         """
-        scale = thermal_scale(self.temperature_K, self.reference_temperature_K)
-        return thermal_limits(values, classes, self.amplitude, self.false_alarms, scale)
+        return thermal_limits(values, classes, self.amplitude, self.false_alarms, self.scale)
 
     @property
     def _bound(self) -> tuple[System, Tensor, Limits]:

@@ -10,6 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from stable_plugin.detectors.base import Detector
+from stable_plugin.runtime import checks
+
 FALSE_ALARMS = 1e-7
 """Fraction of frames at equilibrium that a detector flags by default."""
 
@@ -107,11 +110,43 @@ def _class_sum(values: Tensor, classes: Tensor) -> Tensor:
     return sums.index_add(0, classes, values.sum(dim=0))
 
 
-def thermal_scale(temperature_K: float, reference_temperature_K: float | None) -> float:
-    """Return how much larger fluctuations are than in the reference, by equipartition; never less than 1.
+class LimitDetector(Detector):
+    """Base class of detectors whose limits are exceeded at a stated rate of false alarms; the threshold is 1.
 
     Args:
         temperature_K: Temperature of the simulation in K.
+        false_alarms: Fraction of frames at equilibrium that are flagged.
+    """
+
+    remedy = "pass a detector with a lower false_alarms"
+
+    def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
+        super().__init__(threshold=1.0)
+        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
+        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+
+
+class ReferenceLimitDetector(LimitDetector):
+    """Base class of detectors whose limits come from the fluctuations of the reference.
+
+    Args:
+        temperature_K: Temperature of the simulation in K, which sets the fluctuations that a short reference does not show.
+        false_alarms: Fraction of frames at equilibrium that are flagged.
         reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
-    return sqrt(max(1.0, temperature_K / (reference_temperature_K or temperature_K)))
+
+    def __init__(
+        self,
+        temperature_K: float,
+        false_alarms: float = FALSE_ALARMS,
+        reference_temperature_K: float | None = None,
+    ) -> None:
+        super().__init__(temperature_K, false_alarms)
+        if reference_temperature_K is not None:
+            checks.number("reference_temperature_K", reference_temperature_K, above=0)
+        self.reference_temperature_K = reference_temperature_K
+
+    @property
+    def scale(self) -> float:
+        """Standard deviations at the temperature of the simulation over those in the reference, at least 1."""
+        return sqrt(max(1.0, self.temperature_K / (self.reference_temperature_K or self.temperature_K)))
