@@ -18,6 +18,7 @@ from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
 from stable_plugin.defaults import default_detector, evaluated_observables
 from stable_plugin.detectors import Detector
+from stable_plugin.evaluation.conditions import failures_under, other_conditions
 from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
@@ -35,8 +36,9 @@ from stable_plugin.md.compositions import frames_by_name, split_by_composition
 from stable_plugin.md.frames import Frames, read_frames, warn_temperature
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 from stable_plugin.md.system import System, stack_positions
-from stable_plugin.models import NoInteraction, find_potential
+from stable_plugin.models import NoInteraction, Potential, find_potential
 from stable_plugin.observables import Observable, TimeCorrelation, trajectory_from_atoms
+from stable_plugin.runtime import checks
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Evaluator:
         record_every_fs: Time between two frames that the observables see, in fs.
         check_every_fs: Time between two checks of the detector, in fs.
         max_failures_per_ns: Failure rate in 1/ns up to which the verdict is that the potential holds.
+        other_conditions: Whether to count failures also at 0.7 and 1.4 times the temperature, and at timesteps of 0.5, 1 and
+            2 fs, up to the first horizon.
         execution: How the simulator runs its steps; chosen automatically if None.
         bonds: Pairs of bonded atoms; if None, those that hold in nearly all reference frames.
         energy_key: Key of the total energy in ``labeled``.
@@ -93,6 +97,7 @@ class Evaluator:
         record_every_fs: float = 50.0,
         check_every_fs: float = StABlEConfig.check_every_fs,
         max_failures_per_ns: float = MAX_FAILURES_PER_NS,
+        other_conditions: bool = False,
         execution: Execution | None = None,
         bonds: Sequence[tuple[int, int]] | None = None,
         energy_key: str = ENERGY_KEY,
@@ -132,6 +137,7 @@ class Evaluator:
                 record_every_fs=record_every_fs,
                 check_every_fs=check_every_fs,
                 max_failures_per_ns=max_failures_per_ns,
+                other_conditions=other_conditions,
                 execution=execution,
                 seed=seed,
             )
@@ -155,6 +161,7 @@ class Evaluator:
             settings.integrator.temperature_K,
             self._reference_cells,
         )
+        self.other_conditions = checks.flag("other_conditions", other_conditions)
         self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
@@ -236,23 +243,39 @@ class Evaluator:
             write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
             write_to_label(replicas, potential.system, atom_labels, descriptions, trajectories / "to_label.extxyz")
         horizons_ps = self.settings.horizons_ps
-        return Evaluation(
-            summaries=[
-                summarize(
-                    replicas,
-                    horizon,
-                    self.detector,
-                    self.comparison,
-                    errors,
-                    atom_labels,
-                    descriptions,
-                    self.settings.max_failures_per_ns,
-                )
-                for horizon in horizons_ps
-            ],
-            curves=curves(replicas, horizons_ps, self.comparison),
-            axes=self.comparison.axes(),
-        )
+        summaries = [
+            summarize(
+                replicas,
+                horizon,
+                self.detector,
+                self.comparison,
+                errors,
+                atom_labels,
+                descriptions,
+                self.settings.max_failures_per_ns,
+            )
+            for horizon in horizons_ps
+        ]
+        if self.other_conditions:
+            summaries[0]["other_conditions"] = self._under_other_conditions(potential)
+        return Evaluation(summaries, curves(replicas, horizons_ps, self.comparison), self.comparison.axes())
+
+    def _under_other_conditions(self, potential: Potential) -> list[dict[str, Any]]:
+        reference = self.reference.to(potential.system.masses)
+        cell = None if self._reference_cells is None else self._reference_cells.to(reference)
+        own_temperature_K = self.settings.integrator.temperature_K
+
+        def detector_at(temperature_K: float) -> Detector:
+            detector = (
+                default_detector(potential.system, reference, temperature_K, cell, own_temperature_K)
+                if self._watches_energies
+                else copy.deepcopy(self.detector)
+            )
+            detector.bind(potential.system, reference, *optional(cell))
+            return detector
+
+        conditions = other_conditions(self.settings)
+        return failures_under(conditions, potential, self.starts, self._start_cells, detector_at)
 
     def _bind_correlations(self) -> None:
         for correlation in self.comparison.correlations:

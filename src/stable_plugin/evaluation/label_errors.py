@@ -24,6 +24,7 @@ FORCES = "force_mae_mev_per_A"
 ENERGIES = "energy_mae_mev_per_atom"
 FITTED_ENERGIES = "energy_mae_fitted_zero_mev_per_atom"
 HEADS = "force_mae_by_head_mev_per_A"
+ELEMENTS = "force_mae_by_element_mev_per_A"
 
 
 def predict(potential: Potential, frames: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
     Returns:
         ``force_mae_mev_per_A`` in meV/Å and ``energy_mae_mev_per_atom`` in meV per atom; None without labeled frames.
         ``energy_mae_fitted_zero_mev_per_atom`` where the zero has been fitted, and ``force_mae_by_head_mev_per_A`` where the
-        frames name several heads of a model.
+        frames name several heads of a model, and ``force_mae_by_element_mev_per_A`` where they have several elements.
     """
     if labeled is None:
         return {FORCES: None, ENERGIES: None}
@@ -111,6 +112,12 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
             for head in heads
         }
         errors[HEADS] = {head: 1000.0 * _mean(each) for head, each in own.items()}
+    elements = sorted({symbol for frame in frames for symbol in frame.get_chemical_symbols()})
+    if len(elements) > 1:
+        errors[ELEMENTS] = {
+            element: 1000.0 * _mean([e[frame.symbols == element] for e, frame in zip(force_errors, frames, strict=True)])
+            for element in elements
+        }
     return errors
 
 

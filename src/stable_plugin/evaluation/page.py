@@ -208,7 +208,29 @@ def _groups(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[RowGroup
     ]
     if rows:
         groups.append(RowGroup("Held-out frames", rows))
+    rows = _condition_rows(stages)
+    if rows:
+        groups.append(RowGroup("Replicas failed at other temperatures and timesteps", rows))
     return groups
+
+
+def _condition_rows(stages: Mapping[str, EvaluationSummary]) -> list[Row]:
+    """Return a row for each temperature and timestep at which replicas were simulated besides those of the evaluation."""
+    by_stage = {
+        stage: {
+            f"{number(each['temperature_K'])} K, {number(each['timestep_fs'])} fs, {number(each['horizon_ps'])} ps": each
+            for each in summary.get("other_conditions") or []
+        }
+        for stage, summary in stages.items()
+    }
+    labels = dict.fromkeys(label for conditions in by_stage.values() for label in conditions)
+    return [
+        Row(
+            label,
+            [wording.failed(found[label]) if label in (found := by_stage[stage]) else "–" for stage in stages],
+        )
+        for label in labels
+    ]
 
 
 def _simulation_rows(
