@@ -142,6 +142,7 @@ def test_errors_are_those_of_all_compositions():
     assert errors == {
         "force_mae_mev_per_A": pytest.approx(10.0),
         "energy_mae_mev_per_atom": pytest.approx(1.0, rel=1e-5),
+        "force_mae_by_element_mev_per_A": pytest.approx({"C": 10.0, "H": 10.0, "O": 10.0}),
     }
 
 

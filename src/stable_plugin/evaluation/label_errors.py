@@ -115,7 +115,8 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
     elements = sorted({symbol for frame in frames for symbol in frame.get_chemical_symbols()})
     if len(elements) > 1:
         errors[ELEMENTS] = {
-            element: 1000.0 * _mean([e[frame.symbols == element] for e, frame in zip(force_errors, frames, strict=True)])
+            element: 1000.0
+            * _mean([e[frame.symbols == element] for e, frame in zip(force_errors, frames, strict=True)])
             for element in elements
         }
     return errors
