@@ -158,7 +158,13 @@ def find_detector(
     return detector
 
 
-def default_detector(system: System, reference: Tensor, temperature_K: float, cell: Tensor | None = None) -> Detector:
+def default_detector(
+    system: System,
+    reference: Tensor,
+    temperature_K: float,
+    cell: Tensor | None = None,
+    reference_temperature_K: float | None = None,
+) -> Detector:
     """Return the detector for a system, by the kinds of its parts.
 
     All systems are watched by temperature, momentum and contacts; molecules by bonds, angles, planes, configurations and
@@ -169,9 +175,11 @@ def default_detector(system: System, reference: Tensor, temperature_K: float, ce
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
         temperature_K: Temperature of the simulation in K.
         cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
     kinds = (BondLimits, AngleLimits, PlaneLimits, ChiralityLimits, RingLimits, ContactLimits)
-    detectors: list[Detector] = [each for kind in kinds if (each := kind(temperature_K)).applies(system)]
+    limits = (kind(temperature_K, reference_temperature_K=reference_temperature_K) for kind in kinds)
+    detectors: list[Detector] = [each for each in limits if each.applies(system)]
     sites = _site_detector(system, reference, cell)
     return AnyOf([*detectors, *sites, TemperatureLimits(temperature_K), MomentumLimits(temperature_K)])
 
