@@ -162,7 +162,7 @@ class SystemConfig:
         if isinstance(self.detector, str):
             check_name(self.detector)
         else:
-            _check_type("detector", self.detector, Detector, str, type(None))
+            _check_type("detector", self.detector, Detector, type(None))
         for each in self.observables or ():
             _check_type("observables", each, Observable)
         if self.local != "auto" and not isinstance(self.local, Neighborhoods | None):
