@@ -116,7 +116,7 @@ def test_fit_finds_the_parameters_of_the_labels():
     assert metrics["valid/forces_mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
 
 
-def test_stable_training_repairs_a_fine_tuned_module():
+def test_stable_training_repairs_a_fine_tuned_module(tmp_path):
     frames = stretched(8, stiffness=12.0)
     module = FineTuningModule(springs(1.0), potential=ModulePotential, lr=0.05)
     callback = StABlECallback(
@@ -129,7 +129,9 @@ def test_stable_training_repairs_a_fine_tuned_module():
         schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=1),
         steps_per_window=2,
     )
-    Trainer(max_epochs=2, callbacks=[callback], **QUIET).fit(module, ExtxyzDataModule(frames, batch_size=4))
+    Trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path, **QUIET).fit(
+        module, ExtxyzDataModule(frames, batch_size=4)
+    )
     assert [window.phase for window in callback.windows] == ["simulate", "learn"]
     assert module.model.stiffness > 1.0
 

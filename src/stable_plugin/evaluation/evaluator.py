@@ -18,6 +18,7 @@ from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
 from stable_plugin.defaults import default_detector, evaluated_observables
 from stable_plugin.detectors import Detector
+from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
@@ -173,6 +174,7 @@ class Evaluator:
         self.detector = detector or default_detector(
             self.system, self.reference, self.settings.integrator.temperature_K, self._reference_cells
         )
+        self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference) if dynamics else None
         self.validate()
@@ -220,7 +222,7 @@ class Evaluator:
         A system that cannot be evaluated is left out and named in the result, unless it is the only one.
 
         Args:
-            module: Module that holds the potential, or an ASE calculator.
+            module: Module that holds the potential, an ASE calculator, or a model of torch-sim.
             trajectories: Folder for a few failed and a few stable trajectories as extxyz, and for ``to_label.extxyz``: the last
                 frames before the failures and the first ones after, for new labels. Those of further systems are in
                 subfolders of their names. None are written if None.
@@ -268,8 +270,14 @@ class Evaluator:
         self._bind_correlations()
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
+        energetic: dict[int, str] = {}
+        if self._watches_energies:
+            limits = energy_limits(
+                potential, reference, self.settings.integrator.temperature_K, cell, self.settings.n_replicas
+            )
+            replicas, energetic = stop_at_energy_failures(replicas, potential, limits)
         atom_labels = offending_atom_labels(replicas, self.detector, potential.system)
-        descriptions = failure_descriptions(replicas, self.detector, potential.system)
+        descriptions = failure_descriptions(replicas, self.detector, potential.system) | energetic
         if trajectories is not None:
             write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
             write_to_label(replicas, potential.system, atom_labels, descriptions, trajectories / "to_label.extxyz")
