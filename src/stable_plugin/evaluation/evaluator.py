@@ -16,8 +16,8 @@ from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
-from stable_plugin.defaults import default_detector, evaluated_observables
-from stable_plugin.detectors import Detector
+from stable_plugin.defaults import evaluated_observables, find_detector
+from stable_plugin.detectors import Detector, Published
 from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
@@ -52,7 +52,8 @@ class Evaluator:
         starts: Start frames, as a file or ASE structures, that the potential was not trained on.
         reference: Frames for reference bond lengths and observables; ``starts`` if None.
         labeled: Frames with energies and forces, for the errors on them; no errors are reported if None.
-        detector: Detector that decides when a replica has failed; that of training if None.
+        detector: Detector that decides when a replica has failed, or the name of a published criterion (``"mdsim"``,
+            ``"stable"``, ``"mlipaudit"``, ``"spice"``); limits from the reference if None.
         observables: Observables to compare; if None, bond lengths, h(r) and bond angles of molecules, and those that
             training takes for other systems.
         dynamics: Observables of trajectories to compare. ``reference`` must then be one trajectory, contiguous in
@@ -89,7 +90,7 @@ class Evaluator:
         reference: Frames | None = None,
         labeled: Frames | None = None,
         *,
-        detector: Detector | None = None,
+        detector: Detector | Published | None = None,
         observables: Sequence[Observable] | None = None,
         dynamics: Sequence[TimeCorrelation] = (),
         integrator: Integrator | None = None,
@@ -161,7 +162,7 @@ class Evaluator:
         starts: Sequence[Atoms],
         reference: Sequence[Atoms],
         bonds: Sequence[tuple[int, int]] | None,
-        detector: Detector | None,
+        detector: Detector | str | None,
         observables: Sequence[Observable] | None,
         dynamics: Sequence[TimeCorrelation],
     ) -> None:
@@ -171,8 +172,8 @@ class Evaluator:
         self.reference = stack_positions(reference, system, "reference")
         self._start_cells, self._reference_cells = stack_cells(starts, system), stack_cells(reference, system)
         self.system = system.with_cells(self._start_cells, self._reference_cells)
-        self.detector = detector or default_detector(
-            self.system, self.reference, self.settings.integrator.temperature_K, self._reference_cells
+        self.detector = find_detector(
+            detector, self.system, self.reference, self.settings.integrator.temperature_K, self._reference_cells
         )
         self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
@@ -202,6 +203,13 @@ class Evaluator:
                     f"record_every_fs={self.settings.record_every_fs:g}: frames are compared as they are recorded, so "
                     "set both to the same time."
                 )
+        longest_fs = 1000.0 * max(self.settings.horizons_ps)
+        if longest_fs < self.detector.averaging_fs:
+            raise ValueError(
+                f"horizons_ps={self.settings.horizons_ps} are shorter than the {self.detector.averaging_fs / 1000.0:g} ps that the "
+                f"detector ({self.detector}) averages over, so no failure could be found: set a longer time, or pass another "
+                "detector."
+            )
         cell = self._reference_cells
         self.detector.bind(self.system, self.reference, *optional(cell))
         self.detector.check_reference(self.reference, "reference", *optional(cell))
