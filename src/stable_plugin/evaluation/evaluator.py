@@ -162,7 +162,7 @@ class Evaluator:
         starts: Sequence[Atoms],
         reference: Sequence[Atoms],
         bonds: Sequence[tuple[int, int]] | None,
-        detector: Detector | str | None,
+        detector: Detector | Published | None,
         observables: Sequence[Observable] | None,
         dynamics: Sequence[TimeCorrelation],
     ) -> None:
