@@ -41,13 +41,18 @@ examples:
 
 EVALUATE = """\
 Simulate replicas with a potential, count how many fail, compare observables with a reference, and
-write a report. A model file is a pickle, which can run code: load files you trust."""
+write a report, for each of the systems in the start frames. A model file is a pickle, which can
+run code: load files you trust. Exit code 3: some of several systems could not be evaluated; the
+report names them and the reason."""
 
 EVALUATE_EXAMPLES = """\
 examples:
   stable-plugin evaluate after.model heldout.extxyz --reference reference.extxyz --temperature-K 500
   stable-plugin evaluate off-small start.xyz --ps 1 10
   stable-plugin evaluate uma-s-1p1 start.xyz --task-name omol --device cuda"""
+
+SYSTEMS_FAILED = 3
+"""Exit code of an evaluation in which some of several systems could not be evaluated."""
 
 RECIPES = """\
 List the recipes that come with the package, or copy one and its data into ./recipes. Existing files
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     expected = (ValueError, TypeError, OSError, ImportError, UnusablePotentialError, NonFiniteGradientError)
     try:
-        options.run(options)
+        code: int | None = options.run(options)
     except expected as error:
         if options.debug:
             raise
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -217,7 +222,7 @@ def _repair(options: argparse.Namespace) -> None:
     start(pipeline)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from stable_plugin import BondDeviation, Langevin
@@ -251,6 +256,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         settings=settings,
     )
     start(pipeline)
+    return SYSTEMS_FAILED if pipeline.failed else 0
 
 
 def _recipes(options: argparse.Namespace) -> None:
