@@ -18,6 +18,12 @@ r"""Energy over :math:`k_\mathrm{B} T` that a geometry beyond the thermal limits
 
 At the limit of a harmonic coordinate that one frame in 10 million exceeds it is 14 or more."""
 
+REACH_KT = 20.0
+r"""Barrier over :math:`k_\mathrm{B} T` beyond which a hole is out of reach.
+
+At ten attempts per ps, one barrier of this height is crossed once in 50 µs. The other atoms do not relax in a scan, so that
+the barriers of a simulation are lower than scanned ones."""
+
 
 @dataclass(frozen=True)
 class Hole:
@@ -42,7 +48,7 @@ class Hole:
     unit: str
     limits: tuple[float, float]
     energy_eV: float | None
-    barrier_eV: float | None
+    barrier_eV: float
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,22 @@ class ScanFindings:
     Attributes:
         kind: ``bond``, ``angle`` or ``contact``.
         n_scans: Number of scans: coordinates times frames.
-        n_holes: Number of scans that have a hole.
-        holes: The deepest hole of each coordinate that has one, the deepest first.
+        n_holes: Number of scans that have a hole within reach.
+        n_out_of_reach: Number of scans that have holes only behind a barrier of more than 20 kT.
+        holes: The deepest hole within reach of each coordinate that has one, the deepest first.
     """
 
     kind: str
     n_scans: int
     n_holes: int
+    n_out_of_reach: int
     holes: list[Hole]
 
 
 def find_holes(
     potential: Potential, scanner: Scanner, frames: Tensor, temperature_K: float, cell: Tensor | None = None
 ) -> list[ScanFindings]:
-    """Scan around frames and return the holes of each kind.
+    """Return the holes of each kind around frames.
 
     Args:
         potential: The potential.
@@ -75,6 +83,7 @@ def find_holes(
         cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
     """
     found: dict[str, list[Hole | None]] = {}
+    kT = kB * temperature_K
     for turn, frame in enumerate(frames):
         own = None if cell is None else cell[turn]
         scans = list(scanner.scans(frame, turn, own))
@@ -84,30 +93,31 @@ def find_holes(
         cells = None if own is None else own.expand(len(positions), 3, 3)
         energies, _ = energies_and_forces(potential, positions, cells)
         for scan, energy in zip(scans, energies.split([len(scan.values) for scan in scans]), strict=True):
-            name = potential.system.label(scan.atoms)
-            found.setdefault(scan.kind, []).append(hole_of(scan, energy, BARRIER_KT * kB * temperature_K, name, turn))
-    return [_findings(kind, holes) for kind, holes in found.items()]
+            hole = hole_of(scan, energy, kT, potential.system.label(scan.atoms), turn)
+            found.setdefault(scan.kind, []).append(hole)
+    return [_findings(kind, holes, REACH_KT * kT) for kind, holes in found.items()]
 
 
-def hole_of(scan: Scan, energies: Tensor, least_eV: float, name: str, frame: int) -> Hole | None:
-    """Return the deepest hole of a scan, or None if there is none.
+def hole_of(scan: Scan, energies: Tensor, kT: float, name: str, frame: int) -> Hole | None:
+    """Return the deepest hole of a scan, or None if there is none; one within reach before one that is not.
 
     Args:
         scan: The scan.
         energies: Energies of its points, (n_points,) in eV.
-        least_eV: Least energy of a point beyond the thermal range, above the lowest one within.
+        kT: Thermal energy in eV.
         name: Name of the atoms.
         frame: Number of the frame.
     """
-    comparable = torch.nan_to_num(energies, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    well = int(torch.where(scan.thermal, comparable, torch.inf).argmin())
+    well = int(torch.where(scan.thermal & torch.isfinite(energies), energies, torch.inf).argmin())
     relative = energies - energies[well]
-    low = ~scan.thermal & ~(relative >= least_eV)
+    low = ~scan.thermal & ~(relative >= BARRIER_KT * kT)
     if not low.any():
         return None
-    depth = torch.where(low, torch.nan_to_num(relative, nan=-torch.inf), torch.inf)
+    barriers = _barriers(relative, well)
+    reached = low & (barriers <= REACH_KT * kT)
+    candidates = reached if reached.any() else low
+    depth = torch.where(candidates, torch.nan_to_num(relative, nan=-torch.inf), torch.inf)
     deepest = int(depth.argmin())
-    between = relative[min(well, deepest) : max(well, deepest) + 1]
     return Hole(
         kind=scan.kind,
         atoms=name,
@@ -116,16 +126,25 @@ def hole_of(scan: Scan, energies: Tensor, least_eV: float, name: str, frame: int
         unit=scan.unit,
         limits=scan.limits,
         energy_eV=_finite(relative[deepest]),
-        barrier_eV=_finite(between.max()),
+        barrier_eV=float(barriers[deepest]),
     )
 
 
-def _findings(kind: str, holes: Sequence[Hole | None]) -> ScanFindings:
+def _barriers(relative: Tensor, well: int) -> Tensor:
+    """Return the highest finite energy between the well and each point of a scan, (n_points,)."""
+    heights = torch.nan_to_num(relative, nan=-torch.inf)
+    before = heights[: well + 1].flip(0).cummax(dim=0).values.flip(0)
+    after = heights[well:].cummax(dim=0).values
+    return torch.cat([before[:-1], after])
+
+
+def _findings(kind: str, holes: Sequence[Hole | None], reach_eV: float) -> ScanFindings:
     deepest: dict[str, Hole] = {}
     present = [hole for hole in holes if hole is not None]
-    for hole in sorted(present, key=_depth):
+    reached = [hole for hole in present if hole.barrier_eV <= reach_eV]
+    for hole in sorted(reached, key=_depth):
         deepest.setdefault(hole.atoms, hole)
-    return ScanFindings(kind, len(holes), len(present), list(deepest.values()))
+    return ScanFindings(kind, len(holes), len(reached), len(present) - len(reached), list(deepest.values()))
 
 
 def _depth(hole: Hole) -> float:

@@ -161,7 +161,8 @@ class Scanner:
         pairs = edges.index.T[edges.index[0] < edges.index[1]].unique(dim=0)
         near = torch.cat([system.bonds, system.angles[:, [0, 2]]]).sort(dim=1).values
         keys = pairs[:, 0] * system.n_atoms + pairs[:, 1]
-        return pairs[~torch.isin(keys, near[:, 0] * system.n_atoms + near[:, 1])]
+        far: Tensor = pairs[~torch.isin(keys, near[:, 0] * system.n_atoms + near[:, 1])]
+        return far
 
 
 def _chosen(classes: Tensor, turn: int) -> list[int]:
