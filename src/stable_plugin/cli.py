@@ -41,13 +41,18 @@ examples:
 
 EVALUATE = """\
 Simulate replicas with a potential, count how many fail, compare observables with a reference, and
-write a report. A model file is a pickle, which can run code: load files you trust."""
+write a report, for each of the systems in the start frames. A model file is a pickle, which can
+run code: load files you trust. Exit code 3: some of several systems could not be evaluated; the
+report names them and the reason."""
 
 EVALUATE_EXAMPLES = """\
 examples:
   stable-plugin evaluate after.model heldout.extxyz --reference reference.extxyz --temperature-K 500
   stable-plugin evaluate off-small start.xyz --ps 1 10
   stable-plugin evaluate uma-s-1p1 start.xyz --task-name omol --device cuda"""
+
+SYSTEMS_FAILED = 3
+"""Exit code of an evaluation in which some of several systems could not be evaluated."""
 
 CHECK = """\
 Look for faults of a potential in seconds, without simulating at temperature: holes around reference
@@ -81,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     expected = (ValueError, TypeError, OSError, ImportError, UnusablePotentialError, NonFiniteGradientError)
     try:
-        options.run(options)
+        code: int | None = options.run(options)
     except expected as error:
         if options.debug:
             raise
@@ -90,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -195,7 +200,13 @@ def _add_evaluate(commands: Any) -> None:
         metavar="A",
         type=float,
         default=None,
-        help="a replica has failed when a bond is this far from its mean length, in Å (default: 0.5)",
+        help="a replica has failed when a bond is this far from its mean length, in Å (default: --detector)",
+    )
+    command.add_argument(
+        "--detector",
+        choices=["mdsim", "stable", "mlipaudit", "spice"],
+        default=None,
+        help="published criterion of failure (default: limits from the reference frames)",
     )
     command.add_argument("--replicas", metavar="N", type=int, default=32, help="replicas (default: 32)")
     command.add_argument(
@@ -269,7 +280,7 @@ def _check(options: argparse.Namespace) -> None:
             partial.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from stable_plugin import BondDeviation, Langevin
@@ -279,12 +290,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from stable_plugin.integrations.recipes.run_folder import Job
 
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+    if options.threshold is not None and options.detector is not None:
+        raise ValueError(
+            f"--threshold={options.threshold:g} and --detector={options.detector} exclude each other: remove one."
+        )
     evaluator = Evaluator(
         options.starts,
         options.reference,
         options.labeled,
         integrator=Langevin(options.temperature_K, options.timestep_fs, options.friction_per_ps),
-        detector=None if options.threshold is None else BondDeviation(threshold=options.threshold),
+        detector=options.detector if options.threshold is None else BondDeviation(threshold=options.threshold),
         n_replicas=options.replicas,
         horizons_ps=options.ps,
         seed=options.seed,
@@ -299,6 +314,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         settings=settings,
     )
     start(pipeline)
+    return SYSTEMS_FAILED if pipeline.failed else 0
 
 
 def _recipes(options: argparse.Namespace) -> None:

@@ -1,5 +1,7 @@
 """Replicas of one composition whose cells differ, in one batch."""
 
+from math import inf
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,38 @@ def test_simulator_batch_equals_single_runs():
         assert alone.frame_cells() is None
         torch.testing.assert_close(together.positions[:, one], alone.positions, rtol=0.0, atol=1e-8)
         assert (alone.positions[-1] - positions[one]).abs().max() > 0.1, "nothing moved"
+
+
+class OwnGraph(PairRepulsion):
+    """Soft spheres that build their own graph, as fairchem models of periodic systems do."""
+
+    sees_cells = True
+
+    @property
+    def cutoff(self):
+        return inf
+
+    def atomic_energies(self, positions, edges):
+        return super().atomic_energies(positions, edges_within(positions, self._cutoff, self.system, edges.cell))
+
+
+@pytest.mark.parametrize("max_replicas", [None, 2])
+def test_simulator_passes_cells_to_models_with_their_own_graph(max_replicas):
+    system, positions, cell = stacked(strained_crystals())
+    velocities = 0.02 * torch.randn(positions.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    velocities[0] *= 10.0  # unstable at once, so that it leaves the batch
+    windows = []
+    for kind in (PairRepulsion, OwnGraph):
+        detector = RunawayTemperature(1e4)
+        detector.bind(system, positions, cell)
+        simulator = Simulator(kind(system, cutoff=3.0), NoseHooverChain(600.0, 2.0), detector, check_every_fs=10.0)
+        simulator.forces.max_replicas = max_replicas
+        start = simulator.prepare(positions, torch.Generator(), velocities, cell)
+        windows.append(simulator.run(start, 100, 50, torch.Generator(), stop_unstable=True))
+    expected, window = windows
+    assert window.stopped.tolist() == expected.stopped.tolist() == [True, False, False]
+    torch.testing.assert_close(window.positions, expected.positions, rtol=0.0, atol=1e-8)
+    assert (window.positions[-1, 1:] - positions[1:]).abs().max() > 0.1, "nothing moved"
 
 
 def test_radial_distribution_uses_the_volume_of_each_frame():

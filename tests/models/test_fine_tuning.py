@@ -116,7 +116,16 @@ def test_fit_finds_the_parameters_of_the_labels():
     assert metrics["valid/forces_mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
 
 
-def test_stable_training_repairs_a_fine_tuned_module():
+def test_validation_before_fit_leaves_metrics_usable():
+    module, frames = FineTuningModule(springs(12.0), potential=ModulePotential), stretched(4)
+    trainer, data = Trainer(max_epochs=1, **QUIET), ExtxyzDataModule(frames, frames, batch_size=2)
+    trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data)
+    (metrics,) = trainer.validate(module, data, verbose=False)
+    assert metrics["valid/forces_mae"] < 0.01
+
+
+def test_stable_training_repairs_a_fine_tuned_module(tmp_path):
     frames = stretched(8, stiffness=12.0)
     module = FineTuningModule(springs(1.0), potential=ModulePotential, lr=0.05)
     callback = StABlECallback(
@@ -129,7 +138,9 @@ def test_stable_training_repairs_a_fine_tuned_module():
         schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=1),
         steps_per_window=2,
     )
-    Trainer(max_epochs=2, callbacks=[callback], **QUIET).fit(module, ExtxyzDataModule(frames, batch_size=4))
+    Trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path, **QUIET).fit(
+        module, ExtxyzDataModule(frames, batch_size=4)
+    )
     assert [window.phase for window in callback.windows] == ["simulate", "learn"]
     assert module.model.stiffness > 1.0
 

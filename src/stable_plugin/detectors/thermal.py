@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
-from stable_plugin.detectors.limits import FALSE_ALARMS
+from stable_plugin.detectors.limits import FALSE_ALARMS, LimitDetector
 from stable_plugin.md.state import kinetic_temperature
 from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
@@ -76,13 +76,13 @@ class RunawayTemperature(Detector):
         return _fastest(velocities, self._masses)
 
 
-class TemperatureLimits(Detector):
+class TemperatureLimits(LimitDetector):
     r"""Kinetic temperature of a replica outside the range of the canonical ensemble: runaway, or freezing.
 
     .. math:: v = \frac{|T_\mathrm{kin} - T|}{\Delta_T}, \qquad \text{threshold} = 1
 
-    The kinetic energy of N atoms over :math:`k_\mathrm{B} T / 2` has a chi-squared distribution with 3N degrees of freedom, whose
-    tails set the limits. They are at least 1.5 T and at most 0.1 T, as a replica that is not at equilibrium yet releases or
+    The kinetic energy over :math:`k_\mathrm{B} T / 2` has a chi-squared distribution with as many degrees of freedom as the
+    atoms have (:class:`RunawayTemperature`), whose tails set the limits. They are at least 1.5 T and at most 0.1 T, as a replica that is not at equilibrium yet releases or
     takes up energy.
 
     Args:
@@ -102,16 +102,17 @@ class TemperatureLimits(Detector):
     """
 
     def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
-        super().__init__(threshold=1.0)
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
-        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+        super().__init__(temperature_K, false_alarms)
         self._masses: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        self._masses, self._n_moving = system.masses, system.n_moving
-        freedom, tail = 3 * system.n_moving, self.false_alarms / 2
-        self._low = self.temperature_K * min(COLDEST, float(stats.chi2.ppf(tail, freedom)) / freedom)
-        self._high = self.temperature_K * max(HOTTEST, float(stats.chi2.isf(tail, freedom)) / freedom)
+        self._masses = system.masses
+        self.set_degrees_of_freedom(3 * system.n_moving)
+
+    def set_degrees_of_freedom(self, number: int) -> None:
+        self._degrees_of_freedom, tail = number, self.false_alarms / 2
+        self._low = self.temperature_K * min(COLDEST, float(stats.chi2.ppf(tail, number)) / number)
+        self._high = self.temperature_K * max(HOTTEST, float(stats.chi2.isf(tail, number)) / number)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         change = self._temperatures(velocities) - self.temperature_K
@@ -140,10 +141,10 @@ class TemperatureLimits(Detector):
     def _temperatures(self, velocities: Tensor) -> Tensor:
         if self._masses is None:
             raise RuntimeError("TemperatureLimits has no masses yet: call bind(system, reference) first.")
-        return kinetic_temperature(velocities, self._masses.to(velocities), self._n_moving)
+        return kinetic_temperature(velocities, self._masses.to(velocities), self._degrees_of_freedom)
 
 
-class MomentumLimits(Detector):
+class MomentumLimits(LimitDetector):
     r"""Kinetic energy of the center of mass beyond that of the canonical ensemble: forces that do not add up to zero.
 
     .. math:: v = \frac{M |\mathbf{V}|^2}{k_\mathrm{B} T \, \chi^2_3(p)}, \qquad \text{threshold} = 1
@@ -171,9 +172,7 @@ class MomentumLimits(Detector):
     """
 
     def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
-        super().__init__(threshold=1.0)
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
-        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+        super().__init__(temperature_K, false_alarms)
         self._masses: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:

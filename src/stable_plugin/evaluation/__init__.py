@@ -5,6 +5,7 @@ from stable_plugin.evaluation.label_errors import mean_energy_error
 from stable_plugin.evaluation.preflight import Preflight, check_potential
 from stable_plugin.evaluation.report import summary, write_report
 from stable_plugin.evaluation.summaries import Evaluation
+from stable_plugin.evaluation.system_reports import system_reports, write_system_reports
 
 __all__ = [
     "Evaluation",
@@ -14,5 +15,7 @@ __all__ = [
     "evaluate",
     "mean_energy_error",
     "summary",
+    "system_reports",
     "write_report",
+    "write_system_reports",
 ]

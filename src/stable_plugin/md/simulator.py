@@ -280,6 +280,7 @@ class Simulator:
         self._cells_differ = self._different_cells(start) is not None
         self._margin = self._thermal_displacement()
         self.detector.set_degrees_of_freedom(self.integrator.degrees_of_freedom(self.potential.system.n_atoms))
+        self.detector.set_check_interval(self.check_every * self.integrator.timestep_fs)
         if not continues:
             self.detector.reset(start.n_replicas)
 
@@ -372,7 +373,7 @@ class Simulator:
             nonlocal overflow
             if search:
                 return self.forces(positions, self.potential.edges(positions, self._cell(state)))
-            edges = self.neighbors.edges(positions, moving)
+            edges = self.neighbors.edges(positions, moving, self._cell(state))
             overflow = overflow | (self.neighbors.did_overflow(positions) & moving)
             if len(batch) == len(moving):
                 return self.forces(positions, edges)
@@ -413,9 +414,7 @@ class Simulator:
 
     def _forces_of_batch(self, batch: Tensor, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Return energies and forces of the replicas in the batch, and zero for the others, which have no edges."""
-        slot = torch.zeros_like(positions[:, 0, 0], dtype=torch.long)
-        slot = slot.index_copy(0, batch, torch.arange(len(batch), device=batch.device))
-        edges = edges.reindex(slot, positions.shape[1])
+        edges = edges.reindex(batch, *positions.shape[:2])
         energies, forces = self.forces(positions.index_select(0, batch), edges)
         return (
             energies.new_zeros(len(positions)).index_copy(0, batch, energies),

@@ -39,6 +39,9 @@ class Potential(ABC):
         system: What is simulated, on that device and in that precision.
     """
 
+    sees_cells = False
+    """Whether a model that builds its own graph does so in ``edges.cell``, the cell of each replica."""
+
     def __init__(self, module: nn.Module, system: System) -> None:
         self.module = module
         parameter = next(module.parameters())
@@ -59,6 +62,11 @@ class Potential(ABC):
     def constant_energy(self) -> float:
         """Total energy of the model minus the interaction energy of one replica, in eV."""
         return 0.0
+
+    @property
+    def branch(self) -> str | None:
+        """Name of the head or modality whose constant :meth:`shift_energies` changes; None if all systems share one."""
+        return None
 
     def shift_energies(self, per_atom_eV: float) -> bool:
         """Add a constant to the energy of every atom, which changes no force, where the model keeps such a constant.
@@ -97,7 +105,7 @@ class Potential(ABC):
         Raises:
             ValueError: If cells are passed for a periodic model that takes no edges, and so would not see them.
         """
-        if cell is not None and self.system.periodic and isinf(self.cutoff):
+        if cell is not None and self.system.periodic and isinf(self.cutoff) and not self.sees_cells:
             raise ValueError(
                 f"{type(self.module).__name__} builds its own neighbor graph, or none, and would not see that the cells of "
                 "the replicas differ: pass frames with the same cell."

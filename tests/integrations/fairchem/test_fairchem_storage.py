@@ -139,15 +139,15 @@ def test_runner_stops_when_the_signal_is_lost(tmp_path):
 
         def on_train_start(self, run, module):
             super().on_train_start(run, module)
-            measure = self.loop.simulator.detector.measure
+            classify = self.loop.simulator.detector.classify
 
-            def measured(positions, velocities):
+            def classified(positions, velocities):
                 self.looks += 1
                 if self.looks == 3:
                     runner.save_state(str(tmp_path))  # as fairchem's handler does, whose SystemExit is lost
-                return measure(positions, velocities)
+                return classify(positions, velocities)
 
-            self.loop.simulator.detector.measure = measured
+            self.loop.simulator.detector.classify = classified
 
     runner = runner_in(tmp_path / "run")
     runner.job = job_of(runner.job_config)

@@ -21,10 +21,13 @@ class Edges:
         shifts: Added to receiver minus sender, (n_edges, 3) in Å: multiples of the cell vectors where the edge crosses
             the boundary. Padding edges join an atom to itself with a shift beyond the cutoff, and contribute exactly
             zero.
+        cell: Cell of each replica, (n_replicas, 3, 3) in Å, for models that build their own graph, where replicas differ in
+            their cells; None otherwise.
     """
 
     index: Tensor
     shifts: Tensor
+    cell: Tensor | None = None
 
     def slice_replicas(self, first: int, last: int, n_atoms: int, cutoff: float) -> Edges:
         """Return the edges of replicas ``first`` to ``last`` (excluded), renumbered from zero.
@@ -35,12 +38,21 @@ class Edges:
         index = self.index[:, (replica >= first) & (replica < last)] - first * n_atoms
         shifts = self.shifts[(replica >= first) & (replica < last)]
         if index.shape[1] > 0 or isinf(cutoff):
-            return Edges(index, shifts)
+            return Edges(index, shifts, None if self.cell is None else self.cell[first:last])
         return Edges(self.index.new_zeros(2, 1), padding_shifts(1, self.shifts, cutoff))
 
-    def reindex(self, slot: Tensor, n_atoms: int) -> Edges:
-        """Return the edges of a batch with each replica at its ``slot`` (n_replicas,), without reading the host."""
-        return Edges(slot[self.index // n_atoms] * n_atoms + self.index % n_atoms, self.shifts)
+    def reindex(self, batch: Tensor, n_replicas: int, n_atoms: int) -> Edges:
+        """Return the edges of a batch of replicas, numbered in the order of the batch, without reading the host.
+
+        Args:
+            batch: Replicas in the batch, (n_batch,); the others have no edges.
+            n_replicas: Number of all replicas.
+            n_atoms: Number of atoms in one replica.
+        """
+        slot = torch.zeros(n_replicas, dtype=torch.long, device=batch.device)
+        slot = slot.index_copy(0, batch, torch.arange(len(batch), device=batch.device))
+        index = slot[self.index // n_atoms] * n_atoms + self.index % n_atoms
+        return Edges(index, self.shifts, None if self.cell is None else self.cell.index_select(0, batch))
 
 
 def edges_within(positions: Tensor, cutoff: float, system: System, cell: Tensor | None = None) -> Edges:
@@ -53,7 +65,7 @@ def edges_within(positions: Tensor, cutoff: float, system: System, cell: Tensor 
         cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
     """
     if isinf(cutoff):
-        return no_edges(positions)
+        return no_edges(positions, cell)
     at = positions.detach()
     pairs = (
         all_pairs(len(at), system.n_atoms, positions.device)
@@ -95,6 +107,6 @@ def both_directions(first: Tensor, second: Tensor, shifts: Tensor | None, positi
     return Edges(index, torch.cat([shifts, -shifts]))
 
 
-def no_edges(positions: Tensor) -> Edges:
-    """Return an empty graph, for a model that takes no edges."""
-    return Edges(index=torch.empty(2, 0, dtype=torch.long, device=positions.device), shifts=positions.new_empty(0, 3))
+def no_edges(positions: Tensor, cell: Tensor | None = None) -> Edges:
+    """Return a graph without edges, for a model that takes none; with the cell of each replica, where they differ."""
+    return Edges(torch.empty(2, 0, dtype=torch.long, device=positions.device), positions.new_empty(0, 3), cell)

@@ -90,18 +90,19 @@ class NeighborList:
         else:
             self._pairs, self._reference_positions = pairs, positions.detach()
 
-    def edges(self, positions: Tensor, active: Tensor) -> Edges:
+    def edges(self, positions: Tensor, active: Tensor, cell: Tensor | None = None) -> Edges:
         """Return the edges within the cutoff; replicas that do not move have none.
 
         Args:
             positions: (n_replicas, n_atoms, 3) in Å.
             active: Replicas that move, (n_replicas,).
+            cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
 
         Raises:
             RuntimeError: If :meth:`update` has not been called.
         """
         if isinf(self.cutoff):
-            return no_edges(positions)
+            return no_edges(positions, cell)
         if self._pairs is None:
             raise RuntimeError("NeighborList has no pairs: call update() before edges().")
         mask = (self._pairs.squared_distances(positions) < self.cutoff**2) & active[self._pairs.replica]

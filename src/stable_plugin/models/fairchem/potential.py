@@ -69,6 +69,7 @@ class FairchemPotential(Potential):
 
     # Any: nn.Module does not declare the attributes of a fairchem model.
     module: Any
+    sees_cells = True
 
     def __init__(
         self,
@@ -167,7 +168,9 @@ class FairchemPotential(Potential):
         data = copy.copy(self._templates[key])
         data.__keys__ = set(data.__keys__)  # the model adds entries
         if own_graph:
-            data.pos = self._wrapped(positions).reshape(-1, 3)
+            data.pos = self._wrapped(positions, edges.cell).reshape(-1, 3)
+            if edges.cell is not None and self.system.periodic:
+                data.cell = edges.cell.to(data.cell)
             return data
         data.pos = positions.reshape(-1, 3)
         # fairchem's edge vectors point from receiver to sender. The template has a unit cell, so offsets are in Å.
@@ -196,13 +199,13 @@ class FairchemPotential(Potential):
         )
         return atomicdata_list_to_batch([graph] * n_replicas).to(self.device)
 
-    def _wrapped(self, positions: Tensor) -> Tensor:
-        """Return positions wrapped into the cell, where fairchem's graph construction expects them."""
+    def _wrapped(self, positions: Tensor, cells: Tensor | None) -> Tensor:
+        """Return positions wrapped into their cells, where fairchem's graph construction expects them."""
         if not self.system.periodic:
             return positions
-        cell = self.system.cell
-        images = torch.floor(positions.detach() @ self.system.to_cell.to(positions))
-        return positions - images @ cell
+        to_cell = self.system.to_cell if cells is None else self.system.inverse_of(cells)
+        images = torch.floor(positions.detach() @ to_cell.to(positions))
+        return positions - images @ (self.system.cell if cells is None else cells).to(positions)
 
     def _per_atom(self, recorded: dict[str, Tensor], energies: Tensor, n_atoms: int) -> Tensor:
         """Return energies per atom if a layer outputs them; the whole energy on the first atom otherwise."""
