@@ -2,6 +2,7 @@
 
 from stable_plugin.evaluation.evaluator import Evaluator, evaluate
 from stable_plugin.evaluation.label_errors import mean_energy_error
+from stable_plugin.evaluation.preflight import Preflight, check_potential
 from stable_plugin.evaluation.report import summary, write_report
 from stable_plugin.evaluation.summaries import Evaluation
 from stable_plugin.evaluation.system_reports import system_reports, write_system_reports
@@ -9,6 +10,8 @@ from stable_plugin.evaluation.system_reports import system_reports, write_system
 __all__ = [
     "Evaluation",
     "Evaluator",
+    "Preflight",
+    "check_potential",
     "evaluate",
     "mean_energy_error",
     "summary",
