@@ -234,3 +234,11 @@ def test_evaluate_at_other_temperatures_and_timesteps():
     assert [each["unstable"] for each in found] == [4, 4, 4, 4]
     (stable,) = evaluator(**settings | {"integrator": Langevin(50.0, 0.5, 5.0)}).evaluate(Network(20.0)).summaries
     assert [each["unstable"] for each in stable["other_conditions"][:2]] == [0, 0]
+
+
+def test_evaluate_with_static_checks():
+    settings = {"preflight": True, "horizons_ps": [0.01], "integrator": Langevin(300.0, 0.5, 5.0)}
+    (summary,) = evaluator(**settings).evaluate(Network(2.0)).summaries
+    found = summary["preflight"]
+    assert found["n_scans"] > found["n_holes"] >= 0
+    assert found["temperature_K"] == 300.0

@@ -21,6 +21,7 @@ from stable_plugin.detectors import Detector, Published
 from stable_plugin.evaluation.conditions import failures_under, other_conditions
 from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
+from stable_plugin.evaluation.preflight import check_potential
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
 from stable_plugin.evaluation.trajectories import (
@@ -67,6 +68,8 @@ class Evaluator:
         max_failures_per_ns: Failure rate in 1/ns up to which the verdict is that the potential holds.
         other_conditions: Whether to count failures also at 0.7 and 1.4 times the temperature, and at timesteps of 0.5, 1 and
             2 fs, up to the first horizon.
+        preflight: Whether to scan the potential for holes and faults before the simulation, see
+            :func:`~stable_plugin.evaluation.check_potential`.
         execution: How the simulator runs its steps; chosen automatically if None.
         bonds: Pairs of bonded atoms; if None, those that hold in nearly all reference frames.
         energy_key: Key of the total energy in ``labeled``.
@@ -103,6 +106,7 @@ class Evaluator:
         check_every_fs: float = StABlEConfig.check_every_fs,
         max_failures_per_ns: float = MAX_FAILURES_PER_NS,
         other_conditions: bool = False,
+        preflight: bool = False,
         execution: Execution | None = None,
         bonds: Sequence[tuple[int, int]] | None = None,
         energy_key: str = ENERGY_KEY,
@@ -122,6 +126,7 @@ class Evaluator:
         }
         self.settings = SimulationSettings(**shared)
         self.other_conditions = checks.flag("other_conditions", other_conditions)
+        self.preflight = checks.flag("preflight", preflight)
         checks.count("max_systems", max_systems, at_least=1)
         all_starts = split_by_composition(read_frames(starts, "starts"))
         all_reference = None if reference is None else read_frames(reference, "reference")
@@ -146,6 +151,7 @@ class Evaluator:
                         detector=copy.deepcopy(detector),
                         observables=copy.deepcopy(observables),
                         other_conditions=other_conditions,
+                        preflight=preflight,
                         **shared,
                     )
                     continue
@@ -309,11 +315,24 @@ class Evaluator:
             )
             for horizon in horizons_ps
         ]
+        if self.preflight:
+            summaries[0]["preflight"] = self._check_before(module)
         if self.other_conditions:
             summaries[0]["other_conditions"] = self._under_other_conditions(potential)
         return Evaluation(
             summaries, curves(replicas, horizons_ps, self.comparison), self.comparison.axes(), name=self.name
         )
+
+    def _check_before(self, module: nn.Module | Calculator) -> dict[str, Any]:
+        """Return the findings of the static checks on the reference frames."""
+        cells = self._reference_cells
+        frames = [
+            self.system.atoms(positions, cell=None if cells is None else cells[number])
+            for number, positions in enumerate(self.reference)
+        ]
+        bonds = [(int(first), int(second)) for first, second in self.system.bonds]
+        temperature_K = self.settings.integrator.temperature_K
+        return check_potential(module, frames, temperature_K, bonds=bonds, seed=self.settings.seed).to_json()
 
     def _under_other_conditions(self, potential: Potential) -> list[dict[str, Any]]:
         reference = self.reference.to(potential.system.masses)

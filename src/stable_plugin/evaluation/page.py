@@ -214,10 +214,26 @@ def _groups(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[RowGroup
     rows += _rows_by(stages, "energy_mae_by_head_mev_per_atom", "Head {}: Energy MAE / meV per atom")
     if rows:
         groups.append(RowGroup("Held-out frames", rows))
+    if any(summary.get("preflight") for summary in stages.values()):
+        rows = [
+            _row("Scans of bonds, angles and contacts that find a hole", stages, stages, _holes),
+            _row("Pairs of elements that repel each other at short range", stages, stages, _repulsive_pairs),
+        ]
+        groups.append(RowGroup("Static checks, without a simulation", rows))
     rows = _condition_rows(stages)
     if rows:
         groups.append(RowGroup("Replicas failed at other temperatures and timesteps", rows))
     return groups
+
+
+def _holes(summary: EvaluationSummary) -> str:
+    found = summary.get("preflight")
+    return f"{found['n_holes']} of {found['n_scans']}" if found else "–"
+
+
+def _repulsive_pairs(summary: EvaluationSummary) -> str:
+    pairs = (summary.get("preflight") or {}).get("diatomics")
+    return f"{sum(pair['repulsive'] for pair in pairs)} of {len(pairs)}" if pairs else "–"
 
 
 def _condition_rows(stages: Mapping[str, EvaluationSummary]) -> list[Row]:
