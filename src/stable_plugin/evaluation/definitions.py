@@ -42,6 +42,14 @@ def definitions(report: Mapping[str, Any]) -> dict[str, str]:
         "measured on fewer frames, and never on those after a failure. ±: standard error of the mean, averaged likewise, "
         "from the spread between replicas and between blocks of one picosecond.",
     }
+    if any(each.get("observables_w1") for each in stages.values()):
+        terms["Wasserstein-1"] = (
+            "Mean distance that the probability of one distribution has to be moved to give the other. For bonds, angles and "
+            "dihedrals, of the equivalent coordinates that differ most; for curves, as distributions over their axis. The "
+            "first tenth of the simulation and frames after a failure are left out, unless settings say otherwise. Above, "
+            "within: the level that a part of the reference, cut into blocks, exceeds from its other parts in one case of "
+            "twenty. No level: the reference or the simulation is too short."
+        )
     if "limits" not in detector:
         del terms["Limits"]
     if "before" in stages:

@@ -18,6 +18,7 @@ from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
 from stable_plugin.defaults import evaluated_observables, find_detector
 from stable_plugin.detectors import Detector, Published
+from stable_plugin.evaluation.distributions import EQUILIBRATION_FRACTION, DistributionTest
 from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
@@ -37,6 +38,7 @@ from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import NoInteraction, find_potential
 from stable_plugin.observables import Observable, TimeCorrelation, trajectory_from_atoms
+from stable_plugin.runtime import checks
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class Evaluator:
         record_every_fs: Time between two frames that the observables see, in fs.
         check_every_fs: Time between two checks of the detector, in fs.
         max_failures_per_ns: Failure rate in 1/ns up to which the verdict is that the potential holds.
+        equilibration_fraction: Fraction of the simulated time that is left out, at its beginning, where distributions are
+            compared with the reference.
         execution: How the simulator runs its steps; chosen automatically if None.
         bonds: Pairs of bonded atoms; if None, those that hold in nearly all reference frames.
         energy_key: Key of the total energy in ``labeled``.
@@ -94,6 +98,7 @@ class Evaluator:
         record_every_fs: float = 50.0,
         check_every_fs: float = StABlEConfig.check_every_fs,
         max_failures_per_ns: float = MAX_FAILURES_PER_NS,
+        equilibration_fraction: float = EQUILIBRATION_FRACTION,
         execution: Execution | None = None,
         bonds: Sequence[tuple[int, int]] | None = None,
         energy_key: str = ENERGY_KEY,
@@ -133,6 +138,7 @@ class Evaluator:
                 record_every_fs=record_every_fs,
                 check_every_fs=check_every_fs,
                 max_failures_per_ns=max_failures_per_ns,
+                equilibration_fraction=equilibration_fraction,
                 execution=execution,
                 seed=seed,
             )
@@ -156,6 +162,13 @@ class Evaluator:
         self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
+        self.distributions = DistributionTest(
+            self.system,
+            self.reference,
+            self._reference_cells,
+            self._trajectory,
+            checks.number("equilibration_fraction", equilibration_fraction, at_least=0, at_most=0.9),
+        )
         self.validate()
 
     def __repr__(self) -> str:
@@ -253,6 +266,11 @@ class Evaluator:
                     descriptions,
                     self.settings.max_failures_per_ns,
                 )
+                | {
+                    "observables_w1": self.distributions.compare(
+                        replicas, horizon, self.comparison.observables, self.comparison.correlations
+                    )
+                }
                 for horizon in horizons_ps
             ],
             curves=curves(replicas, horizons_ps, self.comparison),
