@@ -52,8 +52,8 @@ MAX_VALUES = 20_000_000
 MAX_LINEAR_DEGREES = 170.0
 """A torsion is not defined if an angle of its atoms is larger."""
 
-Distance = tuple[float, str]
-"""A distance, and which part of the system it is that of."""
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Function of the values of two sets of frames, (n_frames, n_values), that returns a distance for each class, (n_classes,)."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class DistributionResult:
     Attributes:
         value: Wasserstein-1 distance of simulation and reference; None if there are no frames.
         unit: Unit of the distance.
-        reference_level: Distance that a part of the reference as long as a block exceeds, from all other parts, in one case of
-            twenty; None if reference or simulation are too short.
+        reference_level: Largest distance of a part of the reference from the others that is expected, at 95 %; None if
+            reference or simulation are too short.
         exceeded: Whether the distance is larger; None if it is not known.
-        where: Atoms of the coordinate that differs most.
+        where: Atoms of a coordinate that differs most.
     """
 
     value: float | None
@@ -94,17 +94,19 @@ class Frames:
 class DistributionTest:
     r"""Comparison of the distributions of a simulation with those of the reference.
 
-    For bonds, angles and torsions, equivalent coordinates are pooled, and the distance is that of the class of coordinates that
-    differs most. Radial distributions and spectra are compared as distributions over their axis.
+    For bonds, angles and torsions, equivalent coordinates are pooled into K classes, and the result is that of the class whose
+    distance is largest in relation to its level. Radial distributions and spectra are compared as distributions over their
+    axis (K = 1).
 
     A distance is judged by the reference alone. It is cut into blocks of equal length, eight of them or more if the
     simulation is shorter than a block. The distances :math:`d_i` of each block from all others together, B in number,
     give the level
 
-    .. math:: \bar d + t_{0.95, B-1} \, s_d \sqrt{1 + 1/B},
+    .. math:: \bar d + t_{1 - 0.05/K, B-1} \, s_d \sqrt{1 + 1/B},
 
-    the 95 % prediction limit for another block. Frames of the simulation count as much as those of the reference, so
-    replicas must start from frames that represent it.
+    with the standard deviation s of the distances, or that of all classes in relation to their means if it is larger. Another block
+    exceeds it in any of the classes with a probability of at most 5 % (Bonferroni), if distances are normal. Frames of
+    the simulation count as much as those of the reference, so replicas must start from frames that represent it.
 
     Args:
         system: The system.
@@ -126,6 +128,7 @@ class DistributionTest:
         self.reference = Frames(reference, cell)
         self.trajectory = trajectory
         self.equilibration_fraction = equilibration_fraction
+        self._reference_curves: dict[str, np.ndarray] = {}
 
     def compare(
         self,
@@ -146,10 +149,7 @@ class DistributionTest:
         start_ps = self.equilibration_fraction * horizon_ps
         n_early = int((trajectories.times_ps <= start_ps * (1 + 1e-9)).sum())
         chosen[:n_early] = False
-        simulated = Frames(
-            trajectories.positions[chosen],
-            None if trajectories.cell is None else trajectories.cell.expand(len(chosen), -1, -1, -1)[chosen],
-        )
+        simulated = _frames_of(trajectories, chosen)
         results = self.coordinates(simulated)
         for observable in observables:
             if isinstance(observable, RadialDistribution | DistanceDistribution):
@@ -203,12 +203,11 @@ class DistributionTest:
         members = [np.flatnonzero(classes == each) for each in range(classes.max() + 1)]
         distance = circular_wasserstein if circular else wasserstein
 
-        def worst(one: np.ndarray, other: np.ndarray) -> Distance:
-            found = [distance(one[:, each].ravel(), other[:, each].ravel()) for each in members]
-            index = int(np.argmax(found))
-            return found[index], self.system.label(atoms[members[index][0]].tolist())
+        def of_classes(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            return np.array([distance(one[:, each].ravel(), other[:, each].ravel()) for each in members])
 
-        return _judged(of_reference, of_simulation, worst, unit)
+        labels = [self.system.label(atoms[each[0]].tolist()) for each in members]
+        return _judged(of_reference, of_simulation, of_classes, unit, labels)
 
     def _curve(self, observable: Observable, simulated: Frames) -> DistributionResult:
         def values(frames: Frames) -> np.ndarray:
@@ -220,10 +219,12 @@ class DistributionTest:
 
         x = np.array(observable.axis()["x"])
 
-        def distance(one: np.ndarray, other: np.ndarray) -> Distance:
-            return curve_wasserstein(x, one.mean(axis=0), other.mean(axis=0)), ""
+        def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            return np.array([curve_wasserstein(x, one.mean(axis=0), other.mean(axis=0))])
 
-        return _judged(values(self.reference), values(simulated), distance, "Å")
+        if observable.name not in self._reference_curves:
+            self._reference_curves[observable.name] = values(self.reference)
+        return _judged(self._reference_curves[observable.name], values(simulated), distance, "Å")
 
     def _spectrum(
         self, correlation: PowerSpectrum, trajectories: ReplicaTrajectories, chosen: Tensor, n_early: int
@@ -235,7 +236,7 @@ class DistributionTest:
         if found is None:
             return DistributionResult(None, unit, None, None)
         whole = correlation.known_target.cpu().numpy()
-        value = curve_wasserstein(x, found, whole)
+        value = np.array([curve_wasserstein(x, found, whole)])
         distances = []
         positions, velocities = (None, None) if self.trajectory is None else self.trajectory
         if positions is not None and velocities is not None:
@@ -245,8 +246,18 @@ class DistributionTest:
                 own = _spectrum_of(correlation, positions[part], velocities[part])
                 if own is not None:
                     others = (N_BLOCKS * whole - own) / (N_BLOCKS - 1)
-                    distances.append(curve_wasserstein(x, own, others))
-        return _result((value, ""), distances, unit)
+                    distances.append(np.array([curve_wasserstein(x, own, others)]))
+        return _result(value, distances, unit)
+
+
+def _frames_of(trajectories: ReplicaTrajectories, chosen: Tensor) -> Frames:
+    """Return the chosen frames of all replicas, (n_frames, n_replicas), or evenly spaced ones if there are many."""
+    frame, replica = chosen.nonzero().unbind(dim=1)
+    if len(frame) > MAX_FRAMES:
+        kept = torch.linspace(0, len(frame) - 1, MAX_FRAMES).round().long()
+        frame, replica = frame[kept], replica[kept]
+    cell = None if trajectories.cell is None else trajectories.cell[replica]
+    return Frames(trajectories.positions[frame, replica], cell)
 
 
 def _spectrum_of(
@@ -262,18 +273,17 @@ def _spectrum_of(
 
 
 def _judged(
-    reference: np.ndarray, simulated: np.ndarray, distance: Callable[[np.ndarray, np.ndarray], Distance], unit: str
+    reference: np.ndarray, simulated: np.ndarray, distance: Distance, unit: str, labels: Sequence[str] = ("",)
 ) -> DistributionResult:
     """Return the result for values of the frames, (n_frames, n_values), of reference and simulation."""
     if len(simulated) == 0 or len(reference) == 0:
         return DistributionResult(None, unit, None, None)
-    return _result(distance(simulated, reference), _block_distances(reference, len(simulated), distance), unit)
+    blocks = _block_distances(reference, len(simulated), distance)
+    return _result(distance(simulated, reference), blocks, unit, labels)
 
 
-def _block_distances(
-    reference: np.ndarray, n_simulated: int, distance: Callable[[np.ndarray, np.ndarray], Distance]
-) -> list[float]:
-    """Return the distance of each block of the reference from the other blocks together."""
+def _block_distances(reference: np.ndarray, n_simulated: int, distance: Distance) -> list[np.ndarray]:
+    """Return the distances of each block of the reference from the other blocks together, (n_classes,) each."""
     n_frames = min(len(reference) // N_BLOCKS, n_simulated)
     if n_frames < MIN_BLOCK_FRAMES:
         return []
@@ -283,16 +293,29 @@ def _block_distances(
     for start in starts:
         inside = np.zeros(len(reference), dtype=bool)
         inside[start : start + n_frames] = True
-        distances.append(distance(reference[inside], reference[~inside])[0])
+        distances.append(distance(reference[inside], reference[~inside]))
     return distances
 
 
-def _result(found: Distance, distances: Sequence[float], unit: str) -> DistributionResult:
-    """Return the result of a distance, judged by those of the blocks."""
-    value, where = found
+def _result(
+    values: np.ndarray, distances: Sequence[np.ndarray], unit: str, labels: Sequence[str] = ("",)
+) -> DistributionResult:
+    """Return the result of the class whose distance is largest in relation to its level, or largest without levels."""
     if len(distances) < 2:
-        return DistributionResult(value, unit, None, None, where)
-    n_blocks = len(distances)
-    quantile = float(stats.t.ppf(CONFIDENCE, n_blocks - 1))
-    level = float(np.mean(distances) + quantile * np.std(distances, ddof=1) * sqrt(1.0 + 1.0 / n_blocks))
-    return DistributionResult(value, unit, level, value > level, where)
+        worst = int(np.argmax(values))
+        return DistributionResult(float(values[worst]), unit, None, None, labels[worst])
+    levels = _levels(np.stack(distances))
+    worst = int(np.argmax(values / levels.clip(min=np.finfo(float).tiny)))
+    value, level = float(values[worst]), float(levels[worst])
+    return DistributionResult(value, unit, level, value > level, labels[worst])
+
+
+def _levels(distances: np.ndarray) -> np.ndarray:
+    """Return the prediction limits of another block, (n_classes,), from distances of the blocks, (n_blocks, n_classes)."""
+    n_blocks, n_classes = distances.shape
+    quantile = float(stats.t.isf((1.0 - CONFIDENCE) / n_classes, n_blocks - 1))
+    means, spreads = distances.mean(axis=0), distances.std(axis=0, ddof=1)
+    # Of few blocks, some class has a small spread by chance.
+    spreads = np.maximum(spreads, means * sqrt(np.mean((spreads / means.clip(min=np.finfo(float).tiny)) ** 2)))
+    limits: np.ndarray = means + quantile * spreads * sqrt(1.0 + 1.0 / n_blocks)
+    return limits
