@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from stable_plugin.evaluation.simulation import ReplicaTrajectories
+from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings
 from stable_plugin.evaluation.wasserstein import circular_wasserstein, curve_wasserstein, wasserstein
 from stable_plugin.md.cells import optional
 from stable_plugin.md.internal_coordinates import angles, equivalent_coordinates, torsion_chains, torsions
@@ -25,9 +25,6 @@ from stable_plugin.observables import (
     RadialDistribution,
     TimeCorrelation,
 )
-
-EQUILIBRATION_FRACTION = 0.1
-"""Fraction of the simulated time that is left out, by default, before distributions are compared."""
 
 N_BLOCKS = 8
 """Number of blocks that the reference is cut into."""
@@ -122,7 +119,7 @@ class DistributionTest:
         reference: Tensor,
         cell: Tensor | None = None,
         trajectory: tuple[Tensor, Tensor | None] | None = None,
-        equilibration_fraction: float = EQUILIBRATION_FRACTION,
+        equilibration_fraction: float = SimulationSettings.equilibration_fraction,
     ) -> None:
         self.system = system
         self.reference = Frames(reference, cell)
