@@ -19,6 +19,7 @@ from stable_plugin.config import StABlEConfig
 from stable_plugin.defaults import default_detector, evaluated_observables, find_detector
 from stable_plugin.detectors import Detector, Published
 from stable_plugin.evaluation.conditions import failures_under, other_conditions
+from stable_plugin.evaluation.distributions import DistributionTest
 from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.preflight import check_potential
@@ -66,6 +67,8 @@ class Evaluator:
         record_every_fs: Time between two frames that the observables see, in fs.
         check_every_fs: Time between two checks of the detector, in fs.
         max_failures_per_ns: Failure rate in 1/ns up to which the verdict is that the potential holds.
+        equilibration_fraction: Fraction of the simulated time that is left out, at its beginning, where distributions are
+            compared with the reference.
         other_conditions: Whether to count failures also at 0.7 and 1.4 times the temperature, and at timesteps of 0.5, 1 and
             2 fs, up to the first horizon.
         preflight: Whether to scan the potential for holes and faults before the simulation, see
@@ -105,6 +108,7 @@ class Evaluator:
         record_every_fs: float = 50.0,
         check_every_fs: float = StABlEConfig.check_every_fs,
         max_failures_per_ns: float = MAX_FAILURES_PER_NS,
+        equilibration_fraction: float = SimulationSettings.equilibration_fraction,
         other_conditions: bool = False,
         preflight: bool = False,
         execution: Execution | None = None,
@@ -121,6 +125,7 @@ class Evaluator:
             "record_every_fs": record_every_fs,
             "check_every_fs": check_every_fs,
             "max_failures_per_ns": max_failures_per_ns,
+            "equilibration_fraction": equilibration_fraction,
             "execution": execution or Execution(),
             "seed": seed,
         }
@@ -190,6 +195,13 @@ class Evaluator:
         self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference) if dynamics else None
+        self.distributions = DistributionTest(
+            self.system,
+            self.reference,
+            self._reference_cells,
+            self._trajectory,
+            self.settings.equilibration_fraction,
+        )
         self.validate()
 
     def __repr__(self) -> str:
@@ -313,6 +325,11 @@ class Evaluator:
                 descriptions,
                 self.settings.max_failures_per_ns,
             )
+            | {
+                "observables_w1": self.distributions.compare(
+                    replicas, horizon, self.comparison.observables, self.comparison.correlations
+                )
+            }
             for horizon in horizons_ps
         ]
         if self.preflight:

@@ -283,6 +283,14 @@ def _simulation_rows(
         unit = wording.unit(axes.get(name) or {})
         label = f"{wording.observable_name(name)}, MAE" + (f" / {unit}" if unit else "")
         rows.append(_row(label, stages, part, partial(wording.observable_error, name=name)))
+    units = {
+        name: found["unit"]
+        for summary in part.values()
+        for name, found in (summary.get("observables_w1") or {}).items()
+    }
+    for name, unit in units.items():
+        label = f"{wording.observable_name(name)}, Wasserstein-1 / {unit}"
+        rows.append(_row(label, stages, part, partial(wording.distribution_distance, name=name)))
     return rows
 
 

@@ -143,6 +143,7 @@ def findings(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
         counts = [f"{failed(summary)}{_WHERE[stage]}" for stage, summary in extended.items()]
         lines.append(f"Failed within {horizon} ps: {', '.join(counts)}.")
     lines += _examples({**stages, **extended})
+    lines += _distribution_sentences(list({**stages, **extended}.values())[-1])
     lines += _zero_sentence(stages)
     if "before" not in stages:
         return lines
@@ -186,6 +187,16 @@ def observable_error(summary: EvaluationSummary, name: str) -> str:
     error = _standard_error(summary, name)
     text = number((summary.get("observables") or {}).get(name))
     return text if error is None else f"{text} ± {number(error, 2)}"
+
+
+def distribution_distance(summary: EvaluationSummary, name: str) -> str:
+    """Return the Wasserstein distance of a distribution from the reference, and how it compares with the reference's own."""
+    found = (summary.get("observables_w1") or {}).get(name) or {}
+    value, level = number(found.get("value")), number(found.get("reference_level"))
+    if found.get("exceeded") is None:
+        return value
+    where = f" at {found['where']}" if found.get("where") else ""
+    return f"{value}{where}, above {level}" if found["exceeded"] else f"{value}, within {level}"
 
 
 def observable_name(name: str) -> str:
@@ -237,6 +248,16 @@ def _examples(stages: Mapping[str, EvaluationSummary]) -> list[str]:
     }
     first = sorted(by_atoms.values(), key=lambda each: float(each["time_ps"]))[:_MAX_EXAMPLES]
     return [f"After {number(each['time_ps'])} ps in replica {each['replica']}: {each['what']}." for each in first]
+
+
+def _distribution_sentences(last: EvaluationSummary) -> list[str]:
+    """Return which distributions of the last model are further from the reference than its own parts from each other."""
+    texts = [
+        f"{observable_name(name).lower()} {distribution_distance(last, name)} {found['unit']}"
+        for name, found in (last.get("observables_w1") or {}).items()
+        if found.get("exceeded")
+    ]
+    return [f"Distributions that differ from the reference (Wasserstein-1): {'; '.join(texts)}."] if texts else []
 
 
 def _zero_sentence(stages: Mapping[str, EvaluationSummary]) -> list[str]:

@@ -81,6 +81,23 @@ def ring_chains(system: System) -> Tensor:
     return torch.tensor(chains, dtype=torch.long, device=system.bonds.device).reshape(-1, 4)
 
 
+def torsion_chains(system: System) -> Tensor:
+    """Return four atoms in a row for each torsion about a bond, (n_chains, 4).
+
+    Args:
+        system: The system.
+    """
+    neighbors = _neighbors(system)
+    chains = [
+        [first, second, third, last]
+        for second, third in system.bonds.tolist()
+        for first in neighbors[second]
+        for last in neighbors[third]
+        if len({first, second, third, last}) == 4
+    ]
+    return torch.tensor(chains, dtype=torch.long, device=system.bonds.device).reshape(-1, 4)
+
+
 def equivalent_atoms(system: System) -> list[int]:
     """Return a class for each atom, equal for atoms of the same element with the same surroundings of bonds.
 
