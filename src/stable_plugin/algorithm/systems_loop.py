@@ -11,7 +11,7 @@ import torch
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate
-from stable_plugin.algorithm.records import Progress, WindowRecord
+from stable_plugin.algorithm.records import Progress, Verification, WindowRecord
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.algorithm.schedule import Phase
 from stable_plugin.algorithm.training_loop import TrainingLoop
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 class SystemsLoop:
     """Trains one potential on several systems, each with a loop of its own.
 
-    The systems take turns: each one simulates until it has something to learn from, or was stable for long enough. An
-    optimizer step follows the weighted average of the gradients of those that learn. A system that was stable rests
-    meanwhile; as the weights have changed since, it is simulated again when the others have finished. Training ends when
-    all systems were stable with the same weights, or have used up their windows.
+    The systems take turns: each one is probed until it has something to learn from, or is verified. An optimizer step
+    follows the weighted average of the gradients of those that learn. A system that was verified rests meanwhile; as the
+    weights have changed since, it is probed and verified again when the others have finished. Training ends when all
+    systems are verified with the same weights, or have used up their windows.
 
     Args:
         loops: Loops of the systems by name, at least one; their potentials hold the same module.
@@ -76,7 +76,9 @@ class SystemsLoop:
         phases = {loop.phase for loop in self.loops.values()}
         if "learn" in phases:
             return "learn"
-        return "simulate" if "simulate" in phases or self._outdated() else "done"
+        if "verify" in phases:
+            return "verify"
+        return "probe" if "probe" in phases or self._outdated() else "done"
 
     @property
     def md_steps(self) -> int:
@@ -89,10 +91,11 @@ class SystemsLoop:
         return sum(loop.simulated_ps for loop in self.loops.values())
 
     @property
-    def unstable_fraction(self) -> float:
-        """Fraction of unstable replicas in the latest windows, averaged over the systems."""
+    def unstable_fraction(self) -> float | None:
+        """Fraction of unstable replicas in the latest probes, averaged over the systems probed so far; None before."""
         fractions = [loop.unstable_fraction for loop in self.loops.values()]
-        return sum(fractions) / len(fractions)
+        known = [each for each in fractions if each is not None]
+        return sum(known) / len(known) if known else None
 
     @property
     def lr_factor(self) -> float:
@@ -110,13 +113,11 @@ class SystemsLoop:
         frames, cells = zip(*(loop.replicas.start_frames for loop in loops), strict=True)
         return EnergyZero([loop.potential for loop in loops], frames, cells, loops[0].replicas.model_calls)
 
-    def unverified(self) -> list[WindowRecord]:
-        """Return the last window of each system that was not stable for long enough with the present weights."""
-        outdated = self._outdated()
+    def verifications(self) -> list[Verification]:
+        """Return what is known of each system's failure rate with the present weights."""
+        outdated = [name for name in self.loops if self._simulated_at.get(name) != self._n_gradients]
         return [
-            record
-            for name, loop in self.loops.items()
-            for record in (loop.unverified() or (loop.windows[-1:] if name in outdated else []))
+            each for name, loop in self.loops.items() for each in loop.verifications(outdated=name in outdated)
         ]
 
     def record_learning_rate(self, learning_rate: float) -> None:
