@@ -19,6 +19,7 @@ from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.random_state import RandomStreams
 from stable_plugin.runtime.threads import on_threads
 
+
 class UnusablePotentialError(RuntimeError):
     """Every replica failed before a frame could be recorded.
 
