@@ -52,7 +52,7 @@ def settings(**changes):
         "integrator": Langevin(300.0, 0.5, 10.0),
         "detector": BondDeviation(0.3),
         "observables": BondLengths(),
-        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.04, max_windows=4),
+        "schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=4),
     }
     return StABlEConfig(**{**values, **changes})
 
@@ -206,7 +206,7 @@ def test_stable_system_is_simulated_again_with_the_final_weights():
     # A stiff spring holds the first system; the second never learns within its windows.
     config = several(
         systems=[system(OH, detector=BondDeviation(5.0, None)), system(WATER, detector=BondDeviation(0.08, None))],
-        schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.04, max_windows=2),
+        schedule=Schedule(max_failures_per_ns=30_000.0, max_windows=2),
     )
     loop = build_training_loop(config, SharedSpring(2.0), None)
     n_gradients = 0

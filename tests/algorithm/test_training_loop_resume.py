@@ -38,8 +38,7 @@ def make_drawing_loop():
         window_ps=0.01,
         record_every_fs=2.5,
         check_every_fs=2.5,
-        schedule=Schedule(max_unstable_fraction=0.4, stable_ps=1.0, lr_patience=1, max_lr_cuts=0),
-        rewind_fraction=0.5,
+        schedule=Schedule(lr_patience=1, max_lr_cuts=0),
         steps_per_window=2,
         execution=Execution(threads=1),
     )

@@ -192,7 +192,7 @@ def test_training_loop_saves_choices_of_execution(aspirin_potential, aspirin_pos
             window_ps=0.01,
             record_every_fs=5.0,
             execution=execution or Execution(),
-            schedule=Schedule(stable_ps=0.05, max_windows=3),
+            schedule=Schedule(max_failures_per_ns=30_000.0, max_windows=3),
         )
         return assemble(aspirin_potential, aspirin_positions[:2], aspirin_positions, config)
 

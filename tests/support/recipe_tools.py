@@ -47,7 +47,7 @@ TINY = {
         "runner.model.scheduler.T_max": 2,
         "runner.stable.n_replicas": 2,
         "runner.stable.window_ps": 0.01,
-        "runner.stable.schedule.stable_ps": 0.01,
+        "runner.stable.schedule.max_failures_per_ns": 30_000.0,
         "runner.stable.schedule.max_windows": 1,
         "runner.evaluation.n_replicas": 2,
         "runner.evaluation.horizons_ps": [0.01],
@@ -56,7 +56,7 @@ TINY = {
     "water_mace": {
         "size": "quick",
         "sizes.quick": SIZE,
-        "runner.stable.schedule.stable_ps": 0.01,
+        "runner.stable.schedule.max_failures_per_ns": 30_000.0,
         "runner.stable.record_every_fs": 5.0,
         "runner.evaluation.record_every_fs": 5.0,
         **{f"runner.stable.observables.{index}.bin_width": 0.5 for index in (4, 5, 6)},

@@ -23,10 +23,11 @@ class PhaseTracker:
     windows and the next probe follow, else a *verification*: windows in which stable replicas continue, until Garwood's
     upper bound of the failure rate is below ``max_failures_per_ns``, or there are too many failures.
 
-    The bound is looked at after a time that is fixed before: that which shows the rate if no further failure comes. Look k
-    of a run has an error probability of 0.05 / (k (k + 1)), together 0.05. A verification counts as a look from its first
-    window on, however it ends, and does not use the time of the probe that led to it. So a potential that fails more often
-    than ``max_failures_per_ns`` passes in at most 5 % of runs, however many times it is verified.
+    The bound is looked at after a time that is fixed before: that which shows the rate if no further failure comes. The
+    v-th verification of a run has an error probability of 0.05 / (v (v + 1)), together 0.05, which is spent over its looks.
+    It counts from its first window on, however it ends, and does not use the time of the probe that led to it. So a
+    potential that fails more often than ``max_failures_per_ns`` passes in at most 5 % of runs, however many times it is
+    verified.
 
     Source: the loop of Raja et al., TMLR 2025, arXiv:2402.13984, section 3; for the spending of the error see
     :func:`~stable_plugin.runtime.intervals.look_error`.
@@ -38,7 +39,8 @@ class PhaseTracker:
         exposure_ps: Time at risk in it, summed over the replicas, in ps.
         bound_per_ns: Upper bound of the failure rate from them, in 1/ns, as of the latest window.
         error: Probability with which this bound may be too small.
-        looks: Looks at the bound so far, the coming one included.
+        verifications: Verifications so far.
+        looks: Looks at the bound in the present one, the coming one included.
         look_ps: Time at risk of the coming look.
         is_verified: Whether training ended with a verification that was passed.
         lr_cuts: Cuts of the learning rate in the present learning phase.
@@ -52,6 +54,7 @@ class PhaseTracker:
     exposure_ps: float = 0.0
     bound_per_ns: float = inf
     error: float = look_error(1)
+    verifications: int = 0
     looks: int = 0
     look_ps: float = 0.0
     is_verified: bool = False
@@ -71,7 +74,7 @@ class PhaseTracker:
         """Time, summed over the replicas, that would show a rate below ``max_failures_per_ns`` without further failures."""
         if self.phase == "verify":
             return max(self.look_ps - self.exposure_ps, 0.0)
-        return self.schedule.verification_ps(self.looks + 1)
+        return self.schedule.verification_ps(self.verifications + 1)
 
     def after_probe(self, failures: int, exposure_ps: float, unstable_fraction: float) -> Phase:
         """Return the phase that follows a probe.
@@ -93,6 +96,7 @@ class PhaseTracker:
         else:
             self.lr_cuts, self._smallest_fraction, self._windows_without_progress = 0, inf, 0
             self.phase, self.failures, self.exposure_ps = "verify", 0, 0.0
+            self.verifications, self.looks = self.verifications + 1, 0
             self._plan_look()
         return self.phase
 
@@ -110,7 +114,7 @@ class PhaseTracker:
         self.failures += failures
         self.exposure_ps += exposure_ps
         self._bound()
-        planned = self.schedule.verification_ps(self.looks)
+        planned = self.schedule.verification_ps(self.verifications)
         # Windows add up with rounding errors.
         is_time = self.exposure_ps >= self.look_ps * (1 - 1e-9)
         if is_time and self.bound_per_ns <= self.schedule.max_failures_per_ns * (1 + 1e-9):
@@ -151,13 +155,13 @@ class PhaseTracker:
         return self.schedule.max_failures_per_ns * exposure_ps / 1000.0
 
     def _bound(self) -> None:
-        self.error = look_error(max(self.looks, 1))
+        self.error = look_error(max(self.verifications, 1), max(self.looks, 1))
         expected = poisson_limits(self.failures, self.error)[1]
         self.bound_per_ns = 1000.0 * expected / self.exposure_ps if self.exposure_ps else inf
 
     def _plan_look(self) -> None:
         self.looks += 1
-        self.look_ps = self.schedule.verification_ps(self.looks, self.failures)
+        self.look_ps = self.schedule.verification_ps(self.verifications, self.looks, self.failures)
 
     def _is_used_up(self) -> bool:
         return self.schedule.max_windows is not None and self.learning_windows >= self.schedule.max_windows

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from scipy import stats
 
+ERROR = 0.05
+"""Error probability of all looks together."""
 
+LATER_LOOKS = 0.1
+"""Fraction of a test's error that is left for the looks after each one."""
+
+
+@lru_cache(maxsize=1024)
 def poisson_limits(number: int, tail: float) -> tuple[float, float]:
     """Return the exact lower and upper limit of the mean of a Poisson count, each missed with probability ``tail``.
 
@@ -32,16 +41,17 @@ def binomial_limits(number: int, total: int, confidence: float = 0.95) -> tuple[
     return float(interval.low), float(interval.high)
 
 
-def look_error(look: int, error: float = 0.05) -> float:
-    """Return the part of an error probability that is spent on one of any number of looks at data.
+def look_error(test: int, look: int = 1) -> float:
+    """Return the part of an error probability of 5 % that is spent on one look at the data of one test.
 
-    Look k = 1, 2, 3, ... gets ``error`` / (k (k + 1)); all of them together spend ``error``.
+    Test t = 1, 2, 3, ... gets 0.05 / (t (t + 1)), which sums to 0.05. Within it, look k gets a fraction of
+    0.9 * 0.1^(k - 1), which sums to one.
 
-    Source: error spending of Lan and DeMets, Biometrika 70, 659 (1983), with a series that sums to one, so that by Boole's
-    inequality the looks may be as many, and the data as dependent, as they like.
+    Source: error spending of Lan and DeMets, Biometrika 70, 659 (1983). By Boole's inequality the tests may be as many as
+    they like if each has data of its own.
 
     Args:
-        look: Number of the look, from one.
-        error: Error probability of all looks together.
+        test: Number of the test, from one.
+        look: Number of the look at its data, from one.
     """
-    return error / (look * (look + 1))
+    return ERROR / (test * (test + 1)) * (1.0 - LATER_LOOKS) * LATER_LOOKS ** (look - 1)

@@ -68,7 +68,7 @@ class Growing(ModelCheckpoint):
         super().on_validation_end(run, module)
 
 
-TWO_WINDOWS = {"schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2), "start_epoch": 2}
+TWO_WINDOWS = {"schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=2), "start_epoch": 2}
 
 
 def assert_holds(path, module):
@@ -101,14 +101,14 @@ def test_best_checkpoint_named_after_its_score_is_kept(tmp_path, frames, caplog)
 
 def test_best_checkpoint_stays_without_a_repair(tmp_path, frames):
     best = Growing(tmp_path / "best", "best", monitor="grows", mode="min")
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=9.0)
+    schedule = Schedule()
     callback, _ = fit(tmp_path, frames, best, valid=frames[:2], start_epoch=4, schedule=schedule)
     assert callback.repaired_path is None
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["best.ckpt"]
 
 
 def test_end_without_verification_is_reported(tmp_path, frames, caplog):
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02)
+    schedule = Schedule(max_failures_per_ns=30_000.0)
     callback = short_callback(schedule=schedule, min_ess_fraction=0.01)
     trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
     assert callback.loop.phase != "done"
@@ -175,7 +175,7 @@ def test_worse_energies_and_forces_are_reported(caplog, name, before, after, war
 
 
 def test_worse_forces_of_a_run_are_reported(tmp_path, frames, caplog):
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=3)
+    schedule = Schedule(max_failures_per_ns=30_000.0, max_windows=3)
     valid = read(TRAIN, "10:14")
     seed_everything(0)
     # The learning rate is far too high, so the steps spoil the fit.

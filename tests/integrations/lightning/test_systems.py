@@ -28,7 +28,7 @@ FRAMES = [*labeled("CH3CH2OH", 4), *labeled("H2O", 3), *labeled("CH4", 1)]
 
 
 def callback(**changes):
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2)
+    schedule = Schedule(max_failures_per_ns=30_000.0, max_windows=2)
     return short_callback(**{"schedule": schedule, "detector": BondDeviation(0.1, 10.0), **changes})
 
 
