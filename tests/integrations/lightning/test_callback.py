@@ -33,7 +33,7 @@ def test_callback_simulates_after_start_epoch(tmp_path, frames):
     run = trainer(tmp_path, callback, max_epochs=5)
     run.fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert run.global_step >= 4
-    assert callback.windows[0].phase == "simulate"
+    assert callback.windows[0].phase == "probe"
     assert sum(entry.steps for entry in callback.windows) >= 1
     assert run.callback_metrics["stable/observable_loss"] > 0
 

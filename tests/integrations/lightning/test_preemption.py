@@ -111,7 +111,7 @@ def whole(tmp_path_factory, frames):
     folder = tmp_path_factory.mktemp("whole")
     callback = fit(folder, frames)
     phases = [entry.phase for entry in callback.windows]
-    assert phases.count("simulate") >= 3 and phases.count("learn") >= 3
+    assert phases.count("probe") >= 3 and phases.count("learn") >= 3
     return trained(folder), callback.calls
 
 
