@@ -366,8 +366,8 @@ def test_on_progress_reports_growing_times(reference):
     assert reports[-1].window_ps == pytest.approx(0.1)
     assert [reports[0].phase, reports[-1].phase] == ["probe", "learn"]
     assert reports[0].latest is None
-    assert reports[-1].latest is loop.windows[0]
-    assert reports[-1].latest.ess_fraction == 1.0
+    assert reports[-1].latest is loop.windows[2]
+    assert [report.unstable_fraction for report in (reports[0], reports[-1])] == [None, loop.unstable_fraction]
 
 
 def test_gradient_of_one_replica_uses_its_frames(reference):

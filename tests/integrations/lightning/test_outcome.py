@@ -33,7 +33,7 @@ def test_repaired_checkpoint_has_the_final_weights(tmp_path, frames, caplog):
     assert f"the repaired weights are in '{path}'" in caplog.text
     saved = torch.load(path, weights_only=False)["state_dict"]
     assert all(torch.equal(tensor, saved[name]) for name, tensor in module.state_dict().items())
-    assert "not verified" not in caplog.text
+    assert "not verified" not in caplog.text and "is verified to have less than 30000 failures" in caplog.text
 
 
 def test_repaired_checkpoint_goes_to_the_checkpoint_folder(tmp_path, frames):
@@ -112,17 +112,25 @@ def test_end_without_verification_is_reported(tmp_path, frames, caplog):
     callback = short_callback(schedule=schedule, min_ess_fraction=0.01)
     trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
     assert callback.loop.phase != "done"
-    last = callback.windows[-1]
-    words = f"not verified to be stable: training ended in the {last.phase} phase, with {100 * last.unstable_fraction:.0f} %"
-    assert words in caplog.records[-1].getMessage()
+    message = caplog.records[-1].getMessage()
+    assert (
+        "not verified to have less than 30000 failures per ns: training ended before the next verification" in message
+    )
+    assert "It would take 0.0316 ps per replica without a further failure to verify it" in message
     assert callback.repaired_path is None and not list(tmp_path.glob("repaired*"))
 
 
 def test_max_windows_is_not_a_verification(tmp_path, frames, caplog):
     callback, _ = fit(tmp_path, frames)
-    assert callback.loop.phase == "done" and callback.windows[-1].phase == "learn"
+    assert callback.loop.phase == "done" and callback.windows[-1].phase == "probe"
     assert callback.repaired_path is not None
-    assert "not verified to be stable" in caplog.records[-1].getMessage()
+    last = callback.windows[-1]
+    message = caplog.records[-1].getMessage()
+    assert "not verified to have less than 30000 failures per ns: max_windows is reached" in message
+    assert (
+        f"{last.failures} failure(s) in {last.exposure_ps:.4g} ps of all replicas, at most {last.bound_per_ns:.3g}"
+        in message
+    )
 
 
 @pytest.mark.parametrize(("start_epoch", "warns"), [(2, False), (3, True), (9, True)])

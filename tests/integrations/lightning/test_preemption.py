@@ -80,7 +80,7 @@ def fit(folder, frames, *, stop=None, slurm=False, valid=False, mixin=False, **t
         record_every_fs=2.5,
         check_every_fs=2.5,
         detector=BondDeviation(0.2, 10.0),
-        schedule=Schedule(max_failures_per_ns=30_000.0, lr_patience=1, max_lr_cuts=0),
+        schedule=Schedule(max_failures_per_ns=30_000.0, probe_every=1),
         steps_per_window=1,
         execution=Execution(threads=1),
     )

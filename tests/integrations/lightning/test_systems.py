@@ -40,8 +40,8 @@ def test_fit_on_several_compositions(tmp_path, caplog):
     assert {record.system for record in stable.windows} == {"C2H6O", "H2O"}
     assert stable.session.done
     assert "C2H6O: window 1 (" in caplog.text
-    for record in stable.loop.unverified():
-        assert f"not verified to be stable for {record.system}: training ended in the learn phase" in caplog.text
+    for each in stable.loop.verifications():
+        assert f"on {each.system} is {'' if each.is_verified else 'not '}verified to have less than" in caplog.text
 
 
 def test_fit_on_several_compositions_resumes(tmp_path):
