@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make env` builds on a machine with only Python 3.11 (3 minutes, 2.7 GB).
+# Everything runs in .venv, which `make env` builds on a machine with only Python 3.11 (3 minutes, 2.9 GB).
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 # Name the build where pip has more than one to offer, for example TORCH=torch==2.13.0+cpu.
 TORCH ?= torch==2.13.0
@@ -20,7 +20,7 @@ ENV := .venv/.installed
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-env: $(ENV)  ## build .venv: torch, fairchem, MACE, this package
+env: $(ENV)  ## build .venv: torch, fairchem, SevenNet, CHGNet, MACE, this package
 
 # torch goes first so that nothing else picks its build. mace-torch goes last and without dependencies: it
 # pins an e3nn that fairchem cannot use, and pip would call that a conflict on later installs.
@@ -28,7 +28,7 @@ $(ENV): Makefile setup.cfg pyproject.toml requirements/families.txt
 	$(PYTHON) -m venv .venv
 	@echo "installing torch (1/3)"
 	@$(PIP) "$(TORCH)"
-	@echo "installing fairchem and this package (2/3)"
+	@echo "installing fairchem, SevenNet, CHGNet and this package (2/3)"
 	@$(PIP) -r requirements/families.txt -e '.[dev]'
 	@echo "installing MACE (3/3)"
 	@$(PIP) --no-deps mace-torch==0.3.16

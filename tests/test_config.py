@@ -157,7 +157,10 @@ OTHER_KIND = {
     "even_sampling": ((100, "is not a pair of integers: pass"), ((1, 2, 3), "is not a pair of integers: pass")),
     "local": (("molecule", r"is not a neighborhood: pass Molecules\(\)"), (3, "is not a neighborhood: pass")),
     "integrator": ((300.0, "pass an instance of Integrator"), (None, "pass an instance of Integrator")),
-    "detector": (("bonds", "pass an instance of Detector or None"),),
+    "detector": (
+        ("bonds", "is not a published criterion: pass one of mdsim, stable"),
+        (3, "pass an instance of Detector or None"),
+    ),
     "potential": (("gap", "is not a family: use one of"), (3, "is not a function: pass one of")),
     "observables": (
         ("lengths", "pass an instance of Observable"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from detector_tools import water_box
 from toys import flat, tiny_mace
 
 from stable_plugin import (
@@ -38,18 +39,6 @@ from stable_plugin.config import SystemConfig
 from stable_plugin.defaults import choose, default_detector, default_local, default_observables, has_several_molecules
 from stable_plugin.integrations.build import build_training_loop
 from stable_plugin.observables import RadialDistribution
-
-
-def waters(n_side=2, side=6.6, seed=0):
-    """Return water molecules on a grid, rotated at random."""
-    random = np.random.default_rng(seed)
-    box = Atoms(cell=[side] * 3, pbc=True)
-    for corner in np.ndindex(n_side, n_side, n_side):
-        one = molecule("H2O")
-        one.rotate(random.uniform(0, 360), random.normal(size=3))
-        one.translate((np.array(corner) + 0.3) / n_side * side - one.positions[0])
-        box += one
-    return box
 
 
 def thermal(atoms, n_frames=6, scale=0.03, seed=1):
@@ -83,7 +72,7 @@ def build_loop(frames, **arguments):
 
 
 def test_defaults_of_a_liquid_are_molecular(caplog):
-    frames = thermal(waters())
+    frames = thermal(water_box())
     with caplog.at_level(logging.INFO):
         loop = build_loop(frames)
     assert isinstance(loop.estimator.local, Molecules)
@@ -148,7 +137,7 @@ def train(loop, optimizer, n_steps):
 
 @pytest.mark.parametrize("arguments", LOCAL.values(), ids=LOCAL)
 def test_local_estimator_resumes_bit_for_bit(arguments):
-    frames = thermal(waters())
+    frames = thermal(water_box())
     # An untrained potential fails at once.
     settings = {"integrator": Langevin(500.0, 0.5, 1.0), "detector": BondDeviation(0.12, 2.0), **arguments}
 
@@ -178,7 +167,7 @@ def test_local_rejects_an_unknown_name():
 
 
 def test_has_several_molecules():
-    assert has_several_molecules(System.from_atoms(waters()))
+    assert has_several_molecules(System.from_atoms(water_box()))
     assert not has_several_molecules(System.from_atoms(molecule("CH4")))
     assert not has_several_molecules(System.from_atoms(Atoms("Ar2", [[0, 0, 0], [0, 0, 4.0]])))
     assert not has_several_molecules(System.from_atoms(bulk("NaCl", "rocksalt", a=5.64, cubic=True) * 2))
@@ -193,7 +182,7 @@ def test_defaults_of_one_molecule_are_its_bonds():
 
 
 def test_default_local_needs_a_local_observable():
-    system = System.from_atoms(waters())
+    system = System.from_atoms(water_box())
     assert isinstance(default_local("auto", system, [BondLengths(), LocalBondLengths()]), Molecules)
     assert default_local("auto", system, [BondLengths()]) is None
     assert default_local(None, system, [LocalBondLengths()]) is None
@@ -201,7 +190,7 @@ def test_default_local_needs_a_local_observable():
 
 
 def test_choose_keeps_the_settings_and_binds_them():
-    frames = thermal(waters())
+    frames = thermal(water_box())
     system = System.from_atoms(frames[0])
     reference = torch.tensor(np.stack([frame.positions for frame in frames]))
     observable, detector = LocalBondLengths(), BondDeviation(0.3)

@@ -162,7 +162,13 @@ def _add_evaluate(commands: Any) -> None:
         metavar="A",
         type=float,
         default=None,
-        help="a replica has failed when a bond is this far from its mean length, in Å (default: 0.5)",
+        help="a replica has failed when a bond is this far from its mean length, in Å (default: --detector)",
+    )
+    command.add_argument(
+        "--detector",
+        choices=["mdsim", "stable", "mlipaudit", "spice"],
+        default=None,
+        help="published criterion of failure (default: limits from the reference frames)",
     )
     command.add_argument("--replicas", metavar="N", type=int, default=32, help="replicas (default: 32)")
     command.add_argument(
@@ -221,12 +227,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from stable_plugin.integrations.recipes.run_folder import Job
 
     settings = {name: value for name, value in vars(options).items() if name not in ("run", "debug")}
+    if options.threshold is not None and options.detector is not None:
+        raise ValueError(
+            f"--threshold={options.threshold:g} and --detector={options.detector} exclude each other: remove one."
+        )
     evaluator = Evaluator(
         options.starts,
         options.reference,
         options.labeled,
         integrator=Langevin(options.temperature_K, options.timestep_fs, options.friction_per_ps),
-        detector=None if options.threshold is None else BondDeviation(threshold=options.threshold),
+        detector=options.detector if options.threshold is None else BondDeviation(threshold=options.threshold),
         n_replicas=options.replicas,
         horizons_ps=options.ps,
         seed=options.seed,

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from torch import Tensor
 
-from stable_plugin.detectors import Detector
+from stable_plugin.detectors import Detector, Published
+from stable_plugin.detectors.published import check_name
 from stable_plugin.md.execution import Execution
 from stable_plugin.md.frames import Frames, read_frames
 from stable_plugin.md.integrators import Integrator, Langevin
@@ -145,9 +146,10 @@ class SystemConfig:
     """What should be reproduced. If None: lengths and amplitudes of bonds; the same by molecule, and contacts, where there
     are several molecules; radial distributions of all pairs of elements in liquids and solids."""
 
-    detector: Detector | None = None
-    """When a replica is unstable. If None: a bond 0.25 Å off its mean length, or two molecules closer than two thirds of
-    the shortest contact in the reference; in a crystal without molecules, twice the temperature."""
+    detector: Detector | Published | None = None
+    """When a replica is unstable: a detector, or the name of a published criterion (``"mdsim"``, ``"stable"``,
+    ``"mlipaudit"``, ``"spice"``). If None: bonds, angles, planes, configurations, rings, contacts, sites, temperature and
+    momentum within limits from the reference."""
 
     local: Local = "auto"
     """What counts as one sample of the local estimator, which sees one broken molecule among hundreds: ``Molecules()``,
@@ -170,7 +172,10 @@ class SystemConfig:
             raise ValueError("observables=[] is empty: pass at least one observable, or None for the defaults.")
         _check_type("name", self.name, str)
         _check_type("integrator", self.integrator, Integrator)
-        _check_type("detector", self.detector, Detector, type(None))
+        if isinstance(self.detector, str):
+            check_name(self.detector)
+        else:
+            _check_type("detector", self.detector, Detector, type(None))
         for each in self.observables or ():
             _check_type("observables", each, Observable)
         if self.local != "auto" and not isinstance(self.local, Neighborhoods | None):

@@ -23,8 +23,10 @@ from stable_plugin.detectors import (
     LindemannCriterion,
     MomentumLimits,
     PlaneLimits,
+    Published,
     RingLimits,
     TemperatureLimits,
+    published_detector,
 )
 from stable_plugin.md.cells import optional
 from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
@@ -80,7 +82,7 @@ def choose(config: SystemConfig, system: System, reference: Tensor, cell: Tensor
         ValueError: If the settings and the system do not fit together, or a reference frame itself is unstable.
     """
     observables = default_observables(system) if config.observables is None else _listed(config.observables)
-    detector = config.detector or default_detector(system, reference, config.integrator.temperature_K, cell)
+    detector = find_detector(config.detector, system, reference, config.integrator.temperature_K, cell, training=True)
     detector.bind(system, reference, *optional(cell))
     detector.check_reference(reference, "reference", *optional(cell))
     for observable in observables:
@@ -127,7 +129,42 @@ def evaluated_observables(system: System) -> list[Observable]:
     return [BondLengths(), _distances(system), *angles]
 
 
-def default_detector(system: System, reference: Tensor, temperature_K: float, cell: Tensor | None = None) -> Detector:
+def find_detector(
+    detector: Detector | Published | None,
+    system: System,
+    reference: Tensor,
+    temperature_K: float,
+    cell: Tensor | None = None,
+    *,
+    training: bool = False,
+) -> Detector:
+    """Return a detector by what a setting says: itself, a published criterion by its name, or the default.
+
+    Args:
+        detector: Value of the setting.
+        system: The system that is simulated.
+        reference: Reference frames, (n_frames, n_atoms, 3) in Å.
+        temperature_K: Temperature of the simulation in K.
+        cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
+        training: Whether the detector is for training, for which some published limits are tighter.
+
+    Raises:
+        ValueError: If the name is that of no published criterion, or of one for other systems.
+    """
+    if detector is None:
+        return default_detector(system, reference, temperature_K, cell)
+    if isinstance(detector, str):
+        return published_detector(detector, system, temperature_K, training=training)
+    return detector
+
+
+def default_detector(
+    system: System,
+    reference: Tensor,
+    temperature_K: float,
+    cell: Tensor | None = None,
+    reference_temperature_K: float | None = None,
+) -> Detector:
     """Return the detector for a system, by the kinds of its parts.
 
     All systems are watched by temperature, momentum and contacts; molecules by bonds, angles, planes, configurations and
@@ -138,9 +175,11 @@ def default_detector(system: System, reference: Tensor, temperature_K: float, ce
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
         temperature_K: Temperature of the simulation in K.
         cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
     kinds = (BondLimits, AngleLimits, PlaneLimits, ChiralityLimits, RingLimits, ContactLimits)
-    detectors: list[Detector] = [each for kind in kinds if (each := kind(temperature_K)).applies(system)]
+    limits = (kind(temperature_K, reference_temperature_K=reference_temperature_K) for kind in kinds)
+    detectors: list[Detector] = [each for each in limits if each.applies(system)]
     sites = _site_detector(system, reference, cell)
     return AnyOf([*detectors, *sites, TemperatureLimits(temperature_K), MomentumLimits(temperature_K)])
 

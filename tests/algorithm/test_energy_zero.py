@@ -55,7 +55,7 @@ def test_restore_brings_the_mean_energy_back():
         model.atomic_energies_fn.atomic_energies += torch.tensor([0.3, -0.2]).to(
             model.atomic_energies_fn.atomic_energies
         )
-    assert zero.drift() == pytest.approx((2 * 0.3 - 0.2) / 3, rel=1e-6)
+    assert zero.drifts() == {"Default": pytest.approx((2 * 0.3 - 0.2) / 3, rel=1e-6)}
     zero.restore()
     assert mean_energy(potential, positions) == pytest.approx(before, abs=1e-6)
     torch.testing.assert_close(potential.energies_and_forces(positions, potential.edges(positions))[1], forces)
@@ -78,7 +78,24 @@ def test_drift_of_two_systems_is_the_best_constant():
         potentials[0].module.value += 0.4
         potentials[1].module.value += 0.9
     expected = np.linalg.lstsq([[2.0], [3.0]], [0.4, 0.9], rcond=None)[0][0]
-    assert zero.drift() == pytest.approx(expected)
+    assert zero.drifts() == {None: pytest.approx(expected)}
+
+
+def test_restore_holds_each_head():
+    frames = waters()
+    heads = {"heads": ["old", "new"], "atomic_inter_scale": [1.5, 1.5], "atomic_inter_shift": [0.1, 0.1]}
+    model = tiny_mace([1, 8], atomic_energies=np.array([[-10.0, -80.0], [-11.0, -81.0]]), **heads)
+    system = System.from_atoms(frames[0])
+    potentials = [as_potential(model, replace(system, head=head)) for head in ("old", "new", "new")]
+    _, positions = zero_of(potentials[0], frames)
+    zero = EnergyZero(potentials, [positions] * 3, [None] * 3)
+    zero.mark()
+    before = [mean_energy(potential, positions) for potential in potentials]
+    with torch.no_grad():
+        model.scale_shift.shift += torch.tensor([0.3, -0.2]).to(model.scale_shift.shift)
+    assert zero.drifts() == {"old": pytest.approx(0.3), "new": pytest.approx(-0.2)}
+    zero.restore()
+    assert [mean_energy(potential, positions) for potential in potentials] == pytest.approx(before, abs=1e-6)
 
 
 def stable(**changes):

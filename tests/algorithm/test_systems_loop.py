@@ -313,3 +313,8 @@ def test_systems_have_their_own_temperature():
     loop = build_training_loop(several(systems=[system(OH), hot]), SharedSpring(), None)
     assert [each.simulator.integrator.temperature_K for each in loop.loops.values()] == [300.0, 600.0]
     assert System.from_atoms(WATER[0]).n_atoms == loop.loops["H2O"].potential.system.n_atoms
+
+
+def test_charges_that_are_not_whole_are_refused():
+    with pytest.raises(ValueError, match=r"structures have atoms.info\['charge'\]=0\.25: set a whole number"):
+        validate(settings(structures=[*charged(WATER, 0.25), *charged(WATER, 0.5)]))

@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.io import read
+from detector_tools import water_box
 
 from stable_plugin import Langevin, System
 from stable_plugin.defaults import default_detector
@@ -41,17 +42,6 @@ class Watched:
         if not self.detector.classify(positions, velocities)[0].item():
             return None
         return self.detector.describe(positions, velocities)[0]
-
-
-def water_box(n_side=2, side=6.4, seed=0):
-    random = np.random.default_rng(seed)
-    box = Atoms(cell=[side] * 3, pbc=True)
-    for corner in np.ndindex(n_side, n_side, n_side):
-        one = molecule("H2O")
-        one.rotate(random.uniform(0, 360), random.normal(size=3))
-        one.translate((np.array(corner) + 0.3) / n_side * side - one.positions[0])
-        box += one
-    return box
 
 
 def test_a_gas_of_atoms():

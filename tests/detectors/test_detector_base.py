@@ -179,7 +179,7 @@ def test_init_accepts_discard_from_the_threshold_up(threshold, discard):
         (
             ObservableDeviation(BondLengths(target=[1.0] * 9), n_samples=8),
             "ObservableDeviation(observable=BondLengths(target=[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ...]), "
-            "threshold=3.0, n_samples=8)",
+            "threshold=3.0, n_samples=8, norm='mean', overlapping=True)",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from stable_plugin import BondLimits
 from stable_plugin.detectors.limits import PRIOR_FRAMES, thermal_limits
 
 ALONE = torch.zeros(1, dtype=torch.long)
@@ -69,3 +70,15 @@ def test_a_broken_frame_does_not_widen_the_limits():
     clean, robust = (thermal_limits(each, ALONE, 0.03, 1e-7) for each in (values, broken))
     assert (robust.upper - robust.lower).item() == pytest.approx((clean.upper - clean.lower).item(), rel=0.05)
     assert robust.relative(broken)[7] > 1.0
+
+
+def test_limits_scale_with_the_square_root_of_the_temperature():
+    values = normal(20_000, scale=0.05)
+    at_reference = thermal_limits(values, ALONE, 0.05, 1e-6)
+    scale = BondLimits(1000.0, reference_temperature_K=250.0).scale
+    hot = thermal_limits(values, ALONE, scale * 0.05, 1e-6, scale)
+    assert scale == 2.0
+    ratio = (hot.upper - hot.lower) / (at_reference.upper - at_reference.lower)
+    assert ratio.item() == pytest.approx(2.0, rel=1e-3)
+    # A colder simulation keeps the limits of its reference.
+    assert BondLimits(250.0, reference_temperature_K=1000.0).scale == BondLimits(250.0).scale == 1.0

@@ -219,3 +219,18 @@ def test_evaluator_simulates_with_an_ase_calculator():
     positions = evaluator.starts
     with pytest.raises(TypeError, match="EMT is an ASE calculator, which has no weights to train: evaluate it"):
         potential.energies(positions, potential.edges(positions))
+
+
+def test_calculators_see_the_cell_of_each_frame():
+    frames = [bulk("Cu", cubic=True), bulk("Cu", cubic=True)]
+    frames[1].set_cell(frames[1].cell.array * [[1.05], [0.98], [1.0]], scale_atoms=True)
+    for frame in frames:
+        frame.rattle(0.1, seed=1)
+    potential = find_potential(EMT(), System.from_atoms(frames[0], bonds=[]))
+    positions = torch.tensor(np.stack([frame.positions for frame in frames]))
+    edges = potential.edges(positions, torch.tensor(np.stack([frame.cell.array for frame in frames])))
+    energies, forces = potential.energies_and_forces(positions, edges)
+    for frame, energy, own in zip(frames, energies, forces, strict=True):
+        frame.calc = EMT()
+        assert energy.item() == pytest.approx(frame.get_potential_energy(), abs=1e-9)
+        np.testing.assert_allclose(own.numpy(), frame.get_forces(), atol=1e-9)

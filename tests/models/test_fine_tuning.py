@@ -116,6 +116,15 @@ def test_fit_finds_the_parameters_of_the_labels():
     assert metrics["valid/forces_mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
 
 
+def test_validation_before_fit_leaves_metrics_usable():
+    module, frames = FineTuningModule(springs(12.0), potential=ModulePotential), stretched(4)
+    trainer, data = Trainer(max_epochs=1, **QUIET), ExtxyzDataModule(frames, frames, batch_size=2)
+    trainer.validate(module, data, verbose=False)
+    trainer.fit(module, data)
+    (metrics,) = trainer.validate(module, data, verbose=False)
+    assert metrics["valid/forces_mae"] < 0.01
+
+
 def test_stable_training_repairs_a_fine_tuned_module(tmp_path):
     frames = stretched(8, stiffness=12.0)
     module = FineTuningModule(springs(1.0), potential=ModulePotential, lr=0.05)

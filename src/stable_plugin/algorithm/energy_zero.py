@@ -50,6 +50,9 @@ class EnergyZero:
             self._frames.append(positions[chosen].to(potential.device, potential.dtype))
             self._cells.append(None if cell is None else cell[chosen].to(potential.device, potential.dtype))
         self._sizes = torch.tensor([float(potential.system.n_atoms) for potential in potentials], dtype=torch.float64)
+        self._branches: dict[str | None, list[int]] = {}
+        for number, potential in enumerate(self.potentials):
+            self._branches.setdefault(potential.branch, []).append(number)
         self._before: Tensor | None = None
         self._is_held = True
 
@@ -61,24 +64,30 @@ class EnergyZero:
         if self._before is None:
             self._before = self._energies()
 
-    def drift(self) -> float:
-        """Return the change of the energies per atom since :meth:`mark`, in eV: the constant that fits all systems best."""
+    def drifts(self) -> dict[str | None, float]:
+        """Return the change of the energies per atom since :meth:`mark`, in eV.
+
+        For each branch of the model, it is the constant that fits its systems best.
+        """
         if self._before is None:
-            return 0.0
+            return {}
         change = self._energies() - self._before
-        return float((change * self._sizes).sum() / self._sizes.square().sum())
+        return {
+            branch: float((change[own] * self._sizes[own]).sum() / self._sizes[own].square().sum())
+            for branch, own in self._branches.items()
+        }
 
     def restore(self) -> None:
         """Take the drift since :meth:`mark` out of the model, if it keeps a constant per atom."""
-        if self._before is None or not self._is_held:
+        if not self._is_held:
             return
-        drift = self.drift()
-        if abs(drift) > NEGLIGIBLE_EV:
-            self._is_held = self.potentials[0].shift_energies(-drift)
+        for branch, drift in self.drifts().items():
+            if abs(drift) > NEGLIGIBLE_EV:
+                self._is_held = self.potentials[self._branches[branch][0]].shift_energies(-drift)
 
     def warn(self) -> None:
         """Warn of a drift that could not be taken out."""
-        drift = self.drift()
+        drift = max(self.drifts().values(), key=abs, default=0.0)
         if not self._is_held and abs(drift) > 1e-3:
             log.warning(
                 "the energies have drifted by %.0f meV/atom, as observables do not determine their zero, and %s keeps no "

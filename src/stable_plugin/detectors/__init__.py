@@ -12,26 +12,42 @@ from stable_plugin.detectors.fluctuations import (
     RingLimits,
 )
 from stable_plugin.detectors.geometry import BondDeviation, ClosestContact, IntermolecularContact
+from stable_plugin.detectors.published import (
+    PUBLISHED,
+    BondStretch,
+    HydrogenDrift,
+    Published,
+    PublishedRadialDistribution,
+    TemperatureExplosion,
+    published_detector,
+)
 from stable_plugin.detectors.thermal import MomentumLimits, NonFinite, RunawayTemperature, TemperatureLimits
 
 __all__ = [
+    "PUBLISHED",
     "AngleLimits",
     "AnyOf",
     "BondDeviation",
     "BondLimits",
+    "BondStretch",
     "ChiralityLimits",
     "ClosestContact",
     "ContactLimits",
     "CoordinateLimits",
     "CoordinationNumber",
     "Detector",
+    "HydrogenDrift",
     "IntermolecularContact",
     "LindemannCriterion",
     "MomentumLimits",
     "NonFinite",
     "ObservableDeviation",
     "PlaneLimits",
+    "Published",
+    "PublishedRadialDistribution",
     "RingLimits",
     "RunawayTemperature",
+    "TemperatureExplosion",
     "TemperatureLimits",
+    "published_detector",
 ]

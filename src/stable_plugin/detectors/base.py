@@ -76,6 +76,18 @@ class Detector(ReprMixin, ABC):
             number: Three for each atom that moves, or fewer.
         """
 
+    def set_check_interval(self, interval_fs: float) -> None:
+        """Set the time between two calls of :meth:`measure`; the simulator calls this before a window.
+
+        Args:
+            interval_fs: In fs.
+        """
+
+    @property
+    def averaging_fs(self) -> float:
+        """Time in fs that a replica is followed before it can be classified as unstable."""
+        return 0.0
+
     @abstractmethod
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the value of each replica, (n_replicas,), in :attr:`unit`.
@@ -195,6 +207,15 @@ class AnyOf(Detector):
     def set_degrees_of_freedom(self, number: int) -> None:
         for detector in self.detectors:
             detector.set_degrees_of_freedom(number)
+
+    def set_check_interval(self, interval_fs: float) -> None:
+        for detector in self.detectors:
+            detector.set_check_interval(interval_fs)
+
+    @property
+    def averaging_fs(self) -> float:
+        """Time in fs that a replica is followed before any of the detectors can classify it as unstable."""
+        return min(detector.averaging_fs for detector in self.detectors)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         values = [

@@ -10,9 +10,8 @@ from ase.data import vdw_radii
 from ase.units import kB
 from torch import Tensor
 
-from stable_plugin.detectors.base import Detector
 from stable_plugin.detectors.geometry import MAX_DISTANCES, MAX_LISTED_ATOMS, MIN_SEARCH_A, nonbonded_pairs
-from stable_plugin.detectors.limits import FALSE_ALARMS, thermal_limits
+from stable_plugin.detectors.limits import FALSE_ALARMS, ReferenceLimitDetector, thermal_limits
 from stable_plugin.md.chemistry import NONMETALS, bond_cutoffs
 from stable_plugin.md.neighbors.contacts import ContactSearch
 from stable_plugin.md.system import System
@@ -33,7 +32,7 @@ OBSERVED_FRACTION = 0.8
 """A limit is at least this fraction of the shortest contact in the reference, unless that is a bond."""
 
 
-class ContactLimits(Detector):
+class ContactLimits(ReferenceLimitDetector):
     r"""Nonbonded atoms closer than the contacts of their elements in the reference allow.
 
     .. math:: v = \max_{i<j} \frac{d_{e(i) e(j)}}{r_{ij}}, \qquad \text{threshold} = 1
@@ -48,6 +47,7 @@ class ContactLimits(Detector):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
         discard_A: Distance in Å below which a frame is excluded from the estimator; no limit if None.
 
     Example:
@@ -64,12 +64,14 @@ class ContactLimits(Detector):
         [True]
     """
 
-    remedy = "pass a detector with a lower false_alarms"
-
-    def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS, discard_A: float | None = 0.3) -> None:
-        super().__init__(threshold=1.0)
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
-        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+    def __init__(
+        self,
+        temperature_K: float,
+        false_alarms: float = FALSE_ALARMS,
+        reference_temperature_K: float | None = None,
+        discard_A: float | None = 0.3,
+    ) -> None:
+        super().__init__(temperature_K, false_alarms, reference_temperature_K)
         self.discard_A = discard_A if discard_A is None else checks.number("discard_A", discard_A, above=0)
         self._system: System | None = None
         self._search: ContactSearch | None = None
@@ -199,7 +201,8 @@ class ContactLimits(Detector):
         limits = torch.where(ceiling < inf, ceiling, bonds)
         values = shortest[:, near].clamp_max(2.0 * MIN_SEARCH_A)
         kinds = torch.arange(values.shape[1], device=values.device)
-        thermal = thermal_limits(values, kinds, sqrt(kB * self.temperature_K / STIFFNESS), self.false_alarms).lower
+        amplitude = sqrt(kB * self.temperature_K / STIFFNESS)
+        thermal = thermal_limits(values, kinds, amplitude, self.false_alarms, self.scale).lower
         floor = torch.minimum(OBSERVED_FRACTION * values.amin(dim=0), bonds[near])
         limits[near] = torch.minimum(torch.maximum(thermal, floor), ceiling[near])
         return limits

@@ -10,8 +10,7 @@ import torch
 from ase.units import kB
 from torch import Tensor
 
-from stable_plugin.detectors.base import Detector
-from stable_plugin.detectors.limits import FALSE_ALARMS, Limits, thermal_limits
+from stable_plugin.detectors.limits import FALSE_ALARMS, Limits, ReferenceLimitDetector, thermal_limits
 from stable_plugin.md.internal_coordinates import (
     angles,
     branched_centers,
@@ -24,7 +23,7 @@ from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
 
 
-class CoordinateLimits(Detector):
+class CoordinateLimits(ReferenceLimitDetector):
     r"""Base class: largest deviation of an internal coordinate from its mean, relative to the largest that is thermal.
 
     .. math:: v = \max_q \frac{|q - \langle q \rangle_\mathrm{ref}|}{\Delta_q}, \qquad \text{threshold} = 1
@@ -35,18 +34,21 @@ class CoordinateLimits(Detector):
     Args:
         temperature_K: Temperature of the simulation in K, which sets the fluctuations that a short reference does not show.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
-    remedy = "pass a detector with a lower false_alarms"
     name = ""
     coordinate_unit = ""
     stiffness = 1.0
     """Force constant of a soft coordinate, in eV per square of Å or radian."""
 
-    def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
-        super().__init__(threshold=1.0)
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
-        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+    def __init__(
+        self,
+        temperature_K: float,
+        false_alarms: float = FALSE_ALARMS,
+        reference_temperature_K: float | None = None,
+    ) -> None:
+        super().__init__(temperature_K, false_alarms, reference_temperature_K)
         self._system: System | None = None
         self._atoms: Tensor | None = None
         self._limits: Limits | None = None
@@ -123,7 +125,7 @@ class CoordinateLimits(Detector):
             values: Reduced coordinates of the reference frames, (n_frames, n_coordinates).
             classes: Class of each coordinate, (n_coordinates,).
         """
-        return thermal_limits(values, classes, self.amplitude, self.false_alarms)
+        return thermal_limits(values, classes, self.amplitude, self.false_alarms, self.scale)
 
     @property
     def _bound(self) -> tuple[System, Tensor, Limits]:
@@ -147,6 +149,7 @@ class BondLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
         discard_A: Deviation in Å above which a frame is excluded from the estimator; no limit if None.
 
     Example:
@@ -164,8 +167,14 @@ class BondLimits(CoordinateLimits):
 
     name, coordinate_unit, stiffness = "bond", "Å", 25.0
 
-    def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS, discard_A: float | None = 3.0) -> None:
-        super().__init__(temperature_K, false_alarms)
+    def __init__(
+        self,
+        temperature_K: float,
+        false_alarms: float = FALSE_ALARMS,
+        reference_temperature_K: float | None = None,
+        discard_A: float | None = 3.0,
+    ) -> None:
+        super().__init__(temperature_K, false_alarms, reference_temperature_K)
         self.discard_A = discard_A if discard_A is None else checks.number("discard_A", discard_A, above=0)
 
     def coordinates(self, system: System) -> Tensor:
@@ -188,6 +197,7 @@ class AngleLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "angle", "degrees", 4.0
@@ -211,6 +221,7 @@ class PlaneLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "plane", "Å out of it", 15.0
@@ -240,6 +251,7 @@ class ChiralityLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "chirality", "Å above three neighbors", 25.0
@@ -263,6 +275,7 @@ class RingLimits(CoordinateLimits):
     Args:
         temperature_K: Temperature of the simulation in K.
         false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
     name, coordinate_unit, stiffness = "ring torsion", "degrees off its mean", 1.0

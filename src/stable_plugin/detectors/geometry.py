@@ -77,9 +77,13 @@ class BondDeviation(Detector):
         return self._system
 
     def _deviations(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        return self._elongations(positions, cell).abs()
+
+    def _elongations(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Return lengths of the bonds less those in the reference, (n_replicas, n_bonds) in Å."""
         system = self._bound_system
         assert self._lengths is not None
-        return (system.distances(positions, system.bonds, cell) - self._lengths.to(positions)).abs()
+        return system.distances(positions, system.bonds, cell) - self._lengths.to(positions)
 
 
 class _MinimumDistance(Detector):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
+
+from stable_plugin.detectors.base import Detector
+from stable_plugin.runtime import checks
 
 FALSE_ALARMS = 1e-7
 """Fraction of frames at equilibrium that a detector flags by default."""
@@ -45,7 +49,9 @@ class Limits:
         return torch.maximum(above, below)
 
 
-def thermal_limits(values: Tensor, classes: Tensor, amplitude: float, false_alarms: float) -> Limits:
+def thermal_limits(
+    values: Tensor, classes: Tensor, amplitude: float, false_alarms: float, scale: float = 1.0
+) -> Limits:
     r"""Return limits that one equilibrium frame in ``1 / false_alarms`` exceeds in any coordinate.
 
     Each coordinate is taken as nearly normal around its own mean in the reference, with the variance and skewness of all
@@ -62,6 +68,7 @@ def thermal_limits(values: Tensor, classes: Tensor, amplitude: float, false_alar
         classes: Class of equivalent coordinates of each coordinate, (n_coordinates,).
         amplitude: Expected standard deviation of a soft coordinate at the temperature of the simulation.
         false_alarms: Probability that any coordinate of a frame at equilibrium is outside its limits.
+        scale: Standard deviations at the temperature of the simulation over those in the reference.
     """
     values = values.double()
     kept = _without_outliers(values, classes, amplitude)
@@ -72,7 +79,7 @@ def thermal_limits(values: Tensor, classes: Tensor, amplitude: float, false_alar
     own_freedom = _class_sum((count - 1)[None].to(values), classes)
     squares = _class_sum(residual.square(), classes)
     freedom = own_freedom + PRIOR_FRAMES
-    spread = ((squares + amplitude**2 * PRIOR_FRAMES) / freedom).sqrt()
+    spread = ((scale**2 * squares + amplitude**2 * PRIOR_FRAMES) / freedom).sqrt()
     # Skewness of few values is noise.
     weight = n_values / (n_values + 10 * PRIOR_FRAMES)
     skewness = weight * _class_sum(residual**3, classes) / n_values / (squares / n_values).clamp_min(1e-12) ** 1.5
@@ -101,3 +108,45 @@ def _class_sum(values: Tensor, classes: Tensor) -> Tensor:
     """Return sums over frames and equivalent coordinates, (n_classes,)."""
     sums = values.new_zeros(int(classes.max()) + 1)
     return sums.index_add(0, classes, values.sum(dim=0))
+
+
+class LimitDetector(Detector):
+    """Base class of detectors whose limits are exceeded at a stated rate of false alarms; the threshold is 1.
+
+    Args:
+        temperature_K: Temperature of the simulation in K.
+        false_alarms: Fraction of frames at equilibrium that are flagged.
+    """
+
+    remedy = "pass a detector with a lower false_alarms"
+
+    def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
+        super().__init__(threshold=1.0)
+        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
+        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+
+
+class ReferenceLimitDetector(LimitDetector):
+    """Base class of detectors whose limits come from the fluctuations of the reference.
+
+    Args:
+        temperature_K: Temperature of the simulation in K, which sets the fluctuations that a short reference does not show.
+        false_alarms: Fraction of frames at equilibrium that are flagged.
+        reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
+    """
+
+    def __init__(
+        self,
+        temperature_K: float,
+        false_alarms: float = FALSE_ALARMS,
+        reference_temperature_K: float | None = None,
+    ) -> None:
+        super().__init__(temperature_K, false_alarms)
+        if reference_temperature_K is not None:
+            checks.number("reference_temperature_K", reference_temperature_K, above=0)
+        self.reference_temperature_K = reference_temperature_K
+
+    @property
+    def scale(self) -> float:
+        """Standard deviations at the temperature of the simulation over those in the reference, at least 1."""
+        return sqrt(max(1.0, self.temperature_K / (self.reference_temperature_K or self.temperature_K)))

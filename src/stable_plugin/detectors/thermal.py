@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
-from stable_plugin.detectors.limits import FALSE_ALARMS
+from stable_plugin.detectors.limits import FALSE_ALARMS, LimitDetector
 from stable_plugin.md.state import kinetic_temperature
 from stable_plugin.md.system import System
 from stable_plugin.runtime import checks
@@ -76,7 +76,7 @@ class RunawayTemperature(Detector):
         return _fastest(velocities, self._masses)
 
 
-class TemperatureLimits(Detector):
+class TemperatureLimits(LimitDetector):
     r"""Kinetic temperature of a replica outside the range of the canonical ensemble: runaway, or freezing.
 
     .. math:: v = \frac{|T_\mathrm{kin} - T|}{\Delta_T}, \qquad \text{threshold} = 1
@@ -102,9 +102,7 @@ class TemperatureLimits(Detector):
     """
 
     def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
-        super().__init__(threshold=1.0)
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
-        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+        super().__init__(temperature_K, false_alarms)
         self._masses: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
@@ -146,7 +144,7 @@ class TemperatureLimits(Detector):
         return kinetic_temperature(velocities, self._masses.to(velocities), self._degrees_of_freedom)
 
 
-class MomentumLimits(Detector):
+class MomentumLimits(LimitDetector):
     r"""Kinetic energy of the center of mass beyond that of the canonical ensemble: forces that do not add up to zero.
 
     .. math:: v = \frac{M |\mathbf{V}|^2}{k_\mathrm{B} T \, \chi^2_3(p)}, \qquad \text{threshold} = 1
@@ -174,9 +172,7 @@ class MomentumLimits(Detector):
     """
 
     def __init__(self, temperature_K: float, false_alarms: float = FALSE_ALARMS) -> None:
-        super().__init__(threshold=1.0)
-        self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
-        self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
+        super().__init__(temperature_K, false_alarms)
         self._masses: Tensor | None = None
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:

@@ -16,8 +16,9 @@ from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
-from stable_plugin.defaults import default_detector, evaluated_observables
-from stable_plugin.detectors import Detector
+from stable_plugin.defaults import evaluated_observables, find_detector
+from stable_plugin.detectors import Detector, Published
+from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
@@ -50,7 +51,8 @@ class Evaluator:
         starts: Start frames, as a file or ASE structures, that the potential was not trained on.
         reference: Frames for reference bond lengths and observables; ``starts`` if None.
         labeled: Frames with energies and forces, for the errors on them; no errors are reported if None.
-        detector: Detector that decides when a replica has failed; that of training if None.
+        detector: Detector that decides when a replica has failed, or the name of a published criterion (``"mdsim"``,
+            ``"stable"``, ``"mlipaudit"``, ``"spice"``); limits from the reference if None.
         observables: Observables to compare; if None, bond lengths, h(r) and bond angles of molecules, and those that
             training takes for other systems.
         dynamics: Observables of trajectories to compare. ``reference`` must then be one trajectory, contiguous in
@@ -83,7 +85,7 @@ class Evaluator:
         reference: Frames | None = None,
         labeled: Frames | None = None,
         *,
-        detector: Detector | None = None,
+        detector: Detector | Published | None = None,
         observables: Sequence[Observable] | None = None,
         dynamics: Sequence[TimeCorrelation] = (),
         integrator: Integrator | None = None,
@@ -148,12 +150,10 @@ class Evaluator:
         )
         self.system = system.with_cells(self._start_cells, self._reference_cells)
         self.settings = settings
-        self.detector = detector or default_detector(
-            self.system,
-            self.reference,
-            settings.integrator.temperature_K,
-            self._reference_cells,
+        self.detector = find_detector(
+            detector, self.system, self.reference, settings.integrator.temperature_K, self._reference_cells
         )
+        self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
         self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
         self.validate()
@@ -181,6 +181,13 @@ class Evaluator:
                     f"record_every_fs={self.settings.record_every_fs:g}: frames are compared as they are recorded, so "
                     "set both to the same time."
                 )
+        longest_fs = 1000.0 * max(self.settings.horizons_ps)
+        if longest_fs < self.detector.averaging_fs:
+            raise ValueError(
+                f"horizons_ps={self.settings.horizons_ps} are shorter than the {self.detector.averaging_fs / 1000.0:g} ps that the "
+                f"detector ({self.detector}) averages over, so no failure could be found: set a longer time, or pass another "
+                "detector."
+            )
         cell = self._reference_cells
         self.detector.bind(self.system, self.reference, *optional(cell))
         self.detector.check_reference(self.reference, "reference", *optional(cell))
@@ -199,7 +206,7 @@ class Evaluator:
         """Simulate with a potential and measure its stability and errors.
 
         Args:
-            module: Module that holds the potential, or an ASE calculator.
+            module: Module that holds the potential, an ASE calculator, or a model of torch-sim.
             trajectories: Folder for a few failed and a few stable trajectories as extxyz, and for ``to_label.extxyz``: the last
                 frames before the failures and the first ones after, for new labels. None are written if None.
             n_trajectories: Maximum number of failed and of stable trajectories.
@@ -222,8 +229,14 @@ class Evaluator:
             errors = mean_absolute_errors(module, self.labeled)
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
+        energetic: dict[int, str] = {}
+        if self._watches_energies:
+            limits = energy_limits(
+                potential, reference, self.settings.integrator.temperature_K, cell, self.settings.n_replicas
+            )
+            replicas, energetic = stop_at_energy_failures(replicas, potential, limits)
         atom_labels = offending_atom_labels(replicas, self.detector, potential.system)
-        descriptions = failure_descriptions(replicas, self.detector, potential.system)
+        descriptions = failure_descriptions(replicas, self.detector, potential.system) | energetic
         if trajectories is not None:
             write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
             write_to_label(replicas, potential.system, atom_labels, descriptions, trajectories / "to_label.extxyz")

@@ -189,7 +189,7 @@ def _log_choices(loop: TrainingLoop) -> None:
         "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
         "%s, samples are %s, %s at %g K",
         config.n_replicas,
-        structures[0].get_chemical_formula(),
+        loop.name or structures[0].get_chemical_formula(),
         len(loop.potential.system.bonds),
         len(structures),
         len(reference),

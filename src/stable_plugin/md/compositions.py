@@ -10,9 +10,6 @@ from ase import Atoms
 
 from stable_plugin.md.constraints import resting_atoms
 
-LABELS = ("charge", "spin", "head")
-"""Keys of ``atoms.info`` that tell systems of one composition apart."""
-
 Composition = tuple[tuple[int, ...], tuple[bool, ...]]
 """Atomic numbers in their order, and the periodic directions."""
 
@@ -25,7 +22,7 @@ class Kind:
 
     Attributes:
         composition: Atomic numbers in their order, and the periodic directions.
-        labels: Values of :data:`LABELS`; None for those that are not stated.
+        labels: Charge, spin and head; None for those that are not stated, and for numbers that are not whole.
         fixed: Indices of the atoms that are held in place.
     """
 
@@ -38,7 +35,7 @@ class Kind:
         """Return the kind of one structure."""
         return cls(
             (tuple(atoms.numbers.tolist()), tuple(atoms.pbc.tolist())),
-            tuple(_label(atoms.info.get(name)) for name in LABELS),
+            (_number(atoms.info.get("charge")), _number(atoms.info.get("spin")), _name(atoms.info.get("head"))),
             resting_atoms(atoms),
         )
 
@@ -55,8 +52,8 @@ def split_by_composition(frames: Sequence[Atoms]) -> dict[str, list[Atoms]]:
     system is named by its formula and by what tells it from others of this formula: ``C9H8O4_charge-1``, ``OPt36_fixed18``.
     Systems that still have one name, as with another order of the atoms, are numbered: ``C2H6O``, ``C2H6O_2``.
 
-    A label that some frames of a composition state and others do not is a mistake, not a difference of systems: these
-    frames stay together, and :func:`~stable_plugin.md.system.stack_positions` raises the error.
+    A label that some frames of a composition state and others do not, or a charge that is not a whole number, is a mistake, not
+    a difference of systems: these frames stay together, and building their system raises the error.
 
     Args:
         frames: ASE structures.
@@ -141,7 +138,9 @@ def _suffix(kind: Kind, kinds: Sequence[Kind]) -> str:
     return "".join(labels) + fixed
 
 
-def _label(value: object) -> Label:
-    if isinstance(value, Real) and (number := float(value)).is_integer():
-        return int(number)
+def _number(value: object) -> int | None:
+    return int(number) if isinstance(value, Real) and (number := float(value)).is_integer() else None
+
+
+def _name(value: object) -> str | None:
     return None if value is None else str(value)

@@ -280,6 +280,7 @@ class Simulator:
         self._cells_differ = self._different_cells(start) is not None
         self._margin = self._thermal_displacement()
         self.detector.set_degrees_of_freedom(self.integrator.degrees_of_freedom(self.potential.system.n_atoms))
+        self.detector.set_check_interval(self.check_every * self.integrator.timestep_fs)
         if not continues:
             self.detector.reset(start.n_replicas)
 

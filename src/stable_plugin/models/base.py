@@ -63,6 +63,11 @@ class Potential(ABC):
         """Total energy of the model minus the interaction energy of one replica, in eV."""
         return 0.0
 
+    @property
+    def branch(self) -> str | None:
+        """Name of the head or modality whose constant :meth:`shift_energies` changes; None if all systems share one."""
+        return None
+
     def shift_energies(self, per_atom_eV: float) -> bool:
         """Add a constant to the energy of every atom, which changes no force, where the model keeps such a constant.
 

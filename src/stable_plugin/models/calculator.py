@@ -9,6 +9,7 @@ import torch
 from ase.calculators.calculator import Calculator
 from torch import Tensor, nn
 
+from stable_plugin.md.cells import each_cell
 from stable_plugin.md.neighbors import Edges
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential
@@ -32,8 +33,10 @@ class CalculatorPotential(Potential):
         CalculatorPotential(EMT, Cu4)
     """
 
+    sees_cells = True
+
     def __init__(self, calculator: Calculator, system: System) -> None:
-        super().__init__(_Placeholder(), system)
+        super().__init__(Placeholder(), system)
         self.calculator = calculator
 
     def __repr__(self) -> str:
@@ -52,8 +55,8 @@ class CalculatorPotential(Potential):
 
     def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         energies, forces = [], []
-        for frame in positions:
-            atoms = self.system.atoms(frame)
+        for frame, cell in zip(positions, each_cell(edges.cell, len(positions)), strict=True):
+            atoms = self.system.atoms(frame, cell=cell)
             atoms.set_constraint()  # forces as the calculator has them
             atoms.calc = self.calculator
             forces.append(torch.from_numpy(np.array(atoms.get_forces())))
@@ -64,9 +67,14 @@ class CalculatorPotential(Potential):
         raise ValueError("compile=True is not available for ASE calculators. Set compile=False.")
 
 
-class _Placeholder(nn.Module):
-    """Stands for a model, with the device and precision of a calculator."""
+class Placeholder(nn.Module):
+    """Stands for a model that is no torch module or has no parameters, with its device and precision.
 
-    def __init__(self) -> None:
+    Args:
+        dtype: Precision.
+        device: Device.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> None:
         super().__init__()
-        self.unused = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
+        self.unused = nn.Parameter(torch.zeros((), dtype=dtype, device=device), requires_grad=False)

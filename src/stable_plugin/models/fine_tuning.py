@@ -212,7 +212,9 @@ class FineTuningModule(PotentialModule):
         """Return the potential of two atoms of each element, too far apart to interact."""
         pairs = [number for number in numbers for _ in range(2)]
         positions = FAR_APART * np.arange(len(pairs))[:, None] * [1.0, 0.0, 0.0]
-        return self.stable_potential(System.from_atoms(Atoms(pairs, positions), bonds=[]))
+        # Periodic, as some models are of crystals only.
+        cell = FAR_APART * np.array([len(pairs), 1.0, 1.0])
+        return self.stable_potential(System.from_atoms(Atoms(pairs, positions, cell=cell, pbc=True), bonds=[]))
 
     def _errors(self, frames: Sequence[Atoms], create_graph: bool) -> tuple[Tensor, Tensor]:
         """Return the errors of energies per atom, (n_frames,) in eV, and of forces, (n_components,) in eV/Å."""

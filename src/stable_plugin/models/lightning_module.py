@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from stable_plugin.md.labels import ENERGY_KEY
 from stable_plugin.md.system import System
@@ -174,6 +175,12 @@ class PotentialModule(LightningModule):
                 "do not explain: check units and level of theory of the labels.",
                 1000.0 * offset.rms,
             )
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the metrics: those of an earlier ``Trainer.validate`` hold tensors of inference mode, which fitting cannot add to."""
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.reset()
 
     def total_energies(self, frames: Sequence[Atoms]) -> list[float]:
         """Return the total energies of structures under the present weights, in eV.

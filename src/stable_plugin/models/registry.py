@@ -21,6 +21,7 @@ from stable_plugin.models.base import Potential
 from stable_plugin.models.calculator import CalculatorPotential
 from stable_plugin.models.family import ModelFamily
 from stable_plugin.models.pickles import pickled_packages
+from stable_plugin.models.torch_sim import TorchSimPotential, is_torch_sim_model
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ def find_potential(module: Any, system: System, potential: str | PotentialMaker 
         return made
     if isinstance(module, Calculator):
         return CalculatorPotential(module, system)
+    if is_torch_sim_model(module):
+        return TorchSimPotential(module, system)
     for part in _parts(module):
         if hasattr(part, "stable_potential"):
             own: Potential = part.stable_potential(system)

@@ -199,7 +199,8 @@ def smeared_counts(values: Tensor, rows: Tensor, n_rows: int, centers: Tensor, w
     bins = nearest[:, None] + torch.arange(-half_range, half_range + 1, device=values.device)
     edges = torch.cat([bins - 0.5, bins[:, -1:] + 0.5], dim=1)
     distance = centers[0] + edges * spacing - values[:, None]
-    weight = 0.5 * torch.erf(distance / (width * 2.0**0.5)).diff(dim=1)
+    # A width of zero is a plain histogram.
+    weight = 0.5 * torch.erf(distance / (max(width, 1e-9) * 2.0**0.5)).diff(dim=1)
     inside = (bins >= 0) & (bins < n_bins)
     flat_bin = rows[:, None] * n_bins + bins.clamp(0, n_bins - 1).long()
     counts = values.new_zeros(n_rows * n_bins)

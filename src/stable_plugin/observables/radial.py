@@ -42,7 +42,7 @@ class RadialDistribution(LocalObservable):
         pair: Two elements, such as ``("O", "H")``; all pairs of atoms if None.
         r_max: Upper end of the range in Å; if None, half the smallest height of the cell, and at most 8 Å.
         bin_width: In Å.
-        smearing: Standard deviation σ of the Gaussians in Å.
+        smearing: Standard deviation σ of the Gaussians in Å; 0 for a plain histogram.
         intramolecular: Whether to count pairs within a molecule.
         target: Values per bin, (n_bins,); those of the reference frames if None.
         target_file: Text file with two columns, r in Å and g(r), for example from a diffraction experiment; interpolated
@@ -82,7 +82,7 @@ class RadialDistribution(LocalObservable):
             raise ValueError(f"target={target!r} and target_file={str(target_file)!r} exclude each other: remove one.")
         self.pair = None if pair is None else (pair[0], pair[1])
         self.bin_width = checks.number("bin_width", bin_width, above=0)
-        self.smearing = checks.number("smearing", smearing, above=0, at_most=DEFAULT_R_MAX)
+        self.smearing = checks.number("smearing", smearing, at_least=0, at_most=DEFAULT_R_MAX)
         self.r_max = None if r_max is None else checks.number("r_max", r_max, at_least=2 * bin_width)
         self.intramolecular = intramolecular
         self._curve = None if target_file is None else read_curve(target_file)

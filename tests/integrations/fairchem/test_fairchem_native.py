@@ -166,16 +166,17 @@ def test_native_run_of_two_systems_resumes_bit_for_bit(folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_native_run_in_two_processes(folder):
-    config = native_config(folder, "esen", epochs=20, callbacks=[STABLE])
+@pytest.mark.parametrize("settings", [lambda folder: STABLE, two_systems], ids=["one system", "two systems"])
+def test_native_run_in_two_processes(folder, settings):
+    config = native_config(folder, "esen", epochs=20, callbacks=[settings(folder)])
     config["job"]["scheduler"]["ranks_per_node"] = 2
     config["runner"]["eval_dataloader"]["batch_sampler_fn"]["max_atoms"] = 21  # one batch for each process
     run = run_fairchem(folder, config)
-    first, second = torch.load(run / "checkpoints" / "final" / "stable.pt", weights_only=True)["processes"]
-    assert first["loop"]["tracker"]["phase"] == "done"
-
-    assert without_times(first["loop"]["windows"]) == without_times(second["loop"]["windows"])
-    assert sum(record["steps"] for record in first["loop"]["windows"]) > 0
-    assert not torch.equal(
-        first["loop"]["replicas"]["state"]["positions"], second["loop"]["replicas"]["state"]["positions"]
-    )
+    processes = torch.load(run / "checkpoints" / "final" / "stable.pt", weights_only=True)["processes"]
+    loops = [process["loop"].get("loops", {"": process["loop"]}) for process in processes]
+    assert list(loops[0]) == list(loops[1]) == (["cold", "hot"] if settings is two_systems else [""])
+    for first, second in zip(*(each.values() for each in loops), strict=True):
+        assert first["tracker"]["phase"] == "done"
+        assert without_times(first["windows"]) == without_times(second["windows"])
+        assert sum(record["steps"] for record in first["windows"]) > 0
+        assert not torch.equal(first["replicas"]["state"]["positions"], second["replicas"]["state"]["positions"])

@@ -12,7 +12,10 @@ from ase.calculators.calculator import all_changes
 from recipe_tools import ROOT
 
 from stable_plugin.cli import main
+from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.integrations.recipes import repair
+from stable_plugin.md.labels import read_labeled
+from stable_plugin.models import load_potential
 from stable_plugin.models.pickles import is_torchscript
 
 DATA = ROOT / "recipes" / "data"
@@ -147,3 +150,23 @@ def test_overrides_follow_options(options):
         _parse(["repair", "a.model", "b.xyz", "-o", "c.model", "x=1", "--no-such-option"])
     with pytest.raises(SystemExit):
         _parse(["evaluate", "a.model", "b.xyz", "--seed", "1", "x=1"])
+
+
+@pytest.mark.parametrize(
+    ("model", "suffix", "package"), [("7net-0", ".pth", "sevenn"), ("chgnet-0.3.0", ".pth.tar", "chgnet")]
+)
+def test_repair_takes_a_pretrained_potential_and_returns_its_file(model, suffix, package, tmp_path, monkeypatch):
+    pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    frames = ase.io.read(TRAIN, ":3")
+    for frame in frames:
+        frame.set_cell([20.0, 20.0, 20.0])
+        frame.pbc = True  # CHGNet knows no molecules
+    ase.io.write("data.xyz", frames)
+    output = tmp_path / f"repaired{suffix}"
+    assert main(["repair", model, "data.xyz", "-o", str(output), "--temperature-K", "450", *QUICK]) == 0
+    (folder,) = (tmp_path / "runs" / "repair").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    errors = mean_absolute_errors(load_potential(output), read_labeled("data.xyz", "data"))
+    for name, error in errors.items():
+        assert report["after"][name] == pytest.approx(error, rel=1e-3), name

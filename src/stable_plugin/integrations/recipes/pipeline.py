@@ -75,7 +75,7 @@ class StABlEPipeline(RunFolder):
         self.supervised, self.stable, self.stable_trainer = supervised, stable, stable_trainer
         self.control, self.title = control, title
         self.output = None if output is None else Path(output)
-        if self.output is not None and self.output.suffix != model.potential_suffix:
+        if self.output is not None and not self.output.name.endswith(model.potential_suffix):
             raise ValueError(
                 f"runner.output={str(output)!r} is not a {model.potential_suffix} file: pass a path with that suffix, which "
                 "files of this family have."
@@ -139,7 +139,7 @@ class StABlEPipeline(RunFolder):
     def _write_output(self, output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output, "repaired potential") as partial:
-            shutil.copyfile(self.folder / f"after{output.suffix}", partial)
+            shutil.copyfile(self.folder / f"after{self.model.potential_suffix}", partial)
         print(f"Repaired potential: {output}", flush=True)
 
     @property

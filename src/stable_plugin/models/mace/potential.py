@@ -73,6 +73,10 @@ class MACEPotential(Potential):
     def constant_energy(self) -> float:
         return float(self._isolated_energies().sum())
 
+    @property
+    def branch(self) -> str:
+        return self._heads[self._head]
+
     def shift_energies(self, per_atom_eV: float) -> bool:
         shift_isolated_atoms(self.module, per_atom_eV, self._head)
         return True
@@ -90,7 +94,7 @@ class MACEPotential(Potential):
         return traceable
 
     def settings(self) -> dict[str, Any]:
-        return {"head": self._heads[self._head]}
+        return {"head": self.branch}
 
     def graph(self, positions: Tensor, edges: Edges) -> dict[str, Tensor]:
         """Return the dictionary that ``forward`` of a MACE model takes.

@@ -69,6 +69,10 @@ class SevenNetPotential(Potential):
     def constant_energy(self) -> float:
         return float(self._shifts(self._entries(1)).sum())
 
+    @property
+    def branch(self) -> str | None:
+        return self._modal
+
     def shift_energies(self, per_atom_eV: float) -> bool:
         return self.shift_isolated_atoms(dict.fromkeys(self.module.type_map, per_atom_eV))
 
