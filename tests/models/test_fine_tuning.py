@@ -141,7 +141,7 @@ def test_stable_training_repairs_a_fine_tuned_module(tmp_path):
     Trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path, **QUIET).fit(
         module, ExtxyzDataModule(frames, batch_size=4)
     )
-    assert [window.phase for window in callback.windows] == ["simulate", "learn"]
+    assert [window.phase for window in callback.windows] == ["probe", "learn", "probe"]
     assert module.model.stiffness > 1.0
 
 

@@ -96,7 +96,7 @@ class TrainingLoop:
         return EnergyZero([self.potential], [frames], [cell], self.replicas.model_calls)
 
     def verifications(self, *, outdated: bool = False) -> list[Verification]:
-        """Return, in a list, what is known of the failure rate with the present weights.
+        """Return what is known of the failure rate with the present weights, in a list of one.
 
         Args:
             outdated: Whether the weights have changed since the last window.
