@@ -198,7 +198,7 @@ def test_training_loop_saves_choices_of_execution(aspirin_potential, aspirin_pos
 
     first = loop(Execution(threads=2, compile=False))
     assert first.simulator.execution.threads == 2
-    assert first.simulator.forces.expected_steps == (5 + 3) * 20
+    assert first.simulator.forces.expected_steps == (3 + 2 + 7) * 20, "learning, probes, verification"
     saved = first.state_dict()
     assert saved["replicas"]["forces"] == {"threads": 2, "step_s": None, "compiled": False}
     resumed = loop()

@@ -31,8 +31,7 @@ STABLE = {
     "schedule": {
         "_target_": "stable_plugin.Schedule",
         "max_failures_per_ns": 30_000.0,
-        "lr_patience": 1,
-        "max_lr_cuts": 0,
+        "probe_every": 1,
     },
     "execution": {"_target_": "stable_plugin.Execution", "threads": 1},
 }

@@ -23,7 +23,7 @@ STABLE = {
     "steps_per_window": 2,
     "schedule": {
         "_target_": "stable_plugin.Schedule",
-        "max_failures_per_ns": 30_000.0,
+        "max_failures_per_ns": 5000.0,
         "max_windows": 2,
     },
 }
