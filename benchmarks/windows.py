@@ -69,8 +69,8 @@ def _until_stable(folder: Path, seed: int, overrides: list[str]) -> tuple[float,
     command = [
         *(str(Path(sys.executable).parent / "fairchem"), "-c", "recipes/aspirin_mace.yaml"),
         *(f"seed={seed}", f"job.run_dir={folder}", "+job.timestamp_id=run", "runner.evaluation.horizons_ps=[0.1]"),
-        *("runner.stable.schedule.max_windows=20", "runner.stable.schedule.min_unstable_fraction=0.0", *overrides),
-        "runner.stable.schedule.stable_ps=0.4",  # one window
+        *("runner.stable.schedule.max_windows=20", *overrides),
+        "runner.stable.schedule.max_failures_per_ns=30000",  # one window
         *(f"runner.stable.n_replicas={REPLICAS}", f"runner.evaluation.n_replicas={REPLICAS}"),
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

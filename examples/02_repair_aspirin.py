@@ -80,7 +80,7 @@ before = evaluator.evaluate(module.model).summaries[0]
 # - `BondAmplitudes` is the mean square deviation of each bond: it responds to the rare bond that breaks.
 # - `accumulate_grad_batches=5` makes one optimizer step of all 50 frames, which keeps the noise of the two gradients
 #   comparable.
-# - Training ends by itself (`max_epochs=-1`): when the replicas stay stable for `stable_ps`, or after `max_windows`.
+# - Training ends by itself (`max_epochs=-1`): when fewer than `max_failures_per_ns` fail, or after `max_windows`.
 
 # %%
 callback = StABlECallback(
@@ -95,9 +95,7 @@ callback = StABlECallback(
     learning_rate=0.005,
     steps_per_window=3,
     schedule=Schedule(
-        max_unstable_fraction=0.3,
-        min_unstable_fraction=0.05,
-        stable_ps=0.8 if FULL else 0.01,
+        max_failures_per_ns=200.0 if FULL else 3e5,
         max_windows=6 if FULL else 1,
     ),
     seed=2,

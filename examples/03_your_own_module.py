@@ -70,7 +70,7 @@ class DistanceModule(StABlEMixin, LightningModule):
             window_ps=0.2 if FULL else 0.02,
             record_every_fs=10.0 if FULL else 5.0,
             start_epoch=200 if FULL else 2,
-            schedule=Schedule(stable_ps=0.4 if FULL else 0.02, max_windows=10 if FULL else 1),
+            schedule=Schedule(max_failures_per_ns=300.0 if FULL else 3e5, max_windows=10 if FULL else 1),
         )
 
     def stable_potential(self, system):

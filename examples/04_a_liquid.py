@@ -84,7 +84,7 @@ callback = StABlECallback(
     steps_per_window=3,
     chunk=8,
     start_epoch=100 if FULL else 1,
-    schedule=Schedule(max_unstable_fraction=0.25, stable_ps=1.5 if FULL else 0.01, max_windows=20 if FULL else 1),
+    schedule=Schedule(max_failures_per_ns=300.0 if FULL else 3e5, max_windows=20 if FULL else 1),
 )
 data = ExtxyzDataModule(train=DATA / "water_train.extxyz", valid=DATA / "water_valid.extxyz", batch_size=1)
 module = MACEModule(r_max=3.5, hidden_irreps="8x0e", max_ell=2, correlation=1, lr=0.02)

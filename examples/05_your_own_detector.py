@@ -137,7 +137,7 @@ callback = StABlECallback(
     window_ps=0.4 if FULL else 0.01,
     record_every_fs=25.0 if FULL else 5.0,
     start_epoch=60 if FULL else 1,
-    schedule=Schedule(stable_ps=0.8 if FULL else 0.01, max_windows=6 if FULL else 1),
+    schedule=Schedule(max_failures_per_ns=200.0 if FULL else 3e5, max_windows=6 if FULL else 1),
 )
 data = ExtxyzDataModule(train=DATA / "aspirin_train.extxyz", valid=DATA / "aspirin_valid.extxyz", batch_size=10)
 module = MACEModule(r_max=4.5, hidden_irreps="8x0e", max_ell=1, correlation=1, lr=0.01)

@@ -65,7 +65,7 @@ def build_loop(frames, **arguments):
         "window_ps": 0.01,
         "record_every_fs": 2.5,
         "check_every_fs": 2.5,
-        "schedule": Schedule(max_unstable_fraction=0.1, stable_ps=0.05, max_windows=5),
+        "schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=5),
     }
     callback = StABlECallback(**{**settings, **arguments})
     return build_training_loop(callback.config, Holder(frames[0].numbers), None)

@@ -101,7 +101,7 @@ def test_restore_holds_each_head():
 def stable(**changes):
     values = {
         "detector": BondDeviation(0.08, 10.0),
-        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=4),
+        "schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=4),
         "steps_per_window": 4,
         "min_ess_fraction": 0.01,
         "gradient_ratio": 1000.0,

@@ -1,4 +1,4 @@
-"""The replicas between two windows: restart, rewind, history, rollback, and what a checkpoint restores."""
+"""The replicas between two windows: probes, restart, failures, rollback, and what a checkpoint restores."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from threaded_contexts import ThreadedContexts
 from toys import TRIATOMIC, Springs, triatomic
 
 from stable_plugin import System
-from stable_plugin.algorithm.replica_pool import HISTORY, UnusablePotentialError
+from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.models import ModulePotential
 from stable_plugin.runtime.distributed import DistributedContext
 
@@ -55,7 +55,7 @@ def test_replicas_take_structures_in_turn(reference):
     pool = make_pool(SOFT, reference)
     assert torch.equal(pool.state.positions, reference[:10].repeat(3, 1, 1)[:N_REPLICAS])
     assert pool.n_replicas == N_REPLICAS
-    assert not pool.unstable.any()
+    assert pool.probe_start is pool.state
 
 
 def test_replicas_of_a_rank_continue_the_turn(reference):
@@ -123,71 +123,46 @@ def test_refreshed_start_has_present_forces(mixed):
     torch.testing.assert_close(refreshed.forces[~window.unstable], torch.e * old, rtol=1e-9, atol=1e-12)
 
 
-def with_distinct_starts(pool, n_windows):
-    """Advance through windows whose starts are shifted by 0, 0.001, 0.002, ... Å."""
-    window = simulated(pool)
-    for index in range(n_windows):
-        marked = replace(window, start=replace(window.start, positions=window.start.positions + 0.001 * index))
-        pool.advance(marked)
-    return window
+def test_learning_after_a_probe_starts_anew(mixed, reference):
+    """Nothing is learned from the start states of probes."""
+    pool, _ = mixed
+    pool.begin_learning_phase(None)
+    assert all(is_fresh(pool.learning_start, reference))
+    same = (pool.learning_start.velocities == pool.probe_start.velocities).flatten(1).all(dim=1)
+    assert not same.any()
 
 
-def test_history_keeps_the_latest_windows(reference):
-    pool = make_pool(STIFF, reference, rewind_fraction=1.0)
-    window = with_distinct_starts(pool, HISTORY + 3)
-    seen = set()
-    for _ in range(200):
-        pool.begin_simulation_phase()
-        offset = (pool.state.positions - window.start.positions).mean().item()
-        seen.add(round(offset / 0.001))
-    assert seen == set(range(3, HISTORY + 3))
+def test_probes_start_from_the_same_states(mixed, reference):
+    pool, window = mixed
+    for _ in range(2):
+        pool.advance(window)
+        with torch.no_grad():
+            pool.simulator.potential.module.log_k.add_(1.0)
+        choices = pool.streams.choices.get_state()
+        pool.begin_probe()
+        assert torch.equal(pool.state.positions, reference[:10].repeat(3, 1, 1)[:N_REPLICAS])
+        assert torch.equal(pool.state.velocities, window.start.velocities)
+        assert torch.equal(pool.state.forces, pool.simulator.refresh(pool.state).forces), (
+            "forces of the present weights"
+        )
+        assert torch.equal(pool.streams.choices.get_state(), choices)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
-def test_simulation_phase_rewinds_a_fraction(fraction, reference):
-    pool = make_pool(STIFF, reference, rewind_fraction=fraction)
-    window = with_distinct_starts(pool, 3)
-    before = pool.state
-    # The same draws as documented: one uniform number per replica, then one window for all.
-    twin = torch.Generator()
-    twin.set_state(pool.streams.choices.get_state())
-    rewound = torch.rand(N_REPLICAS, generator=twin) < fraction
-    index = int(torch.randint(3, (1,), generator=twin))
-    pool.begin_simulation_phase()
-    earlier = window.start.positions + 0.001 * index
-    assert torch.equal(pool.state.positions[rewound], earlier[rewound])
-    assert torch.equal(pool.state.positions[~rewound], before.positions[~rewound])
-    assert (bool(rewound.any()), bool(rewound.all())) == (fraction > 0.0, fraction == 1.0)
-
-
-def test_first_simulation_phase_draws_no_rewind(reference):
-    pool = make_pool(STIFF, reference, rewind_fraction=1.0)
-    before, choices = pool.state, pool.streams.choices.get_state()
-    pool.begin_simulation_phase()
-    assert torch.equal(pool.state.positions, before.positions)
-    assert torch.equal(pool.streams.choices.get_state(), choices)
-    assert pool.state.forces.abs().max() > 0, "forces of the present weights"
-
-
-def test_simulation_phase_resets_unstable_replicas(reference):
+def test_failures_count_time_until_the_flag(reference):
     pool = make_pool(STIFF, reference)
-    pool.unstable = torch.ones_like(pool.unstable)
-    pool.begin_simulation_phase()
-    assert not pool.unstable.any()
-
-
-def test_fraction_is_over_all_processes(reference):
-    flags = torch.zeros(N_REPLICAS, dtype=torch.bool)
-    assert make_pool(STIFF, reference).fraction(flags) == 0.0
-    flags[:6] = True
-    assert make_pool(STIFF, reference).fraction(flags) == 0.25
+    window = simulated(pool)
+    steps = torch.full_like(window.unstable_step, -1)
+    # 24 replicas of 200 steps of 0.5 fs, three of which stop earlier.
+    steps[:3] = torch.tensor([0, 20, 100])
+    window = replace(window, unstable_step=steps)
+    assert pool.failures(window) == (3, pytest.approx(21 * 0.1 + 0.01 + 0.05))
     pools = [make_pool(STIFF, reference) for _ in range(2)]
 
     def work(rank, context):
         pools[rank].context = context
-        return pools[rank].fraction(flags if rank == 0 else ~flags)
+        return pools[rank].failures(window if rank == 0 else replace(window, unstable_step=torch.full_like(steps, -1)))
 
-    assert ThreadedContexts(2).run(work) == [0.5, 0.5]
+    assert ThreadedContexts(2).run(work) == [(3, pytest.approx(4.56))] * 2
 
 
 class Interruption(BaseException):
@@ -195,27 +170,22 @@ class Interruption(BaseException):
 
 
 def test_rollback_restores_an_interrupted_window(reference):
-    pool = make_pool(2.5, reference, rewind_fraction=0.5)
+    pool = make_pool(2.5, reference)
     pool.advance(simulated(pool))
-    pool.unstable[3] = True
-    state, unstable, choices = pool.state, pool.unstable.clone(), pool.streams.choices.get_state()
+    state = pool.state
     with pytest.raises(Interruption), pool.rollback_on_interrupt():
-        pool.begin_simulation_phase()
-        assert not torch.equal(pool.streams.choices.get_state(), choices)
+        pool.begin_probe()
         raise Interruption
     assert pool.state is state
-    assert torch.equal(pool.unstable, unstable)
-    assert torch.equal(pool.streams.choices.get_state(), choices)
 
 
 def test_rollback_keeps_a_window_that_ends(reference):
-    pool = make_pool(2.5, reference, rewind_fraction=0.5)
+    pool = make_pool(2.5, reference)
     pool.advance(simulated(pool))
-    state, choices = pool.state, pool.streams.choices.get_state()
+    state = pool.state
     with pool.rollback_on_interrupt():
-        pool.begin_simulation_phase()
+        pool.begin_probe()
     assert pool.state is not state
-    assert not torch.equal(pool.streams.choices.get_state(), choices)
 
 
 def test_interrupted_window_is_not_in_the_state(reference):
@@ -235,15 +205,14 @@ def test_interrupted_window_is_not_in_the_state(reference):
 
 def test_state_dict_restores_the_pool(mixed, reference):
     pool, window = mixed
-    pool.unstable = window.unstable
     pool.begin_learning_phase(window)
     pool.advance(window)
     resumed = make_pool(2.5, reference, seed=5)
     resumed.load_state_dict(pool.state_dict())
-    assert torch.equal(resumed.unstable, window.unstable)
+    assert equal(resumed.probe_start, pool.probe_start)
     assert equal(resumed.learning_start, pool.learning_start)
     for each in (pool, resumed):
-        each.begin_simulation_phase()  # draws a window of the history
+        each.begin_probe()
         each.advance(simulated(each))
     assert equal(resumed.state, pool.state)
 
@@ -277,6 +246,6 @@ def test_simulate_rejects_a_window_without_frames(reference):
 
 
 def test_pool_repr_shows_its_size(reference):
-    assert repr(make_pool(SOFT, reference, rewind_fraction=0.25)) == (
-        "ReplicaPool(n_replicas=24, n_structures=10, window_steps=200, record_every=20, rewind_fraction=0.25)"
+    assert repr(make_pool(SOFT, reference)) == (
+        "ReplicaPool(n_replicas=24, n_structures=10, window_steps=200, record_every=20)"
     )

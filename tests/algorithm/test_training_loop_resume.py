@@ -38,8 +38,7 @@ def make_drawing_loop():
         window_ps=0.01,
         record_every_fs=2.5,
         check_every_fs=2.5,
-        schedule=Schedule(max_unstable_fraction=0.4, stable_ps=1.0, lr_patience=1, max_lr_cuts=0),
-        rewind_fraction=0.5,
+        schedule=Schedule(lr_patience=1, max_lr_cuts=0, probe_every=1),
         steps_per_window=2,
         execution=Execution(threads=1),
     )
@@ -77,7 +76,7 @@ def test_gradient_keeps_the_trainers_random_stream():
 def test_interrupted_window_repeats_its_draws(n_reports):
     whole = make_drawing_loop()
     learn(whole, range(N_STEPS))
-    assert {entry.phase for entry in whole.windows} == {"simulate", "learn"}
+    assert {entry.phase for entry in whole.windows} == {"probe", "learn"}
 
     cut, reports = make_drawing_loop(), []
 

@@ -17,7 +17,7 @@ SMALL = {
     "window_ps": 0.01,
     "record_every_fs": 5.0,
     "start_epoch": 1,
-    "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.01, max_windows=1),
+    "schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=1),
 }
 
 

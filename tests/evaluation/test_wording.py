@@ -152,30 +152,29 @@ def test_report_warnings_are_last_and_on_the_page(tmp_path: Path) -> None:
     assert "Warnings" in lead and all(line in lead for line in warnings)
 
 
-def test_report_warnings_windows_used_up() -> None:
+VERIFICATION = {
+    "is_verified": False, "max_failures_per_ns": 100.0, "bound_per_ns": 415.0, "confidence": 0.975, "failures": 1,
+    "exposure_ps": 12.4, "remaining_ps": 1.18, "reason": "max_windows is reached", "system": "",
+}  # fmt: skip
+
+
+def test_report_warnings_state_the_bound() -> None:
     report, _ = fabricated()
-    report["windows"] = report["windows"][:6]
+    report["verifications"] = [VERIFICATION]
     (warning,) = report_warnings(report)
-    assert warning.startswith("Stability was not verified by the StABlE phase: the windows were used up")
-    assert "with 25 % of the replicas unstable" in warning and "Raise max_windows" in warning
+    assert warning == (
+        "The potential is not verified to have less than 100 failures per ns: max_windows is reached; 1 failure(s) in 12.4 ps "
+        "of all replicas, at most 415 per ns (97.5 %). It would take 1.18 ps per replica without a further failure to verify "
+        "it. Raise max_windows."
+    )
     assert summary(report).splitlines()[-1] == f"Warning: {warning}"
-
-
-def test_report_warnings_last_window_unstable() -> None:
-    report, _ = fabricated()
-    report["windows"] = report["windows"][:12]
-    (warning,) = report_warnings(report)
-    assert warning.startswith("Stability was not verified") and "with 3 % of the replicas unstable" in warning
-    report["settings"] = {"runner": {"stable": {"schedule": {"min_unstable_fraction": 0.05}}}}
-    assert report_warnings(report) == []
 
 
 def test_report_warnings_name_each_unverified_system() -> None:
     report, _ = fabricated()
-    learned = {"phase": "learn", "unstable_fraction": 0.5, "system": "H2O"}
-    stable = {"phase": "simulate", "unstable_fraction": 0.0, "system": "CH4"}
-    report["windows"] = [learned, stable]
+    report["verifications"] = [
+        {**VERIFICATION, "system": "H2O"},
+        {**VERIFICATION, "is_verified": True, "system": "CH4"},
+    ]
     (warning,) = report_warnings(report)
-    assert warning.startswith("Stability of H2O was not verified by the StABlE phase: the windows were used up")
-    report["windows"] = [learned, stable, {**learned, "phase": "simulate", "unstable_fraction": 0.0}]
-    assert report_warnings(report) == []
+    assert warning.startswith("The potential on H2O is not verified")

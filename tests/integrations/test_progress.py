@@ -27,13 +27,13 @@ class RecordingBar:
 
 
 def window(unstable, loss, ess):
-    return WindowRecord(1, "learn", 1.0, unstable, loss, ess_fraction=ess)
+    return WindowRecord(1, "learn", 1.0, unstable, 0.0, 1.0, 1, 1.0, loss, ess_fraction=ess)
 
 
 STEPS = [
-    Progress("simulate", 0.1, 1.1, None),
-    Progress("simulate", 0.2, 1.2, window(0.25, 0.5, None)),
-    Progress("learn", 0.05, 1.25, window(0.5, 0.00123, 0.875)),
+    Progress("probe", 0.1, 1.1, None),
+    Progress("verify", 0.2, 1.2, window(0.9, 0.5, None), 0.25),
+    Progress("learn", 0.05, 1.25, window(0.9, 0.00123, 0.875), 0.5),
 ]
 
 
@@ -54,8 +54,8 @@ def test_progress_line_starts_again_with_each_window(monkeypatch, terminal):
     for step in STEPS:
         line.show(step)
     assert shown == [
-        ("StABlE simulate · 1.10 ps", 0.1),
-        ("StABlE simulate · 1.20 ps · unstable 25% · loss 5.00e-01", 0.2),
+        ("StABlE probe · 1.10 ps", 0.1),
+        ("StABlE verify · 1.20 ps · unstable 25% · loss 5.00e-01", 0.2),
         ("StABlE learn · 1.25 ps · unstable 50% · loss 1.23e-03 · ESS 0.88", 0.05),
     ]
     assert [bar.settings["total"] for bar in made] == [0.4, 0.4]
@@ -91,7 +91,7 @@ def test_progress_line_is_a_task_of_rich():
         line.show(STEPS[1])
         (task,) = display.tasks
         assert (task.completed, task.total) == (200, 400)
-        assert task.description == "StABlE simulate · 1.20 ps · unstable 25% · loss 5.00e-01 (fs)"
+        assert task.description == "StABlE verify · 1.20 ps · unstable 25% · loss 5.00e-01 (fs)"
         line.show(STEPS[2])
         assert [task.completed for task in display.tasks] == [50]
         line.close()

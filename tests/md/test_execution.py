@@ -192,13 +192,13 @@ def test_training_loop_saves_choices_of_execution(aspirin_potential, aspirin_pos
             window_ps=0.01,
             record_every_fs=5.0,
             execution=execution or Execution(),
-            schedule=Schedule(stable_ps=0.05, max_windows=3),
+            schedule=Schedule(max_failures_per_ns=30_000.0, max_windows=3),
         )
         return assemble(aspirin_potential, aspirin_positions[:2], aspirin_positions, config)
 
     first = loop(Execution(threads=2, compile=False))
     assert first.simulator.execution.threads == 2
-    assert first.simulator.forces.expected_steps == (5 + 3) * 20
+    assert first.simulator.forces.expected_steps == (3 + 2 + 7) * 20, "learning, probes, verification"
     saved = first.state_dict()
     assert saved["replicas"]["forces"] == {"threads": 2, "step_s": None, "compiled": False}
     resumed = loop()

@@ -135,13 +135,13 @@ def test_stable_training_repairs_a_fine_tuned_module(tmp_path):
         n_replicas=8,
         window_ps=0.05,
         record_every_fs=5.0,
-        schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=1),
+        schedule=Schedule(max_failures_per_ns=1000.0, max_windows=1),
         steps_per_window=2,
     )
     Trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path, **QUIET).fit(
         module, ExtxyzDataModule(frames, batch_size=4)
     )
-    assert [window.phase for window in callback.windows] == ["simulate", "learn"]
+    assert [window.phase for window in callback.windows] == ["probe", "learn", "probe"]
     assert module.model.stiffness > 1.0
 
 

@@ -190,7 +190,7 @@ def fit(folder, *, logger=False, limit=None, checkpoint=None, max_epochs=4):
         window_ps=0.01,
         record_every_fs=2.5,
         check_every_fs=2.5,
-        schedule=Schedule(max_unstable_fraction=0.4, stable_ps=1.0),
+        schedule=Schedule(),
         learning_rate=1e-3,
         observable_weight=1.0,
         execution=Execution(threads=1, compile=False),

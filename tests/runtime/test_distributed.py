@@ -43,7 +43,7 @@ def test_estimates_equal_those_of_one_process(found, case):
 @pytest.mark.parametrize("name", ["training", "training with a failing process", "training on two systems"])
 def test_processes_decide_equally(found, name):
     first, *others = (process[name] for process in found)
-    assert {entry["phase"] for entry in first["windows"]} == {"simulate", "learn"}
+    assert {entry["phase"] for entry in first["windows"]} == {"probe", "learn"}
     for other in others:
         assert other["windows"] == first["windows"]
         assert torch.equal(other["log_k"], first["log_k"])

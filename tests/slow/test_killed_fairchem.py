@@ -27,14 +27,11 @@ STABLE = {
     "integrator": {"_target_": "stable_plugin.Langevin", "temperature_K": 500.0, "timestep_fs": 0.5},
     "detector": {"_target_": "stable_plugin.BondDeviation", "threshold": 0.2, "discard": 10.0},
     "steps_per_window": 2,
-    "rewind_fraction": 0.5,
     "min_ess_fraction": 0.01,
     "schedule": {
         "_target_": "stable_plugin.Schedule",
-        "max_unstable_fraction": 0.5,
-        "stable_ps": 0.03,
-        "lr_patience": 1,
-        "max_lr_cuts": 0,
+        "max_failures_per_ns": 30_000.0,
+        "probe_every": 1,
     },
     "execution": {"_target_": "stable_plugin.Execution", "threads": 1},
 }

@@ -42,7 +42,7 @@ def main(folder, n_processes, epochs, checkpoint=None):
         record_every_fs=2.5,
         check_every_fs=2.5,
         detector=BondDeviation(0.2, 10.0),
-        schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.02),
+        schedule=Schedule(max_failures_per_ns=30_000.0),
         observable_weight=1.0,
         steps_per_window=2,
         min_ess_fraction=0.01,

@@ -44,9 +44,7 @@ def lightning(folder, slurm=False):
         record_every_fs=2.5,
         check_every_fs=2.5,
         detector=BondDeviation(0.2, 10.0),
-        # Learning phases are short, so that simulation phases, which rewind replicas, are frequent.
-        schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.1, lr_patience=1, max_lr_cuts=0),
-        rewind_fraction=0.5,
+        schedule=Schedule(max_failures_per_ns=30_000.0, probe_every=1),
         steps_per_window=2,
         min_ess_fraction=0.01,
         execution=Execution(threads=1),

@@ -22,8 +22,7 @@ SHORT = {
     "detector": {"_target_": "stable_plugin.BondDeviation", "threshold": 0.2, "discard": 10.0},
     "schedule": {
         "_target_": "stable_plugin.Schedule",
-        "max_unstable_fraction": 0.5,
-        "stable_ps": 0.02,
+        "max_failures_per_ns": 30_000.0,
         "max_windows": 2,
     },
 }

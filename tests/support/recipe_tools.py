@@ -32,7 +32,10 @@ ROOT = Path(__file__).parents[2]
 FRAMES = {"train": 2, "valid": 1, "target": 3, "reference": 4, "heldout": 2}
 """Frames to keep of each file of a recipe."""
 
-SIZE = {"epochs": 1, "replicas": 2, "window_ps": 0.005, "windows": 1, "judged": 2, "horizons_ps": [0.01]}
+SIZE = {
+    "epochs": 1, "replicas": 2, "window_ps": 0.005, "windows": 1, "max_failures_per_ns": 4e5, "judged": 2,
+    "horizons_ps": [0.01],
+}  # fmt: skip
 
 STEPS = {
     "runner.stable.record_every_fs": 2.5,
@@ -47,7 +50,7 @@ TINY = {
         "runner.model.scheduler.T_max": 2,
         "runner.stable.n_replicas": 2,
         "runner.stable.window_ps": 0.01,
-        "runner.stable.schedule.stable_ps": 0.01,
+        "runner.stable.schedule.max_failures_per_ns": 30_000.0,
         "runner.stable.schedule.max_windows": 1,
         "runner.evaluation.n_replicas": 2,
         "runner.evaluation.horizons_ps": [0.01],
@@ -56,7 +59,6 @@ TINY = {
     "water_mace": {
         "size": "quick",
         "sizes.quick": SIZE,
-        "runner.stable.schedule.stable_ps": 0.01,
         "runner.stable.record_every_fs": 5.0,
         "runner.evaluation.record_every_fs": 5.0,
         **{f"runner.stable.observables.{index}.bin_width": 0.5 for index in (4, 5, 6)},

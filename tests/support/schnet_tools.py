@@ -77,8 +77,7 @@ def train(folder, epochs=8, start_epoch=2):
         # Large steps, so that no checkpoint of the repair is the best.
         "callbacks.stable.learning_rate": 0.3,
         "callbacks.stable.detector": "{_target_: stable_plugin.BondDeviation, threshold: 0.2, discard: 10.0}",
-        "callbacks.stable.schedule": "{_target_: stable_plugin.Schedule, max_unstable_fraction: 0.5, stable_ps: 0.02, "
-        "max_windows: 2}",
+        "callbacks.stable.schedule": "{_target_: stable_plugin.Schedule, max_failures_per_ns: 30000.0, max_windows: 2}",
     }
     arguments = [f"{'' if name == 'logger' else '++'}{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-W", "ignore", "-c", "from schnetpack.cli import train; train()"]

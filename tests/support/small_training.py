@@ -25,7 +25,7 @@ def short_callback(**changes):
         "record_every_fs": 2.5,
         "check_every_fs": 2.5,
         "detector": BondDeviation(0.2, 10.0),
-        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=3),
+        "schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=3),
         "steps_per_window": 2,
     }
     return StABlECallback(**{**settings, **changes})

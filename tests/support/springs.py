@@ -29,7 +29,7 @@ def make_loop(potential, reference, structures=None, context=None, **changes):
         "n_replicas": 24,
         "window_ps": 0.1,
         "record_every_fs": 10.0,
-        "schedule": Schedule(max_unstable_fraction=0.5, min_unstable_fraction=0.0, stable_ps=0.2),
+        "schedule": Schedule(max_failures_per_ns=800.0, probe_every=1),
         "steps_per_window": 4,
         "min_ess_fraction": 0.3,
         "seed": 0,

@@ -63,7 +63,9 @@ def assemble(
         execution=config.execution,
     )
     simulator.check_record_every(config.record_steps)
-    simulator.forces.expected_steps = config.window_steps * config.schedule.expected_windows(config.window_ps)
+    simulator.forces.expected_steps = config.window_steps * config.schedule.expected_windows(
+        config.window_ps, config.n_replicas * context.size
+    )
     estimator = WindowEstimator(
         BoltzmannEstimator(potential, config.integrator.temperature_K, config.chunk, context),
         chosen.observables,

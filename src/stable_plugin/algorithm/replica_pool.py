@@ -1,8 +1,7 @@
-"""The replicas between two windows: where they continue, where they learn from, and where they can be rewound to."""
+"""The replicas between two windows: where probes start, where they continue, and where they learn from."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +19,6 @@ from stable_plugin.runtime.distributed import DistributedContext
 from stable_plugin.runtime.random_state import RandomStreams
 from stable_plugin.runtime.threads import on_threads
 
-HISTORY = 10
-"""Windows whose start states replicas can be rewound to."""
-
 
 class UnusablePotentialError(RuntimeError):
     """Every replica failed before a frame could be recorded.
@@ -38,20 +34,20 @@ class UnusablePotentialError(RuntimeError):
 
 
 class ReplicaPool:
-    """States of all replicas of this process, and how they restart and rewind.
+    """States of all replicas of this process, and how they restart.
 
     Args:
         simulator: Simulates windows.
         structures: Start frames, (n_frames, n_atoms, 3) in Å; replicas take them in turn.
-        config: Number of replicas, length of a window, and rewound fraction.
+        config: Number of replicas, and length of a window.
         streams: Random streams.
         context: Processes that train together.
         cell: Cells of the start frames, (n_frames, 3, 3) in Å; that of the system if None.
 
     Attributes:
-        state: State that the simulation phase continues from.
+        probe_start: State that all probes start from, drawn once.
+        state: State that the simulation continues from.
         learning_start: State that learning windows start from.
-        unstable: Replicas that became unstable in the present simulation phase, (n_replicas,).
     """
 
     def __init__(
@@ -67,21 +63,18 @@ class ReplicaPool:
         self.streams = streams
         self.context = context
         self._structures, self._cell = structures, cell
-        self._rewind_fraction = config.rewind_fraction
         self._n_steps, self._record_every = config.window_steps, config.record_steps
         taken = (context.rank * config.n_replicas + torch.arange(config.n_replicas)) % len(structures)
         # No forces yet: ordinary training may have long to go until the first window.
-        self.state = simulator.place(structures[taken], streams.noise, cell=None if cell is None else cell[taken])
+        self.probe_start = simulator.place(structures[taken], streams.noise, cell=None if cell is None else cell[taken])
         streams.mark()
         self._forces = simulator.forces.state_dict()
-        self.learning_start = self.state
-        self.unstable = torch.zeros(config.n_replicas, dtype=torch.bool, device=simulator.potential.device)
-        self._history: deque[State] = deque(maxlen=HISTORY)
+        self.state = self.learning_start = self.probe_start
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(n_replicas={self.n_replicas}, n_structures={len(self._structures)}, "
-            f"window_steps={self._n_steps}, record_every={self._record_every}, rewind_fraction={self._rewind_fraction:g})"
+            f"window_steps={self._n_steps}, record_every={self._record_every})"
         )
 
     @property
@@ -114,21 +107,23 @@ class ReplicaPool:
         self._refuse_unusable(window)
         return window
 
-    def begin_simulation_phase(self) -> None:
-        """Rewind some replicas, so that they decorrelate, and reset which ones are unstable."""
-        self.unstable = torch.zeros_like(self.unstable)
+    def begin_probe(self) -> None:
+        """Return to the start states of probes, with the forces of the present weights."""
         with self.model_calls():
-            state = self.simulator.refresh(self.state)
-            if self._history:
-                choices = self.streams.choices
-                drawn = torch.rand(state.n_replicas, generator=choices) < self._rewind_fraction
-                earlier = self._history[int(torch.randint(len(self._history), (1,), generator=choices))]
-                state = self.simulator.refresh(earlier.select(drawn.to(self.unstable.device), state))
-        self.state = state
+            self.state = self.simulator.refresh(self.probe_start)
 
-    def begin_learning_phase(self, window: Window) -> None:
-        """Learn from the start states of a window; replicas that became unstable in it restart."""
-        self.learning_start = self._restart(window.unstable, window.start)
+    def begin_learning_phase(self, window: Window | None) -> None:
+        """Set where learning windows start.
+
+        Args:
+            window: Window to learn from: its start states, but those of unstable replicas are replaced. If None, all are
+                drawn anew, so that nothing is learned from the start states of probes.
+        """
+        if window is None:
+            everyone = torch.ones(self.n_replicas, dtype=torch.bool, device=self.state.positions.device)
+            self.learning_start = self._restart(everyone, self.state)
+        else:
+            self.learning_start = self._restart(window.unstable, window.start)
 
     def refreshed_learning_start(self) -> State:
         """Return the start of a learning window, with the forces of the present weights."""
@@ -137,7 +132,6 @@ class ReplicaPool:
 
     def advance(self, window: Window) -> None:
         """Let stable replicas continue from the end of a window; unstable ones restart."""
-        self._history.append(window.start)
         self.state = self._restart(window.unstable, window.end)
 
     @contextmanager
@@ -146,28 +140,29 @@ class ReplicaPool:
         with self.streams.isolated(), on_threads(self.simulator.forces.threads):
             yield
 
-    def fraction(self, unstable: Tensor) -> float:
-        """Return the fraction of the replicas of all processes that are flagged in ``unstable``, (n_replicas,)."""
-        return self.context.count(int(unstable.sum()), unstable.device) / (len(unstable) * self.context.size)
+    def failures(self, window: Window) -> tuple[int, float]:
+        """Return the failures in a window, and the time at risk in ps, both summed over the replicas of all processes."""
+        steps = torch.where(window.unstable, window.unstable_step, window.n_steps).sum()
+        device = steps.device
+        n_steps = self.context.count(int(steps), device)
+        return self.context.count(int(window.unstable.sum()), device), n_steps * window.timestep_fs / 1000.0
 
     @contextmanager
     def rollback_on_interrupt(self) -> Iterator[None]:
-        """Restore the replicas and the choices if the window is interrupted, so that it is simulated again identically."""
-        state, unstable, choices = self.state, self.unstable, self.streams.choices.get_state()
+        """Restore the replicas if the window is interrupted, so that it is simulated again identically."""
+        state = self.state
         try:
             yield
         except BaseException:
-            self.state, self.unstable = state, unstable
-            self.streams.choices.set_state(choices)
+            self.state = state
             raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {
+            "probe_start": self.probe_start.state_dict(),
             "state": self.state.state_dict(),
             "learning_start": self.learning_start.state_dict(),
-            "history": [state.state_dict() for state in self._history],
-            "unstable": self.unstable,
             "forces": self._forces,
             "streams": self.streams.state_dict(),
         }
@@ -181,8 +176,7 @@ class ReplicaPool:
         Raises:
             ValueError: If the state is of another number of replicas or atoms.
         """
-        device = self.unstable.device
-
+        device = self.simulator.potential.device
         saved = State.from_state_dict(state["state"], device)
         if saved.positions.shape != self.state.positions.shape:
             raise ValueError(
@@ -190,8 +184,7 @@ class ReplicaPool:
                 f"{tuple(self.state.positions.shape)}: resume with the same structures and n_replicas."
             )
         self.state, self.learning_start = saved, State.from_state_dict(state["learning_start"], device)
-        self._history = deque((State.from_state_dict(earlier, device) for earlier in state["history"]), maxlen=HISTORY)
-        self.unstable = state["unstable"].to(device)
+        self.probe_start = State.from_state_dict(state["probe_start"], device)
         self.simulator.forces.load_state_dict(state["forces"])
         self._forces = state["forces"]
         self.streams.load_state_dict(state["streams"])

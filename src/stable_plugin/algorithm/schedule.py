@@ -1,4 +1,4 @@
-"""The state machine of StABlE training: simulate, learn, done. It holds numbers only and runs nothing."""
+"""The state machine of StABlE training: probe, learn, verify, done. It holds numbers only and runs nothing."""
 
 from __future__ import annotations
 
@@ -7,29 +7,60 @@ from math import inf
 from typing import Any, Literal
 
 from stable_plugin.config import Schedule
+from stable_plugin.runtime.intervals import look_error, poisson_limits
 
-Phase = Literal["simulate", "learn", "done"]
+Phase = Literal["probe", "learn", "verify", "done"]
+
+PROMISING = 0.5
+"""Observed failure rate, relative to the largest one asked for, up to which a verification goes on after failures."""
 
 
 @dataclass
 class PhaseTracker:
-    """Decides from the unstable fraction of each window which phase follows.
+    """Decides from the failures of each window which phase follows.
 
-    Source: the loop of Raja et al., TMLR 2025, arXiv:2402.13984, section 3.
+    A *probe* is one window from fixed start states. If its failure rate is above ``max_failures_per_ns``, some *learning*
+    windows and the next probe follow, else a *verification*: windows in which stable replicas continue, until Garwood's
+    upper bound of the failure rate is below ``max_failures_per_ns``, or there are too many failures.
+
+    The bound is looked at after a time that is fixed before: that which shows the rate if no further failure comes. The
+    v-th verification of a run has an error probability of 0.05 / (v (v + 1)), together 0.05, which is spent over its looks.
+    It counts from its first window on, however it ends, and does not use the time of the probe that led to it. So a
+    potential that fails more often than ``max_failures_per_ns`` passes in at most 5 % of runs, however many times it is
+    verified.
+
+    Source: the loop of Raja et al., TMLR 2025, arXiv:2402.13984, section 3; for the spending of the error see
+    :func:`~stable_plugin.runtime.intervals.look_error`.
 
     Attributes:
         schedule: When to learn and when to stop.
         phase: The present phase.
-        stable_ps: Time simulated in the present simulation phase.
+        failures: Failures in the present probe or verification.
+        exposure_ps: Time at risk in it, summed over the replicas, in ps.
+        bound_per_ns: Upper bound of the failure rate from them, in 1/ns, as of the latest window.
+        error: Probability with which this bound may be too small.
+        verifications: Verifications so far.
+        looks: Looks at the bound in the present one, the coming one included.
+        look_ps: Time at risk of the coming look.
+        is_verified: Whether training ended with a verification that was passed.
         lr_cuts: Cuts of the learning rate in the present learning phase.
         learning_windows: Learning windows in all phases.
+        windows_since_probe: Learning windows since the latest probe.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
-    phase: Phase = "simulate"
-    stable_ps: float = 0.0
+    phase: Phase = "probe"
+    failures: int = 0
+    exposure_ps: float = 0.0
+    bound_per_ns: float = inf
+    error: float = look_error(1)
+    verifications: int = 0
+    looks: int = 0
+    look_ps: float = 0.0
+    is_verified: bool = False
     lr_cuts: int = 0
     learning_windows: int = 0
+    windows_since_probe: int = 0
     _smallest_fraction: float = inf
     _windows_without_progress: int = 0
 
@@ -38,54 +69,76 @@ class PhaseTracker:
         """Factor of the learning rate in this learning phase."""
         return self.schedule.lr_cut**self.lr_cuts
 
-    def after_simulation_window(self, unstable_fraction: float, window_ps: float) -> Phase:
-        """Return the phase that follows a window of the simulation phase.
+    @property
+    def remaining_ps(self) -> float:
+        """Time, summed over the replicas, that would show a rate below ``max_failures_per_ns`` without further failures."""
+        if self.phase == "verify":
+            return max(self.look_ps - self.exposure_ps, 0.0)
+        return self.schedule.verification_ps(self.verifications + 1)
+
+    def after_probe(self, failures: int, exposure_ps: float, unstable_fraction: float) -> Phase:
+        """Return the phase that follows a probe.
 
         Args:
-            unstable_fraction: Fraction of the replicas that became unstable since the simulation phase began.
-            window_ps: Length of the window in ps.
+            failures: Replicas that became unstable in it.
+            exposure_ps: Time until then or to its end, summed over the replicas, in ps.
+            unstable_fraction: Fraction of the replicas that became unstable.
 
         Returns:
-            ``learn`` when ``max_unstable_fraction`` is reached, or when ``stable_ps`` is over and the fraction is above
-            ``min_unstable_fraction``; ``done`` when it is over and the fraction is not above; else ``simulate``.
+            ``verify`` if the failure rate is not above ``max_failures_per_ns``; else ``learn``, or ``done`` after
+            ``max_windows``.
         """
-        self.stable_ps += window_ps
-        # Windows add up with rounding errors.
-        is_over = self.stable_ps >= self.schedule.stable_ps * (1 - 1e-9)
-        if unstable_fraction >= self.schedule.max_unstable_fraction or (
-            is_over and unstable_fraction > self.schedule.min_unstable_fraction
-        ):
+        self.failures, self.exposure_ps = failures, exposure_ps
+        self._bound()
+        if failures > self._tolerated(exposure_ps):
+            self._note_progress(unstable_fraction)
             self._enter_learning()
-        elif is_over:
-            self.phase = "done"
+        else:
+            self.lr_cuts, self._smallest_fraction, self._windows_without_progress = 0, inf, 0
+            self.phase, self.failures, self.exposure_ps = "verify", 0, 0.0
+            self.verifications, self.looks = self.verifications + 1, 0
+            self._plan_look()
         return self.phase
 
-    def after_learning_window(self, unstable_fraction: float) -> Phase:
-        """Return the phase that follows a window of the learning phase.
+    def after_verification_window(self, failures: int, exposure_ps: float) -> Phase:
+        """Return the phase that follows a window of a verification.
 
         Args:
-            unstable_fraction: Fraction of the replicas that became unstable in this window.
+            failures: Replicas that became unstable in it.
+            exposure_ps: Time until then or to its end, summed over the replicas, in ps.
 
         Returns:
-            ``simulate`` at ``min_unstable_fraction`` or when the learning rate is at its minimum; ``done`` after
-            ``max_windows``; else ``learn``.
+            ``done`` if the bound of the failure rate is below ``max_failures_per_ns``; ``learn``, or ``done`` after
+            ``max_windows``, if there were too many failures; else ``verify``.
         """
-        self.learning_windows += 1
-        if unstable_fraction <= self.schedule.min_unstable_fraction:
-            self._enter_simulation()
-        elif unstable_fraction < self._smallest_fraction:
-            self._smallest_fraction, self._windows_without_progress = unstable_fraction, 0
-        else:
-            self._windows_without_progress += 1
-            if self._windows_without_progress >= self.schedule.lr_patience:
-                self._cut_learning_rate()
-        if self.schedule.max_windows is not None and self.learning_windows >= self.schedule.max_windows:
-            self.phase = "done"
+        self.failures += failures
+        self.exposure_ps += exposure_ps
+        self._bound()
+        planned = self.schedule.verification_ps(self.verifications)
+        # Windows add up with rounding errors.
+        is_time = self.exposure_ps >= self.look_ps * (1 - 1e-9)
+        if is_time and self.bound_per_ns <= self.schedule.max_failures_per_ns * (1 + 1e-9):
+            self.phase, self.is_verified = "done", True
+        elif self.failures > PROMISING * self._tolerated(max(self.exposure_ps, planned)):
+            self._enter_learning()
+        elif is_time:
+            self._plan_look()
         return self.phase
 
-    def simulate_again(self) -> None:
-        """Begin another simulation phase, to verify weights that have changed since the last one."""
-        self._enter_simulation()
+    def after_learning_window(self) -> None:
+        """Count a learning window; the phase stays until the window is used up."""
+        self.learning_windows += 1
+        self.windows_since_probe += 1
+
+    def after_learning_steps(self) -> Phase:
+        """Return the phase that follows when the frames at hand are used up: ``learn``, or ``probe`` when one is due."""
+        if self.phase == "learn" and (self.windows_since_probe >= self.schedule.probe_every or self._is_used_up()):
+            self.phase = "probe"
+        return self.phase
+
+    def probe_again(self) -> None:
+        """Begin with a probe, because the weights have changed since the last verification."""
+        self.phase, self.is_verified = "probe", False
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the schedule."""
@@ -98,16 +151,29 @@ class PhaseTracker:
         for name, value in state.items():
             setattr(self, name, value)
 
+    def _tolerated(self, exposure_ps: float) -> float:
+        return self.schedule.max_failures_per_ns * exposure_ps / 1000.0
+
+    def _bound(self) -> None:
+        self.error = look_error(max(self.verifications, 1), max(self.looks, 1))
+        expected = poisson_limits(self.failures, self.error)[1]
+        self.bound_per_ns = 1000.0 * expected / self.exposure_ps if self.exposure_ps else inf
+
+    def _plan_look(self) -> None:
+        self.looks += 1
+        self.look_ps = self.schedule.verification_ps(self.verifications, self.looks, self.failures)
+
+    def _is_used_up(self) -> bool:
+        return self.schedule.max_windows is not None and self.learning_windows >= self.schedule.max_windows
+
     def _enter_learning(self) -> None:
-        self.phase, self.lr_cuts = "learn", 0
-        self._smallest_fraction, self._windows_without_progress = inf, 0
+        self.phase, self.windows_since_probe = "done" if self._is_used_up() else "learn", 0
 
-    def _enter_simulation(self) -> None:
-        self.phase, self.stable_ps = "simulate", 0.0
-
-    def _cut_learning_rate(self) -> None:
-        self._windows_without_progress = 0
-        if self.lr_cuts == self.schedule.max_lr_cuts:
-            self._enter_simulation()
-        else:
-            self.lr_cuts += 1
+    def _note_progress(self, unstable_fraction: float) -> None:
+        if unstable_fraction < self._smallest_fraction:
+            self._smallest_fraction, self._windows_without_progress = unstable_fraction, 0
+            return
+        self._windows_without_progress += self.windows_since_probe
+        if self._windows_without_progress >= self.schedule.lr_patience:
+            self._windows_without_progress = 0
+            self.lr_cuts = 0 if self.lr_cuts == self.schedule.max_lr_cuts else self.lr_cuts + 1

@@ -11,7 +11,7 @@ import torch
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate
-from stable_plugin.algorithm.records import Progress, WindowRecord
+from stable_plugin.algorithm.records import Progress, Verification, WindowRecord
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.algorithm.schedule import Phase
 from stable_plugin.algorithm.training_loop import TrainingLoop
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 class SystemsLoop:
     """Trains one potential on several systems, each with a loop of its own.
 
-    The systems take turns: each one simulates until it has something to learn from, or was stable for long enough. An
-    optimizer step follows the weighted average of the gradients of those that learn. A system that was stable rests
-    meanwhile; as the weights have changed since, it is simulated again when the others have finished. Training ends when
-    all systems were stable with the same weights, or have used up their windows.
+    The systems take turns: each one is probed until it has something to learn from, or is verified. An optimizer step
+    follows the weighted average of the gradients of those that learn. A system that was verified rests meanwhile; as the
+    weights have changed since, it is probed and verified again when the others have finished. Training ends when all
+    systems are verified with the same weights, or have used up their windows.
 
     Args:
         loops: Loops of the systems by name, at least one; their potentials hold the same module.
@@ -45,7 +45,7 @@ class SystemsLoop:
         # What is at hand for the next step, also if the simulation of a later system is interrupted.
         self._estimates: dict[str, Estimate] = {}
         self._n_gradients = 0
-        self._verified_at: dict[str, int] = {}
+        self._done_at: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self.loops)})"
@@ -76,7 +76,9 @@ class SystemsLoop:
         phases = {loop.phase for loop in self.loops.values()}
         if "learn" in phases:
             return "learn"
-        return "simulate" if "simulate" in phases or self._outdated() else "done"
+        if "verify" in phases:
+            return "verify"
+        return "probe" if "probe" in phases or self._to_verify_again() else "done"
 
     @property
     def md_steps(self) -> int:
@@ -89,10 +91,11 @@ class SystemsLoop:
         return sum(loop.simulated_ps for loop in self.loops.values())
 
     @property
-    def unstable_fraction(self) -> float:
-        """Fraction of unstable replicas in the latest windows, averaged over the systems."""
+    def unstable_fraction(self) -> float | None:
+        """Fraction of unstable replicas in the latest probes, averaged over the systems probed so far; None before."""
         fractions = [loop.unstable_fraction for loop in self.loops.values()]
-        return sum(fractions) / len(fractions)
+        known = [each for each in fractions if each is not None]
+        return sum(known) / len(known) if known else None
 
     @property
     def lr_factor(self) -> float:
@@ -110,14 +113,10 @@ class SystemsLoop:
         frames, cells = zip(*(loop.replicas.start_frames for loop in loops), strict=True)
         return EnergyZero([loop.potential for loop in loops], frames, cells, loops[0].replicas.model_calls)
 
-    def unverified(self) -> list[WindowRecord]:
-        """Return the last window of each system that was not stable for long enough with the present weights."""
+    def verifications(self) -> list[Verification]:
+        """Return what is known of each system's failure rate with the present weights."""
         outdated = self._outdated()
-        return [
-            record
-            for name, loop in self.loops.items()
-            for record in (loop.unverified() or (loop.windows[-1:] if name in outdated else []))
-        ]
+        return [each for name, loop in self.loops.items() for each in loop.verifications(outdated=name in outdated)]
 
     def record_learning_rate(self, learning_rate: float) -> None:
         """Record the learning rate of a step in the windows that it is taken on."""
@@ -125,17 +124,17 @@ class SystemsLoop:
             self.loops[name].record_learning_rate(learning_rate)
 
     def simulation_phase(self) -> None:
-        """Simulate the systems that do not learn until they have something to learn from, or were stable long enough."""
+        """Simulate the systems that do not learn until they have something to learn from, or are verified."""
         for name in self.loops:
             with self._collected(name) as loop:
                 loop.simulation_phase()
-                self._note_verified(name)
-        outdated = self._outdated()
+                self._note_done(name)
+        outdated = self._to_verify_again()
         if outdated and not any(loop.phase == "learn" for loop in self.loops.values()):
-            log.info("the weights have changed since %s were stable: they are simulated again", ", ".join(outdated))
+            log.info("the weights have changed since %s were verified: they are probed again", ", ".join(outdated))
             for name in outdated:
-                self.loops[name].simulate_again()
-                del self._verified_at[name]
+                self.loops[name].probe_again()
+                del self._done_at[name]
             self.simulation_phase()
 
     def gradient(self) -> Estimate | None:
@@ -147,7 +146,7 @@ class SystemsLoop:
                 with self._collected(name) as loop:
                     estimate = None if loop.phase == "done" else loop.gradient()
                 if estimate is None:
-                    self._note_verified(name)
+                    self._note_done(name)
                 else:
                     self._estimates[name] = estimate
             estimates = {name: self._estimates[name] for name in self.loops if name in self._estimates}
@@ -174,20 +173,22 @@ class SystemsLoop:
             ess_fraction=min(part.ess_fraction for part in parts),
         )
 
-    def _note_verified(self, name: str) -> None:
-        loop = self.loops[name]
-        if loop.phase == "done" and not loop.unverified():
-            self._verified_at.setdefault(name, self._n_gradients)
+    def _note_done(self, name: str) -> None:
+        if self.loops[name].phase == "done":
+            self._done_at.setdefault(name, self._n_gradients)
         else:
-            self._verified_at.pop(name, None)
+            self._done_at.pop(name, None)
 
     def _outdated(self) -> list[str]:
-        """Return the systems that were stable with weights that have changed since."""
+        """Return the systems that are done with weights that have changed since."""
         return [
             name
             for name, loop in self.loops.items()
-            if loop.phase == "done" and self._verified_at.get(name, self._n_gradients) < self._n_gradients
+            if loop.phase == "done" and self._done_at.get(name, self._n_gradients) < self._n_gradients
         ]
+
+    def _to_verify_again(self) -> list[str]:
+        return [name for name in self._outdated() if self.loops[name].tracker.is_verified]
 
     @contextmanager
     def _collected(self, name: str) -> Iterator[TrainingLoop]:
@@ -208,7 +209,7 @@ class SystemsLoop:
             "loops": {name: loop.state_dict() for name, loop in self.loops.items()},
             "order": [record.system for record in self.windows],
             "n_gradients": self._n_gradients,
-            "verified_at": dict(self._verified_at),
+            "done_at": dict(self._done_at),
             "learning": list(self._learning),
             "estimates": {name: vars(estimate) for name, estimate in self._estimates.items()},
         }
@@ -231,7 +232,7 @@ class SystemsLoop:
             loop.load_state_dict(state["loops"][name])
         records = {name: iter(loop.windows) for name, loop in self.loops.items()}
         self.windows = [next(records[name]) for name in state["order"]]
-        self._n_gradients, self._verified_at = state["n_gradients"], dict(state["verified_at"])
+        self._n_gradients, self._done_at = state["n_gradients"], dict(state["done_at"])
         self._learning = list(state["learning"])
         device = self.potential.device
         self._estimates = {

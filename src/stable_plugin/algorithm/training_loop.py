@@ -1,4 +1,4 @@
-"""The loop of StABlE training, without a trainer: simulate windows, classify replicas, return gradients of observables.
+"""The loop of StABlE training, without a trainer: probe, learn with gradients of observables, verify.
 
 Source: Raja, Amin, Pedregosa and Krishnapriyan, TMLR 2025, arXiv:2402.13984, section 3.
 """
@@ -9,11 +9,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from math import ceil, isfinite
 from typing import Any
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate
-from stable_plugin.algorithm.records import Progress, WindowRecord
+from stable_plugin.algorithm.records import Progress, Verification, WindowRecord
 from stable_plugin.algorithm.replica_pool import ReplicaPool
 from stable_plugin.algorithm.schedule import Phase, PhaseTracker
 from stable_plugin.algorithm.step_size import LearningRateScale
@@ -24,6 +25,7 @@ from stable_plugin.md.state import State
 from stable_plugin.md.window import Window
 from stable_plugin.models.base import Potential
 from stable_plugin.runtime.distributed import DistributedContext
+from stable_plugin.runtime.intervals import binomial_limits
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class TrainingLoop:
 
     @property
     def phase(self) -> Phase:
-        """The present phase: ``simulate``, ``learn`` or ``done``."""
+        """The present phase: ``probe``, ``learn``, ``verify`` or ``done``."""
         return self.tracker.phase
 
     @property
@@ -79,9 +81,9 @@ class TrainingLoop:
         return self.replicas.context
 
     @property
-    def unstable_fraction(self) -> float:
-        """Fraction of unstable replicas in the latest window."""
-        return self.windows[-1].unstable_fraction if self.windows else 0.0
+    def unstable_fraction(self) -> float | None:
+        """Fraction of unstable replicas in the latest probe; None before its end."""
+        return next((each.unstable_fraction for each in reversed(self.windows) if each.phase == "probe"), None)
 
     @property
     def is_new_window(self) -> bool:
@@ -93,18 +95,35 @@ class TrainingLoop:
         frames, cell = self.replicas.start_frames
         return EnergyZero([self.potential], [frames], [cell], self.replicas.model_calls)
 
-    def unverified(self) -> list[WindowRecord]:
-        """Return the last window, in a list, unless the replicas were stable for long enough with the present weights."""
-        is_verified = self.phase == "done" and self.windows[-1].phase == "simulate"
-        return [] if is_verified else self.windows[-1:]
+    def verifications(self, *, outdated: bool = False) -> list[Verification]:
+        """Return what is known of the failure rate with the present weights, in a list of one.
+
+        Args:
+            outdated: Whether the weights have changed since the last window.
+        """
+        tracker, replicas = self.tracker, self.replicas.n_replicas * self.context.size
+        known = not outdated and tracker.phase in ("verify", "done") and tracker.exposure_ps > 0.0
+        is_verified = tracker.is_verified and known
+        verification = Verification(
+            is_verified=is_verified,
+            max_failures_per_ns=self.config.schedule.max_failures_per_ns,
+            bound_per_ns=tracker.bound_per_ns if known else None,
+            confidence=1.0 - tracker.error,
+            failures=tracker.failures if known else 0,
+            exposure_ps=tracker.exposure_ps if known else 0.0,
+            remaining_ps=0.0 if is_verified else tracker.remaining_ps / replicas,
+            reason="" if is_verified else _reason(tracker.phase, outdated),
+            system=self.name,
+        )
+        return [verification]
 
     def record_learning_rate(self, learning_rate: float) -> None:
         """Record the learning rate of a step in the window that it is taken on."""
         self.windows[-1].learning_rate = learning_rate
 
-    def simulate_again(self) -> None:
-        """Begin another simulation phase, because the weights have changed since the last one."""
-        self.tracker.simulate_again()
+    def probe_again(self) -> None:
+        """Begin with a probe, because the weights have changed since the last verification."""
+        self.tracker.probe_again()
 
     @property
     def md_steps(self) -> int:
@@ -126,11 +145,12 @@ class TrainingLoop:
         estimate = self._reweighted_estimate()
         if estimate is None:
             self._data = None
+            self.tracker.after_learning_steps()
             while self._data is None and self.phase != "done":
-                if self.phase == "simulate":
-                    self.simulation_phase()
-                else:
+                if self.phase == "learn":
                     self._learning_window()
+                else:
+                    self.simulation_phase()
             if self._data is None:
                 return None
             with self.replicas.model_calls():
@@ -143,37 +163,70 @@ class TrainingLoop:
         return estimate
 
     def simulation_phase(self) -> None:
-        """Simulate window after window until it is time to learn, or the replicas were stable long enough."""
-        while self.phase == "simulate":
-            with self.replicas.rollback_on_interrupt():
-                if self.tracker.stable_ps == 0.0:
-                    self.replicas.begin_simulation_phase()
-                window, wall_s = self._simulate("simulate", self.replicas.state)
-            self.replicas.unstable = self.replicas.unstable | window.unstable
-            fraction = self.replicas.fraction(self.replicas.unstable)
-            self._record("simulate", fraction, window, wall_s)
-            if self.tracker.after_simulation_window(fraction, window.duration_ps) == "learn":
-                # This window was simulated under the present weights: it is the first one to learn from.
-                self.replicas.begin_learning_phase(window)
-                self._data = self._collect(window)
+        """Probe, and verify if the probe is passed, until it is time to learn or training is done."""
+        while self.phase == "probe" or self.phase == "verify":
+            if self.phase == "probe":
+                self._probe()
+            else:
+                self._verification_window()
+
+    def _probe(self) -> None:
+        """Simulate one window from the start states of probes; nothing is learned from it."""
+        with self.replicas.rollback_on_interrupt():
+            self.replicas.begin_probe()
+            window, wall_s = self._simulate("probe", self.replicas.state)
+        failures, exposure_ps = self.replicas.failures(window)
+        cuts = self.tracker.lr_cuts
+        fraction = failures / (self.replicas.n_replicas * self.context.size)
+        phase = self.tracker.after_probe(failures, exposure_ps, fraction)
+        self._record("probe", window, wall_s)
+        if phase == "learn":
+            self.replicas.begin_learning_phase(None)
+        elif phase == "verify":
+            self._log_verification()
             self.replicas.advance(window)
+        if phase == "learn" and self.tracker.lr_cuts < cuts:
+            self._warn("the learning rate was at its minimum, and returns to its first value")
+        elif phase == "done":
+            self._warn("max_windows is reached")
+
+    def _verification_window(self) -> None:
+        """Simulate one window in which stable replicas continue; if there are too many failures, learn from it."""
+        window, wall_s = self._simulate("verify", self.replicas.state)
+        phase = self.tracker.after_verification_window(*self.replicas.failures(window))
+        self._record("verify", window, wall_s)
+        if phase == "learn":
+            # This window was simulated under the present weights: it is the first one to learn from.
+            self.replicas.begin_learning_phase(window)
+            self._data = self._collect(window)
+        self.replicas.advance(window)
 
     def _learning_window(self) -> None:
-        """Simulate one window from the learning phase's start states, and collect its frames while learning goes on."""
+        """Simulate one window from the learning phase's start states, and collect its frames."""
         window, wall_s = self._simulate("learn", self.replicas.refreshed_learning_start())
-        fraction = self.replicas.fraction(window.unstable)
-        self._record("learn", fraction, window, wall_s)
+        self.tracker.after_learning_window()
+        self._record("learn", window, wall_s)
         self.replicas.begin_learning_phase(window)
-        phase = self.tracker.after_learning_window(fraction)
-        if phase == "learn":
-            self._data = self._collect(window)
-            return
-        if fraction > self.config.schedule.min_unstable_fraction:
-            reason = "max_windows is reached" if phase == "done" else "the learning rate is at its minimum"
-            log.warning(
-                "learning ended with %.0f %% of the replicas unstable: %s. %s", 100.0 * fraction, reason, REMEDY
-            )
-        self.replicas.advance(window)
+        self._data = self._collect(window)
+
+    def _log_verification(self) -> None:
+        replica_ps = self.tracker.look_ps / (self.replicas.n_replicas * self.context.size)
+        log.info(
+            "%sverification: %.3g ps per replica (%d windows) without failures show less than %g failures per ns",
+            f"{self.name}: " if self.name else "",
+            replica_ps,
+            ceil(replica_ps / self.config.window_ps * (1 - 1e-9)),
+            self.config.schedule.max_failures_per_ns,
+        )
+
+    def _warn(self, reason: str) -> None:
+        log.warning(
+            "%s%.0f %% of the replicas are unstable in the latest probe: %s. %s",
+            f"{self.name}: " if self.name else "",
+            100.0 * self.windows[-1].unstable_fraction,
+            reason,
+            REMEDY,
+        )
 
     def _reweighted_estimate(self) -> Estimate | None:
         """Return an estimate from the frames at hand, reweighted to the present parameters; None if they are used up."""
@@ -199,17 +252,28 @@ class TrainingLoop:
 
         def show(steps: int) -> None:
             done_ps = steps * self.config.integrator.timestep_fs / 1000.0
-            self.on_progress(Progress(phase, done_ps, self.simulated_ps + done_ps, latest, self.name))
+            self.on_progress(
+                Progress(phase, done_ps, self.simulated_ps + done_ps, latest, self.unstable_fraction, self.name)
+            )
 
         return self.replicas.simulate(start, show), time.perf_counter() - began
 
-    def _record(self, phase: Phase, fraction: float, window: Window, wall_s: float) -> None:
+    def _record(self, phase: Phase, window: Window, wall_s: float) -> None:
+        failures, exposure_ps = self.replicas.failures(window)
+        replicas = self.replicas.n_replicas * self.context.size
+        low, high = binomial_limits(failures, replicas)
+        bound = self.tracker.bound_per_ns
         self.windows.append(
             WindowRecord(
                 window=len(self.windows) + 1,
                 phase=phase,
                 simulated_ps=self.simulated_ps + window.duration_ps,
-                unstable_fraction=fraction,
+                unstable_fraction=failures / replicas,
+                unstable_low=low,
+                unstable_high=high,
+                failures=failures,
+                exposure_ps=exposure_ps,
+                bound_per_ns=None if phase == "learn" or not isfinite(bound) else bound,
                 observable_loss=self.estimator.observed_loss(window.frames(), window.frame_cells()),
                 wall_s=wall_s,
                 system=self.name,
@@ -247,3 +311,12 @@ class TrainingLoop:
         data = state["data"]
         self._data = None if data is None else WindowData.from_state_dict(data, self.potential.device)
         self.lr_scale.load_state_dict(state["lr_scale"])
+
+
+def _reason(phase: Phase, outdated: bool) -> str:
+    """Return why a potential is not verified."""
+    if outdated:
+        return "the weights have changed since the system was verified"
+    if phase == "done":
+        return "max_windows is reached"
+    return f"training ended {'within a verification' if phase == 'verify' else 'before the next verification'}"

@@ -222,7 +222,6 @@ def _windows(windows: Sequence[Mapping[str, Any]]) -> Drawing:
     ascending = all(a < b for a, b in pairwise(numbers))
     x = _floats(numbers) if ascending else np.arange(1.0, len(windows) + 1.0)
     learning = np.array([entry["phase"] == "learn" for entry in windows])
-    unstable = _floats([entry["unstable_fraction"] for entry in windows])
     loss = _floats([entry.get("observable_loss") for entry in windows])
     known = np.isfinite(loss)
 
@@ -231,7 +230,7 @@ def _windows(windows: Sequence[Mapping[str, Any]]) -> Drawing:
     for panel in panels:
         for first, last in _runs(learning):
             panel.axvspan(x[first] - 0.5, x[last] + 0.5, color=RULE.light, alpha=0.7, linewidth=0, zorder=0)
-    _trace(panels[0], x, unstable, learning)
+    _unstable(panels[0], x, windows, learning)
     panels[0].set(ylim=(-0.04, 1.04), ylabel="unstable replicas / %")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     if known.any():
@@ -252,10 +251,35 @@ def _windows(windows: Sequence[Mapping[str, Any]]) -> Drawing:
         "windows",
         figure,
         "StABlE training",
-        "Top: fraction of replicas that the training detector flagged as unstable, in the window itself (learning) or "
-        "since the start of the phase (simulation). Bottom: loss of the observables in the window. The threshold in "
+        "Top: fraction of replicas that the training detector flagged as unstable in the window. The line joins probes, "
+        "which all start from the same states, with exact 95 % intervals; other windows start where earlier ones "
+        "succeeded, and are no measure of progress. Bottom: loss of the observables in the window. The threshold in "
         "training is usually tighter than in the evaluation, so these fractions differ from the failures counted there.",
     )
+
+
+def _unstable(
+    axes: Axes, x: NDArray[np.float64], windows: Sequence[Mapping[str, Any]], learning: NDArray[np.bool_]
+) -> None:
+    """Draw the unstable fractions: a line with intervals through the probes, small markers for the other windows."""
+    y = _floats([entry["unstable_fraction"] for entry in windows])
+    probes = np.array([entry["phase"] == "probe" for entry in windows])
+    low = _floats([entry.get("unstable_low") for entry in windows])
+    high = _floats([entry.get("unstable_high") for entry in windows])
+    lines = (
+        (probes, "-o", 4.5, PAPER.light, "probe"),
+        (learning, "o", 2.5, INK.light, "learning window"),
+        (~probes & ~learning, "s", 3.0, PAPER.light, "verification window"),
+    )
+    # The figure's legend leaves out the first line of each panel.
+    axes.plot([], [])
+    for chosen, style, size, fill, label in lines:
+        if chosen.any():
+            axes.plot(
+                x[chosen], y[chosen], style, color=INK.light, linewidth=1.0, markersize=size, markerfacecolor=fill,
+                markeredgecolor=INK.light, markeredgewidth=1.0, label=label,
+            )  # fmt: skip
+    axes.vlines(x[probes], low[probes], high[probes], color=INK.light, linewidth=0.7)
 
 
 def _trace(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], learning: NDArray[np.bool_]) -> None:
@@ -266,7 +290,7 @@ def _trace(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], learning:
         return
     for chosen, fill, label in (
         (learning, INK.light, "learning window"),
-        (~learning, PAPER.light, "simulation window"),
+        (~learning, PAPER.light, "probe or verification window"),
     ):
         if chosen.any():
             axes.plot(

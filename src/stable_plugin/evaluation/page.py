@@ -28,6 +28,7 @@ _WINDOW_COLUMNS = {
     "phase": "Phase",
     "simulated_ps": "Simulated time / ps",
     "unstable_fraction": "Unstable replicas",
+    "bound_per_ns": "Failures at most / 1/ns",
     "observable_loss": "Observable loss",
     "ess_fraction": "ESS fraction",
     "steps": "Optimizer steps",

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from stable_plugin.config import MAX_ENERGY_MAE_RATIO, MAX_FORCE_MAE_GROWTH, Schedule
+from stable_plugin.algorithm.records import Verification
+from stable_plugin.config import MAX_ENERGY_MAE_RATIO, MAX_FORCE_MAE_GROWTH
 from stable_plugin.evaluation.formatting import number
 from stable_plugin.evaluation.wording import EvaluationSummary, evaluations, failed, outcome
 
@@ -90,35 +91,6 @@ def _is_finite(value: float | None) -> TypeGuard[float]:
 
 
 def _unverified_warnings(report: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each system whose StABlE phase did not end with a stable simulation."""
-    last = {window.get("system", ""): window for window in report.get("windows") or []}
-    accepted = _min_unstable_fraction(report.get("settings"))
-    return [_unverified_warning(system, window, accepted) for system, window in last.items()]
-
-
-def _unverified_warning(system: str, last: Mapping[str, Any], accepted: float) -> str:
-    unstable = last.get("unstable_fraction")
-    if last["phase"] == "learn":
-        reason = "the windows were used up and the last one was a learning window"
-    elif unstable is not None and unstable > accepted:
-        reason = "the last window was unstable"
-    else:
-        return ""
-    fraction = "" if unstable is None else f", with {100 * unstable:.0f} % of the replicas unstable in it"
-    of_system = f" of {system}" if system else ""
-    return f"Stability{of_system} was not verified by the StABlE phase: {reason}{fraction}. Raise max_windows of the schedule."
-
-
-def _min_unstable_fraction(settings: Any) -> float:
-    """Return the fraction of unstable replicas that the schedule accepts, wherever it stands in the settings."""
-    found = _find(settings, "min_unstable_fraction")
-    return float(found) if isinstance(found, int | float) else Schedule.min_unstable_fraction
-
-
-def _find(settings: Any, key: str) -> Any:
-    """Return the first value of a key in nested mappings, or None."""
-    if not isinstance(settings, Mapping):
-        return None
-    if key in settings:
-        return settings[key]
-    return next((found for value in settings.values() if (found := _find(value, key)) is not None), None)
+    """Return a warning for each system whose failure rate the StABlE phase has not shown to be as low as asked for."""
+    found = [Verification(**entry) for entry in report.get("verifications") or []]
+    return [f"{str(each)[0].upper()}{str(each)[1:]} Raise max_windows." for each in found if not each.is_verified]

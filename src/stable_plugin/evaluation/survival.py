@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from stable_plugin.runtime import checks
+from stable_plugin.runtime.intervals import binomial_limits, poisson_limits
 
 CONFIDENCE = 0.95
 _TAIL = (1.0 - CONFIDENCE) / 2.0
@@ -94,10 +95,10 @@ def kaplan_meier(times_ps: ArrayLike, failed: ArrayLike) -> SurvivalCurve:
     ends = np.append(grid[1:], grid[-1])
     at_risk = len(times) - np.searchsorted(np.sort(times), ends, side="left")
     for i in np.flatnonzero(probability == 1.0):
-        low[i] = _binomial_interval(at_risk[i], at_risk[i])[0]
+        low[i] = binomial_limits(int(at_risk[i]), int(at_risk[i]))[0]
     for i in np.flatnonzero(probability == 0.0):
         # The curve never rises, so the upper bound of the previous step still holds.
-        high[i] = high[i - 1] if high[i - 1] < 1.0 else _binomial_interval(0, at_risk[i])[1]
+        high[i] = high[i - 1] if high[i - 1] < 1.0 else binomial_limits(0, int(at_risk[i]))[1]
     return SurvivalCurve(time_ps=grid, probability=probability, low=low, high=high)
 
 
@@ -137,8 +138,7 @@ def failure_rate_per_ns(n_failures: int, exposure_ps: float) -> FailureRate:
     number = checks.count("n_failures", _plain(n_failures), at_least=0, hint="Pass the number of failed replicas.")
     exposure = checks.number("exposure_ps", _plain(exposure_ps), above=0, hint="Sum the times of all replicas.")
     exposure_ns = exposure / _PS_PER_NS
-    low = float(stats.chi2.ppf(_TAIL, 2 * number)) / 2.0 if number else 0.0
-    high = float(stats.chi2.ppf(1.0 - _TAIL, 2 * (number + 1))) / 2.0
+    low, high = poisson_limits(number, _TAIL)
     return FailureRate(per_ns=number / exposure_ns, low=low / exposure_ns, high=high / exposure_ns)
 
 
@@ -153,12 +153,6 @@ def _log_log_interval(survival: Any, probability: Floats) -> tuple[Floats, Float
         low[inside] = interval.low.probabilities[inside]
         high[inside] = interval.high.probabilities[inside]
     return low, high
-
-
-def _binomial_interval(survivors: int, replicas: int) -> tuple[float, float]:
-    """Return the Clopper-Pearson interval of the fraction of survivors."""
-    interval = stats.binomtest(int(survivors), int(replicas)).proportion_ci(CONFIDENCE, method="exact")
-    return float(interval.low), float(interval.high)
 
 
 def _plain(value: Any) -> Any:

@@ -107,8 +107,9 @@ def _describe(progress: Progress) -> str:
         f"StABlE {progress.system} {progress.phase}" if progress.system else f"StABlE {progress.phase}",
         f"{progress.simulated_ps:.2f} ps",
     ]
+    if progress.unstable_fraction is not None:
+        parts.append(f"unstable {progress.unstable_fraction:.0%}")
     if progress.latest is not None:
-        parts.append(f"unstable {progress.latest.unstable_fraction:.0%}")
         parts.append(f"loss {progress.latest.observable_loss:.2e}")
         if progress.latest.ess_fraction is not None:
             parts.append(f"ESS {progress.latest.ess_fraction:.2f}")

@@ -81,13 +81,13 @@ class Session:
 
     @property
     def done(self) -> bool:
-        """Whether the replicas were stable for ``stable_ps``, or ``max_windows`` is reached."""
+        """Whether the failure rate is verified, or ``max_windows`` is reached."""
         return self._loop is not None and self._loop.phase == "done"
 
     @property
     def is_verified(self) -> bool:
-        """Whether the replicas were stable for ``stable_ps`` with the present weights."""
-        return self.done and not self.loop.unverified()
+        """Whether the failure rate is below ``max_failures_per_ns`` with the present weights, on every system."""
+        return self.done and all(each.is_verified for each in self.loop.verifications())
 
     def begin(
         self,
@@ -117,7 +117,7 @@ class Session:
         self._folder, self._line, self._on_progress = Path(folder), line, on_progress
 
     def simulate(self) -> None:
-        """Run the simulation phase, if training is in one."""
+        """Probe and verify, unless training is in a learning phase."""
         with self._monitored() as loop:
             loop.simulation_phase()
 
@@ -149,17 +149,17 @@ class Session:
         if estimate is None:
             optimizer.zero_grad(set_to_none=True)
             return None
-        fraction = self.loop.unstable_fraction
+        fraction = {"stable/unstable_fraction": self.loop.unstable_fraction or 0.0}
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.is_nonfinite(estimate, own):
             optimizer.zero_grad(set_to_none=True)
-            return {"stable/unstable_fraction": fraction, "stable/nonfinite_steps": self._n_nonfinite}
+            return {**fraction, "stable/nonfinite_steps": self._n_nonfinite}
         factor = self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
         add_gradients(parameters, estimate.gradients, factor)
         rate = self._learning_rate.set(optimizer, self.config.learning_rate, self.loop.lr_factor)
         self.loop.record_learning_rate(rate)
         return {
-            "stable/unstable_fraction": fraction,
+            **fraction,
             "stable/observable_loss": estimate.loss,
             "stable/ess_fraction": estimate.ess_fraction,
             "stable/simulated_ps": self.loop.simulated_ps,
@@ -226,18 +226,13 @@ class Session:
                 " and ".join(limits),
             )
 
-    def warn_unverified(self) -> None:
-        """Warn of each system whose replicas were not stable for long enough when training ended."""
-        for record in self.loop.unverified():
-            log.warning(
-                "the potential is not verified to be stable%s: training ended in the %s phase, with %.0f %% of the replicas "
-                "unstable in window %d. Raise max_epochs, max_steps or max_windows and resume, or see the last windows in the "
-                "log.",
-                f" for {record.system}" if record.system else "",
-                record.phase,
-                100.0 * record.unstable_fraction,
-                record.window,
-            )
+    def log_verification(self) -> None:
+        """Log the bound of the failure rate that each system ends with; warn of those that are not verified."""
+        for each in self.loop.verifications():
+            if each.is_verified:
+                log.info("%s", each)
+            else:
+                log.warning("%s Raise max_epochs, max_steps or max_windows and resume.", each)
 
     def warn_energy_drift(self) -> None:
         """Warn of a drift of the energies' zero that the model keeps no constant for."""
@@ -255,11 +250,14 @@ class Session:
         self._n_logged_windows = len(self.loop.windows)
         for record in windows:
             log.info(
-                "%swindow %d (%s): %.0f %% of the replicas unstable, observable loss %.2e, %.2f ps simulated, %.0f s",
+                "%swindow %d (%s): %.0f %% of the replicas unstable (%.0f to %.0f %%), observable loss %.2e, %.2f ps "
+                "simulated, %.0f s",
                 f"{record.system}: " if record.system else "",
                 record.window,
                 record.phase,
                 100.0 * record.unstable_fraction,
+                100.0 * record.unstable_low,
+                100.0 * record.unstable_high,
                 record.observable_loss,
                 record.simulated_ps,
                 record.wall_s,
@@ -325,12 +323,17 @@ class Session:
 
 def _numbers(record: WindowRecord) -> dict[str, float]:
     prefix = f"stable/{record.system}" if record.system else "stable"
-    return {
+    numbers = {
         f"{prefix}/{record.phase}/unstable_fraction": record.unstable_fraction,
+        f"{prefix}/{record.phase}/unstable_fraction_low": record.unstable_low,
+        f"{prefix}/{record.phase}/unstable_fraction_high": record.unstable_high,
         f"{prefix}/{record.phase}/observable_loss": record.observable_loss,
         f"{prefix}/window": record.window,
         f"{prefix}/simulated_ps": record.simulated_ps,
     }
+    if record.bound_per_ns is not None:
+        numbers[f"{prefix}/{record.phase}/failures_per_ns_bound"] = record.bound_per_ns
+    return numbers
 
 
 def _check_optimizer(optimizer: optim.Optimizer, parameters: Sequence[Tensor]) -> None:

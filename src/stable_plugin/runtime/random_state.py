@@ -43,7 +43,7 @@ class RandomStreams:
 
     Attributes:
         noise: Velocities and thermostat noise, on the device.
-        choices: Which replicas restart, rewind, and where; on the CPU.
+        choices: Which replicas restart, and where; on the CPU.
         window: Number of the window that is simulated next; seeds what the model itself draws.
     """
 

@@ -23,8 +23,7 @@ STABLE = {
     "steps_per_window": 2,
     "schedule": {
         "_target_": "stable_plugin.Schedule",
-        "max_unstable_fraction": 0.5,
-        "stable_ps": 0.05,
+        "max_failures_per_ns": 5000.0,
         "max_windows": 2,
     },
 }

@@ -33,7 +33,7 @@ def test_callback_simulates_after_start_epoch(tmp_path, frames):
     run = trainer(tmp_path, callback, max_epochs=5)
     run.fit(module, ExtxyzDataModule(frames, batch_size=5))
     assert run.global_step >= 4
-    assert callback.windows[0].phase == "simulate"
+    assert callback.windows[0].phase == "probe"
     assert sum(entry.steps for entry in callback.windows) >= 1
     assert run.callback_metrics["stable/observable_loss"] > 0
 
@@ -129,7 +129,7 @@ def test_callback_takes_the_potential_of_other_modules(tmp_path, frames, potenti
 
 
 def test_callback_finds_structures_in_training_data(tmp_path, frames):
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.01, max_windows=1)
+    schedule = Schedule(max_failures_per_ns=30_000.0, max_windows=1)
     callback = StABlECallback(n_replicas=2, window_ps=0.01, record_every_fs=5.0, schedule=schedule)
     trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
     loop = callback.loop
@@ -178,7 +178,7 @@ class Interrupted(StABlECallback):
 def never_done():
     return {
         **kwargs_of(short_callback),
-        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02),
+        "schedule": Schedule(max_failures_per_ns=30_000.0),
         "min_ess_fraction": 0.01,
     }
 
@@ -333,8 +333,8 @@ def test_invalid_arguments_are_named_before_simulating(tmp_path, frames, argumen
         (lambda: Langevin(300.0, 0.5, -1.0), "friction_per_ps=-1"),
         (lambda: BondDeviation(float("nan")), "threshold=nan"),
         (lambda: BondDeviation(0.5, 0.2), "discard=0.2"),
-        (lambda: Schedule(max_unstable_fraction=1.5), "max_unstable_fraction=1.5"),
-        (lambda: Schedule(max_unstable_fraction=0.2, min_unstable_fraction=0.3), "min_unstable_fraction=0.3"),
+        (lambda: Schedule(max_failures_per_ns=0.0), "max_failures_per_ns=0"),
+        (lambda: Schedule(probe_every=0), "probe_every=0"),
         (lambda: StABlECallback(learning_rate=0.0), "learning_rate=0"),
         (lambda: StABlECallback(start_epoch=-1), "start_epoch=-1"),
         (lambda: StABlECallback(observable_weight=-1.0), "observable_weight=-1"),
@@ -375,7 +375,7 @@ class Own(StABlEMixin, LightningModule):
 def test_mixin_takes_the_steps_of_the_callback(tmp_path, frames):
     arguments = {
         **kwargs_of(short_callback),
-        "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2),
+        "schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=2),
     }
     data = ExtxyzDataModule(frames, batch_size=10)
     mixed = Own(small_module(), 7.0, **arguments)

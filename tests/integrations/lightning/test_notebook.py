@@ -49,7 +49,7 @@ callback = StABlECallback(
     window_ps=0.05,
     record_every_fs=2.5,
     check_every_fs=2.5,
-    schedule=Schedule(max_unstable_fraction=0.4, stable_ps=1.0, max_windows=4),
+    schedule=Schedule(max_windows=4),
     learning_rate=1e-3,
     observable_weight=1.0,
     execution=Execution(threads=1, compile=False),

@@ -33,7 +33,7 @@ def test_repaired_checkpoint_has_the_final_weights(tmp_path, frames, caplog):
     assert f"the repaired weights are in '{path}'" in caplog.text
     saved = torch.load(path, weights_only=False)["state_dict"]
     assert all(torch.equal(tensor, saved[name]) for name, tensor in module.state_dict().items())
-    assert "not verified" not in caplog.text
+    assert "not verified" not in caplog.text and "is verified to have less than 30000 failures" in caplog.text
 
 
 def test_repaired_checkpoint_goes_to_the_checkpoint_folder(tmp_path, frames):
@@ -68,7 +68,7 @@ class Growing(ModelCheckpoint):
         super().on_validation_end(run, module)
 
 
-TWO_WINDOWS = {"schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=2), "start_epoch": 2}
+TWO_WINDOWS = {"schedule": Schedule(max_failures_per_ns=30_000.0, max_windows=2), "start_epoch": 2}
 
 
 def assert_holds(path, module):
@@ -101,28 +101,36 @@ def test_best_checkpoint_named_after_its_score_is_kept(tmp_path, frames, caplog)
 
 def test_best_checkpoint_stays_without_a_repair(tmp_path, frames):
     best = Growing(tmp_path / "best", "best", monitor="grows", mode="min")
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=9.0)
+    schedule = Schedule()
     callback, _ = fit(tmp_path, frames, best, valid=frames[:2], start_epoch=4, schedule=schedule)
     assert callback.repaired_path is None
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["best.ckpt"]
 
 
 def test_end_without_verification_is_reported(tmp_path, frames, caplog):
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02)
+    schedule = Schedule(max_failures_per_ns=30_000.0)
     callback = short_callback(schedule=schedule, min_ess_fraction=0.01)
     trainer(tmp_path, callback, max_epochs=1).fit(small_module(), ExtxyzDataModule(frames, batch_size=5))
     assert callback.loop.phase != "done"
-    last = callback.windows[-1]
-    words = f"not verified to be stable: training ended in the {last.phase} phase, with {100 * last.unstable_fraction:.0f} %"
-    assert words in caplog.records[-1].getMessage()
+    message = caplog.records[-1].getMessage()
+    assert (
+        "not verified to have less than 30000 failures per ns: training ended before the next verification" in message
+    )
+    assert "It would take 0.0316 ps per replica without a further failure to verify it" in message
     assert callback.repaired_path is None and not list(tmp_path.glob("repaired*"))
 
 
 def test_max_windows_is_not_a_verification(tmp_path, frames, caplog):
     callback, _ = fit(tmp_path, frames)
-    assert callback.loop.phase == "done" and callback.windows[-1].phase == "learn"
+    assert callback.loop.phase == "done" and callback.windows[-1].phase == "probe"
     assert callback.repaired_path is not None
-    assert "not verified to be stable" in caplog.records[-1].getMessage()
+    last = callback.windows[-1]
+    message = caplog.records[-1].getMessage()
+    assert "not verified to have less than 30000 failures per ns: max_windows is reached" in message
+    assert (
+        f"{last.failures} failure(s) in {last.exposure_ps:.4g} ps of all replicas, at most {last.bound_per_ns:.3g}"
+        in message
+    )
 
 
 @pytest.mark.parametrize(("start_epoch", "warns"), [(2, False), (3, True), (9, True)])
@@ -175,7 +183,7 @@ def test_worse_energies_and_forces_are_reported(caplog, name, before, after, war
 
 
 def test_worse_forces_of_a_run_are_reported(tmp_path, frames, caplog):
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=3)
+    schedule = Schedule(max_failures_per_ns=30_000.0, max_windows=3)
     valid = read(TRAIN, "10:14")
     seed_everything(0)
     # The learning rate is far too high, so the steps spoil the fit.

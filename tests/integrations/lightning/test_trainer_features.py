@@ -49,7 +49,7 @@ class Watch(Callback):
 
 
 def fit(folder, frames, *callbacks, **changes):
-    schedule = Schedule(max_unstable_fraction=0.5, stable_ps=0.02)
+    schedule = Schedule(max_failures_per_ns=30_000.0)
     callback = short_callback(schedule=schedule, min_ess_fraction=0.01)
     watch = Watch(callback)
     module = small_module()
@@ -116,7 +116,7 @@ def test_simulation_keeps_precision_in_mixed_training(tmp_path, frames):
         frames,
         **{
             **short,
-            "schedule": Schedule(max_unstable_fraction=0.5, stable_ps=0.02),
+            "schedule": Schedule(max_failures_per_ns=30_000.0),
             "execution": Execution(compile=False),
         },
     )

@@ -23,9 +23,8 @@ TINY = [
     "runner.model.scheduler.T_max=4",
     "runner.stable.n_replicas=4",
     "runner.stable.window_ps=0.05",
-    "runner.stable.schedule.stable_ps=0.1",
+    "runner.stable.schedule.max_failures_per_ns=4000",
     "runner.stable.schedule.max_windows=2",
-    "runner.stable.schedule.max_unstable_fraction=0.2",
     "runner.evaluation.n_replicas=4",
     "runner.evaluation.horizons_ps=[0.1,0.2]",
 ]

@@ -28,10 +28,9 @@ QUICK = [
     "runner.stable.learning_rate=0.001",
     "+runner.stable.record_every_fs=2.5",
     "+runner.stable.check_every_fs=2.5",
-    "+runner.stable.schedule.stable_ps=0.01",
+    "+runner.stable.schedule.max_failures_per_ns=30000",
     "runner.stable.schedule.max_windows=1",
     # A model that has seen one epoch fails at once, and is to learn from it.
-    "+runner.stable.schedule.max_unstable_fraction=0.01",
     "runner.evaluation.n_replicas=2",
     "runner.evaluation.horizons_ps=[0.01]",
     "+runner.evaluation.record_every_fs=5.0",

@@ -89,7 +89,7 @@ def test_validate_accepts_what_hints_allow(arguments):
         ({"anything": {**SGD, "_partial_": "yes"}}, r"at\.anything\._partial_='yes' is not a valid boolean: pass true"),
         ({"anything": SGD}, r"at\.anything\.params is missing, and torch\.optim\.SGD requires it: pass a value"),
         ({"anything": [{**SCHEDULE, "windows": 1}]}, r"at\.anything\[0\]\.windows=1 is not an argument of .*mean max_windows"),
-        ({"anything": {**SCHEDULE, "stable_ps": "1"}}, r"at\.anything\.stable_ps='1' is not a valid number"),
+        ({"anything": {**SCHEDULE, "max_failures_per_ns": "1"}}, r"at\.anything\.max_failures_per_ns='1' is not a valid number"),
         ({"xyz": 1}, r"at\.xyz=1 is not an argument of some\.takes: pass count, rate,"),
     ],
 )  # fmt: skip

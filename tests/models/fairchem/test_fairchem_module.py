@@ -78,7 +78,7 @@ def test_callback_repairs_within_fit(tmp_path, data):
         start_epoch=1,
         n_replicas=2,
         window_ps=0.05,
-        schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.05, max_windows=1),
+        schedule=Schedule(max_failures_per_ns=5000.0, max_windows=1),
     )
     ours = module()
     trainer(tmp_path, callback, max_epochs=10).fit(ours, data)
@@ -163,7 +163,7 @@ def test_mixed_precision_keeps_simulation_exact(tmp_path, data):
         torch.manual_seed(0)
         ours = module()
         callback = StABlECallback(
-            n_replicas=2, window_ps=0.02, record_every_fs=5.0, schedule=Schedule(max_unstable_fraction=0.01, stable_ps=0.02, max_windows=1),
+            n_replicas=2, window_ps=0.02, record_every_fs=5.0, schedule=Schedule(max_failures_per_ns=20_000.0, max_windows=1),
             execution=Execution(compile=False, threads=1),
         )  # fmt: skip
         run = trainer(tmp_path, callback, max_epochs=1, limit_train_batches=1, precision=precision)

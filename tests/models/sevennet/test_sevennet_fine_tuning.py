@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
         steps_per_window=2,
         chunk=4,
         start_epoch=1,
-        schedule=Schedule(max_unstable_fraction=0.5, stable_ps=0.02, max_windows=1),
+        schedule=Schedule(max_failures_per_ns=30_000.0, max_windows=1),
     )
     trainer = Trainer(
         max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -70,7 +70,7 @@ def test_labels_of_another_code_move_the_isolated_atoms(trained):
 
 def test_fine_tuning_and_repair_lower_force_errors(trained):
     *_, callback, metrics = trained
-    assert [window.phase for window in callback.windows] == ["simulate", "learn"]
+    assert [window.phase for window in callback.windows] == ["probe", "learn", "probe"]
     assert callback.windows[-1].observable_loss > 0.0
     assert metrics["after"]["valid/forces_mae"] < metrics["before"]["valid/forces_mae"]
 

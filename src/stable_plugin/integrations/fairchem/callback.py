@@ -131,7 +131,7 @@ class StABlECallback(Callback):
         self._interruption.restore_handlers()
         if self.session.has_begun and DistributedContext.current().rank == 0:
             self.session.warn_energy_drift()
-            self.session.warn_unverified()
+            self.session.log_verification()
 
     def on_exception(self, state: State, unit: Any, exc: BaseException) -> None:
         """Restore the signal handlers when training ends with an error."""

@@ -38,11 +38,10 @@ class StABlECallback(Callback):
     """Repairs a potential that fails in molecular dynamics while it is being trained.
 
     From ``start_epoch`` on, the potential simulates replicas of the training structures. When too many fail, the
-    gradient of a reference observable joins that of the user's own loss in each optimizer step, until none fails.
-    Training ends when the replicas stay stable for ``schedule.stable_ps``. The repaired weights are then in
-    ``repaired.ckpt``, in the folder of the first checkpoint callback or in ``default_root_dir``, and ``best`` and ``last``
-    of the checkpoint callbacks mean them too. Averages of weights that NequIP and SchNetPack keep are set to the weights
-    after each step.
+    gradient of a reference observable joins that of the user's own loss in each optimizer step. Training ends when fewer
+    than ``schedule.max_failures_per_ns`` fail, at 95 % confidence. The repaired weights are then in ``repaired.ckpt``, in
+    the folder of the first checkpoint callback or in ``default_root_dir``, and ``best`` and ``last`` of the checkpoint
+    callbacks mean them too. Averages of weights that NequIP and SchNetPack keep are set to the weights after each step.
 
     Optimizer, clipping, precision, accumulation, loggers and checkpoints stay the Trainer's. Works with Trainers of
     ``pytorch_lightning`` and of ``lightning``, and with a module that holds a model of a known family, or has a method
@@ -200,7 +199,7 @@ class StABlECallback(Callback):
             return
         self._baseline.warn_worse(trainer)
         self.session.warn_energy_drift()
-        self.session.warn_unverified()
+        self.session.log_verification()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write a checkpoint when the run is interrupted, to resume from with ``trainer.fit(ckpt_path=...)``."""
@@ -226,7 +225,7 @@ class StABlECallback(Callback):
         Args:
             trainer: The Trainer.
         """
-        # Windows of the simulation phase fall between optimizer steps, where module.log() is not allowed.
+        # Windows of probes fall between optimizer steps, where module.log() is not allowed.
         for numbers in self.session.new_windows():
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=trainer.global_step)

@@ -185,6 +185,7 @@ class StABlEPipeline(RunFolder):
         loop = self.stable.loop
         phase = {
             "windows": [vars(entry) for entry in loop.windows],
+            "verifications": [vars(entry) for entry in loop.verifications()],
             "wall_s": time.perf_counter() - began,
             "md_steps": loop.md_steps,
             "optimizer_steps": sum(entry.steps for entry in loop.windows),
