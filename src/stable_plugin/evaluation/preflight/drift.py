@@ -65,7 +65,7 @@ def energy_drift(
     step = TIMESTEP_FS * FS
     n_steps = round(1000.0 * DURATION_PS / TIMESTEP_FS)
     moved = torch.zeros_like(positions)
-    totals = []
+    totals: list[Tensor] = []
     started = time.perf_counter()
     with potential.simulating():
         energies, forces = potential.energies_and_forces(positions, potential.edges(positions, *own))
