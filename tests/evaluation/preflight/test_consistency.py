@@ -12,7 +12,7 @@ from force_fields import ForceField
 from torch import nn
 
 from stable_plugin.evaluation import check_potential
-from stable_plugin.evaluation.preflight import check_systems
+from stable_plugin.evaluation.preflight import check_systems, drift
 from stable_plugin.evaluation.preflight.diatomics import curve_of
 from stable_plugin.models import ModulePotential, Potential
 
@@ -148,6 +148,13 @@ def test_nonconservative_force_drifts():
     sound, swirl = (check_potential(kind(ETHANOL), frames, n_frames=4) for kind in (ForceField, Swirl))
     assert abs(sound.drift.drift_meV_per_atom_ps) < 0.3 and not any("drifts" in each for each in sound.problems)
     assert swirl.drift.drift_meV_per_atom_ps > 3.0 and any("drifts" in each for each in swirl.problems)
+
+
+def test_drift_of_slow_potential_is_shortened(monkeypatch):
+    monkeypatch.setattr(drift, "MAX_WALL_S", 0.0)
+    found = check_potential(EMT(), rattled(COPPER), n_frames=1)
+    assert found.drift.duration_ps == pytest.approx(0.02) and found.drift.n_replicas == 1
+    assert check_potential(EMT(), rattled(COPPER, 6), n_frames=6).drift.n_replicas == 4  # 128 atoms of 200
 
 
 def test_symmetries_of_sound_potential():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,13 @@ from stable_plugin.units import FS
 DURATION_PS = 0.25
 TIMESTEP_FS = 0.5
 N_REPLICAS = 4
+MAX_ATOMS = 200
+"""Most atoms that are simulated at once, in one replica at least."""
+
+MAX_WALL_S = 20.0
+"""Wall time in s after which the simulation of a slow potential ends, once it has :data:`MIN_STEPS` timesteps."""
+
+MIN_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ def energy_drift(
         seed: Seed of the velocities.
         cell: Cells of the start frames, (n_starts, 3, 3) in Å; that of the system if None.
     """
-    chosen = torch.arange(min(N_REPLICAS, len(starts)))
+    n_replicas = min(N_REPLICAS, len(starts), max(1, MAX_ATOMS // potential.system.n_atoms))
+    chosen = torch.arange(n_replicas)
     generator = torch.Generator(potential.device).manual_seed(seed)
     positions = starts[chosen].to(potential.device, potential.dtype)
     own = optional(None if cell is None else cell[chosen].to(positions))
@@ -56,10 +65,11 @@ def energy_drift(
     step = TIMESTEP_FS * FS
     n_steps = round(1000.0 * DURATION_PS / TIMESTEP_FS)
     moved = torch.zeros_like(positions)
-    totals = torch.zeros(n_steps, len(positions), dtype=torch.float64, device=potential.device)
+    totals: list[Tensor] = []
+    started = time.perf_counter()
     with potential.simulating():
         energies, forces = potential.energies_and_forces(positions, potential.edges(positions, *own))
-        for index in range(n_steps):
+        while len(totals) < n_steps and (len(totals) < MIN_STEPS or time.perf_counter() < started + MAX_WALL_S):
             velocities = velocities + 0.5 * step * forces / inertia[:, None]
             # The sum of small steps is kept apart, as single precision loses digits of them in large positions.
             moved = moved + step * velocities
@@ -67,16 +77,17 @@ def energy_drift(
             energies, forces = potential.energies_and_forces(at, potential.edges(at, *own))
             velocities = velocities + 0.5 * step * forces / inertia[:, None]
             kinetic = 0.5 * (potential.system.masses.double()[:, None] * velocities.double().square()).sum(dim=(1, 2))
-            totals[index] = energies.double() + kinetic
-    return _fit(totals.cpu().numpy(), potential.system.n_atoms)
+            totals.append(energies.double() + kinetic)
+    return _fit(torch.stack(totals).cpu().numpy(), potential.system.n_atoms)
 
 
 def _fit(totals: np.ndarray, n_atoms: int) -> DriftFindings:
     """Return the drift of total energies, (n_steps, n_replicas) in eV."""
     finite = np.isfinite(totals).all(axis=0)
+    times_ps = TIMESTEP_FS / 1000.0 * np.arange(1.0, len(totals) + 1)
+    duration_ps = float(times_ps[-1])
     if not finite.any():
-        return DriftFindings(float("inf"), 0.0, DURATION_PS, 0)
-    times_ps = TIMESTEP_FS / 1000.0 * np.arange(len(totals))
+        return DriftFindings(float("inf"), 0.0, duration_ps, 0)
     slopes = 1000.0 / n_atoms * np.polyfit(times_ps, totals[:, finite], 1)[0]
     error = slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else 0.0
-    return DriftFindings(float(slopes.mean()), float(error), DURATION_PS, int(finite.sum()))
+    return DriftFindings(float(slopes.mean()), float(error), duration_ps, int(finite.sum()))
