@@ -32,7 +32,7 @@ def test_main_shows_version_and_commands(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in ("train", "evaluate", "recipes"))
+    assert all(name in text for name in ("train", "check", "evaluate", "recipes"))
 
 
 def test_recipes_lists_shipped_recipes(capsys):
@@ -111,6 +111,35 @@ def test_evaluate_names_a_mistake(model, tmp_path, monkeypatch, capsys, argument
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_check_agrees_with_check_potential(model, tmp_path, capsys):
+    from stable_plugin.evaluation import check_potential
+    from stable_plugin.models import load_potential
+
+    frames, findings = str(DATA / "aspirin_heldout.extxyz"), tmp_path / "findings.json"
+    command = ["check", model, frames, "--temperature-K", "500", "--frames", "1", "--device", "cpu"]
+    assert main([*command, "--json", str(findings)]) == 0
+    found = check_potential(load_potential(model), frames, 500.0, n_frames=1)
+    shown = capsys.readouterr().out
+    assert shown.startswith("C9H8O4, 500 K: ") and all(f"- {problem}" in shown for problem in found.problems)
+    written = json.loads(findings.read_text())["C9H8O4"]
+    assert written["n_holes"] == found.n_holes and written["problems"] == found.problems
+    assert main([*command, "--json", str(findings)]) == 1
+    assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.xyz"], "frames='missing.xyz' is not a file"),
+        ([str(DATA / "aspirin_heldout.extxyz"), "--frames", "0"], "n_frames=0 is out of range"),
+        ([str(DATA / "aspirin_heldout.extxyz"), "--temperature-K", "-5"], "temperature_K=-5.0 is out of range"),
+    ],
+)
+def test_check_names_a_mistake(model, capsys, arguments, message):
+    assert main(["check", model, *arguments]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_train_names_a_missing_recipe(capsys):

@@ -1,4 +1,4 @@
-"""The ``stable-plugin`` command: train a recipe, repair or evaluate a potential, copy the shipped recipes."""
+"""The ``stable-plugin`` command: train a recipe, repair, check or evaluate a potential, copy the shipped recipes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,29 @@ examples:
 
 EVALUATE = """\
 Simulate replicas with a potential, count how many fail, compare observables with a reference, and
-write a report. A model file is a pickle, which can run code: load files you trust."""
+write a report, for each of the systems in the start frames. A model file is a pickle, which can
+run code: load files you trust. Exit code 3: some of several systems could not be evaluated; the
+report names them and the reason."""
 
 EVALUATE_EXAMPLES = """\
 examples:
   stable-plugin evaluate after.model heldout.extxyz --reference reference.extxyz --temperature-K 500
   stable-plugin evaluate off-small start.xyz --ps 1 10
   stable-plugin evaluate uma-s-1p1 start.xyz --task-name omol --device cuda"""
+
+SYSTEMS_FAILED = 3
+"""Exit code of an evaluation in which some of several systems could not be evaluated."""
+
+CHECK = """\
+Look for faults of a potential in seconds, without simulating at temperature: holes around reference
+frames (bonds, angles and contacts beyond their thermal range whose energy is too low), energies of
+two atoms of each pair of elements, symmetries, smoothness at the cutoff, and conservation of energy.
+A model file is a pickle, which can run code: load files you trust."""
+
+CHECK_EXAMPLES = """\
+examples:
+  stable-plugin check mace.model train.xyz --temperature-K 500
+  stable-plugin check off-small frames.xyz --json findings.json"""
 
 RECIPES = """\
 List the recipes that come with the package, or copy one and its data into ./recipes. Existing files
@@ -70,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     expected = (ValueError, TypeError, OSError, ImportError, UnusablePotentialError, NonFiniteGradientError)
     try:
-        options.run(options)
+        code: int | None = options.run(options)
     except expected as error:
         if options.debug:
             raise
@@ -79,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -98,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
     _add_repair(commands)
+    _add_check(commands)
     _add_evaluate(commands)
     _add_recipes(commands)
     return parser
@@ -138,6 +155,27 @@ def _add_repair(commands: Any) -> None:
     )
     command.add_argument("--temperature-K", metavar="K", type=float, default=300.0, help="temperature (default: 300)")
     command.set_defaults(run=_repair)
+
+
+def _add_check(commands: Any) -> None:
+    command = _add_command(commands, "check", "look for faults of a potential in seconds", CHECK, CHECK_EXAMPLES)
+    command.add_argument(
+        "model", metavar="MODEL", help="MACE .model file, fairchem checkpoint, or foundation model's name"
+    )
+    command.add_argument(
+        "frames", metavar="FRAMES", help="reference frames at this temperature, in a file that ASE reads"
+    )
+    command.add_argument("--temperature-K", metavar="K", type=float, default=300.0, help="temperature (default: 300)")
+    command.add_argument(
+        "--frames", metavar="N", type=int, default=8, dest="n_frames", help="frames to scan (default: 8)"
+    )
+    command.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="seed of rotations and velocities (default: 0)"
+    )
+    command.add_argument("--task-name", metavar="NAME", help="data set of a fairchem model that has several")
+    command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if torch finds a device")
+    command.add_argument("--json", metavar="FILE", help="file to write all findings to")
+    command.set_defaults(run=_check)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -217,7 +255,32 @@ def _repair(options: argparse.Namespace) -> None:
     start(pipeline)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
+    import json
+
+    import torch
+
+    from stable_plugin.evaluation.preflight import check_systems
+    from stable_plugin.models import load_potential
+    from stable_plugin.runtime.atomic_files import atomic_write
+
+    if options.json and Path(options.json).exists():
+        raise FileExistsError(f"{options.json} exists and is not overwritten: choose another path or remove it.")
+    loader = {"task_name": options.task_name} if options.task_name else {}
+    with quiet_stdout(options.debug):
+        module = load_potential(options.model, **loader)
+        module.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = check_systems(
+            module, options.frames, options.temperature_K, n_frames=options.n_frames, seed=options.seed
+        )
+    print("\n".join(map(str, found.values())))
+    if options.json:
+        with atomic_write(Path(options.json), "findings") as partial:
+            plain = {name: preflight.to_json() for name, preflight in found.items()}
+            partial.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from stable_plugin import BondDeviation, Langevin
@@ -251,6 +314,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         settings=settings,
     )
     start(pipeline)
+    return SYSTEMS_FAILED if pipeline.failed else 0
 
 
 def _recipes(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from toys import as_potential, tiny_mace
 
 from stable_plugin import Langevin, System, cli
-from stable_plugin.evaluation import Evaluator
+from stable_plugin.evaluation import Evaluation, Evaluator, evaluate
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.neighbors import edges_within
@@ -97,7 +97,9 @@ def test_evaluator_of_several_compositions_has_one_for_each(caplog):
     starts = [*frames_of("molecule"), *frames_of("diatomic", 2), molecule("CH4")]
     evaluator = Evaluator(starts, n_replicas=2, horizons_ps=[0.05])
     assert (evaluator.name, list(evaluator.others)) == ("C2H6O", ["N2"])
-    assert "simulated: C2H6O, N2; left out, with one reference frame or beyond the first 8: CH4" in caplog.text
+    assert "starts have 3 systems; simulated: C2H6O, N2" in caplog.text
+    assert "CH4 is not evaluated: 1 reference frame, two are needed: pass more in reference=" in caplog.text
+    assert evaluator.failed == list(evaluator.not_evaluated) == ["CH4"]
     assert evaluator.others["N2"].system.n_atoms == 2
     with pytest.raises(
         ValueError, match=r"starts have 2 compositions \(.*\), none with two reference frames: pass reference="
@@ -142,6 +144,7 @@ def test_errors_are_those_of_all_compositions():
     assert errors == {
         "force_mae_mev_per_A": pytest.approx(10.0),
         "energy_mae_mev_per_atom": pytest.approx(1.0, rel=1e-5),
+        "force_mae_by_element_mev_per_A": pytest.approx({"C": 10.0, "H": 10.0, "O": 10.0}),
     }
 
 
@@ -174,11 +177,12 @@ def test_errors_by_head():
         potential = as_potential(model, System.from_atoms(atoms))
         at = torch.tensor(atoms.positions)[None]
         energies, forces = potential.energies_and_forces(at, potential.edges(at))
-        atoms.info[ENERGY_KEY] = energies.item() + potential.constant_energy
+        atoms.info[ENERGY_KEY] = energies.item() + potential.constant_energy + (0.0 if head == "a" else 0.006)
         atoms.arrays[FORCES_KEY] = forces[0].numpy() + (0.02 if head == "a" else 0.0)
         frames.append(atoms)
     errors = mean_absolute_errors(model, frames)
     assert errors["force_mae_by_head_mev_per_A"] == pytest.approx({"a": 20.0, "Default": 0.0}, abs=1e-6)
+    assert errors["energy_mae_by_head_mev_per_atom"] == pytest.approx({"a": 0.0, "Default": 2.0}, abs=1e-6)
 
 
 def test_command_evaluates_several_compositions(tmp_path, capsys):
@@ -198,6 +202,70 @@ def test_command_evaluates_several_compositions(tmp_path, capsys):
     assert "report.html" in pages
     report = json.loads((out / "report.json").read_text())
     assert report["evaluation"]["replicas"] == 2
+    assert sorted(each["page"] for each in report["systems"].values()) == pages
+    assert report["total"]["evaluation"]["replicas"] == 6
+    assert report["not_evaluated"] == {"H": "isolated atom, which feels no force"}
+    assert report["failed_systems"] == []
+    page = (out / "report.html").read_text()
+    for name, each in report["systems"].items():
+        if each["page"] != "report.html":
+            assert f'<a href="{each["page"]}">{name}</a>' in page
+            assert '<a href="../../report.html">all systems</a>' in (out / each["page"]).read_text()
+
+
+def test_a_cell_of_one_atom_does_not_end_the_evaluation_of_others(tmp_path, capsys):
+    model, frames = labeled({1: 0.0, 6: 0.0, 8: 0.0})
+    save_mace(model, tmp_path / "x.model")
+    cell = Atoms("H", cell=[3.0] * 3, pbc=True)
+    ase.io.write(tmp_path / "starts.extxyz", [*frames[:2], cell, cell])
+    out = tmp_path / "out"
+    code = cli.main([
+        "evaluate", str(tmp_path / "x.model"), str(tmp_path / "starts.extxyz"), "--replicas", "2", "--ps", "0.05", "--out",
+        str(out), "--temperature-K", "20",
+    ])  # fmt: skip
+    assert code == cli.SYSTEMS_FAILED
+    reason = "one atom per cell, on which no force acts: repeat the cell, atoms.repeat((3, 3, 3))"
+    assert json.loads((out / "report.json").read_text())["not_evaluated"] == {"H": reason}
+    assert f"H was not evaluated: {reason}" in (out / "report.html").read_text()
+    assert f"Warning: H was not evaluated: {reason}" in capsys.readouterr().out
+
+
+class TethersOfSome(Tethers):
+    """Is not defined for nitrogen."""
+
+    def stable_potential(self, system):
+        if 7 in system.numbers:
+            raise ValueError("the model does not know nitrogen")
+        return super().stable_potential(system)
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_a_system_that_the_potential_does_not_know_is_named_and_the_others_evaluated(order, caplog, tmp_path):
+    nitrogen = frames_of("diatomic", 4 if order == "first" else 2)
+    evaluator = Evaluator([*frames_of("molecule"), *nitrogen], n_replicas=2, horizons_ps=[0.05])
+    assert evaluator.name == ("N2" if order == "first" else "C2H6O")
+    evaluation = evaluator.evaluate(TethersOfSome(), tmp_path)
+    assert list(evaluation.systems) == ["C2H6O"] == [evaluation.name]
+    assert evaluation.not_evaluated == {"N2": "the model does not know nitrogen"}
+    assert evaluation.failed == ["N2"]
+    assert "N2 is not evaluated, the other systems are: the model does not know nitrogen" in caplog.text
+    with pytest.raises(ValueError, match="the model does not know nitrogen"):
+        Evaluator(nitrogen, n_replicas=2, horizons_ps=[0.05]).evaluate(TethersOfSome())
+
+
+def test_evaluate_returns_all_systems():
+    starts = [*frames_of("molecule"), *frames_of("diatomic", 2)]
+    settings = {"n_replicas": 2, "horizons_ps": [0.05]}
+    evaluation = evaluate(Tethers(), starts, **settings)
+    assert list(evaluation.systems) == ["C2H6O", "N2"]
+    alone = evaluate(Tethers(), starts[3:], **settings)
+    assert evaluation.others["N2"].summaries[0]["observables"] == alone.summaries[0]["observables"]
+    assert (
+        Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))).systems.keys() == evaluation.systems.keys()
+    )
+    limited = Evaluator(starts, max_systems=1, **settings)
+    assert limited.not_evaluated == {"N2": "beyond the first 1 systems: raise max_systems"}
+    assert limited.failed == []
 
 
 def test_evaluator_simulates_with_an_ase_calculator():

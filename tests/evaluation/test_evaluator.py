@@ -214,3 +214,31 @@ def test_mean_energy_error_keeps_the_sign():
     potential = ModulePotential(Network(0.0), evaluator().system)
     frames[0].info["REF_energy"], frames[1].info["REF_energy"] = 21.0, 63.0
     assert mean_energy_error(potential, read_labeled(frames, "frames")) == pytest.approx(-2.0)
+
+
+def test_evaluate_at_other_temperatures_and_timesteps():
+    settings = {
+        "other_conditions": True,
+        "horizons_ps": [0.1],
+        "integrator": Langevin(400.0, 0.5, 5.0),
+        "detector": None,
+    }
+    (summary,) = evaluator(**settings).evaluate(Network(0.0)).summaries
+    found = summary["other_conditions"]
+    assert [(each["temperature_K"], each["timestep_fs"]) for each in found] == [
+        (280.0, 0.5), (560.0, 0.5), (400.0, 1.0), (400.0, 2.0)
+    ]  # fmt: skip
+    # Without forces, atoms fly apart sooner the hotter they are.
+    followed = [each["verdict"]["followed_ns"] for each in found]
+    assert followed[0] > followed[1]
+    assert [each["unstable"] for each in found] == [4, 4, 4, 4]
+    (stable,) = evaluator(**settings | {"integrator": Langevin(50.0, 0.5, 5.0)}).evaluate(Network(20.0)).summaries
+    assert [each["unstable"] for each in stable["other_conditions"][:2]] == [0, 0]
+
+
+def test_evaluate_with_static_checks():
+    settings = {"preflight": True, "horizons_ps": [0.01], "integrator": Langevin(300.0, 0.5, 5.0)}
+    (summary,) = evaluator(**settings).evaluate(Network(2.0)).summaries
+    found = summary["preflight"]
+    assert found["n_scans"] > found["n_holes"] >= 0
+    assert found["temperature_K"] == 300.0

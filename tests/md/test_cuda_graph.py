@@ -11,19 +11,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import PairRepulsion, as_potential, tiny_mace, triatomic
 
 from stable_plugin import (
+    AngleLimits,
     AnyOf,
     BondDeviation,
+    BondLimits,
+    ChiralityLimits,
     ClosestContact,
+    ContactLimits,
     CoordinationNumber,
     IntermolecularContact,
     Langevin,
     LindemannCriterion,
+    MomentumLimits,
     NonFinite,
     NoseHooverChain,
     ObservableDeviation,
+    PlaneLimits,
     RadialDistribution,
+    RingLimits,
     RunawayTemperature,
     System,
+    TemperatureLimits,
 )
 from stable_plugin.md import Execution, Simulator
 
@@ -243,6 +251,22 @@ def test_step_does_not_read_the_host(detector, integrator):
 
     reads(1)  # TorchScript specializes in the first calls
     assert reads(1) == reads(4) > 0
+
+
+LIMITS = [
+    BondLimits, AngleLimits, PlaneLimits, ChiralityLimits, RingLimits, ContactLimits, TemperatureLimits, MomentumLimits
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LIMITS, ids=lambda each: each.__name__)
+def test_limits_do_not_read_the_host(kind, aspirin_frames, aspirin_positions):
+    detector = AnyOf([kind(500.0)])
+    detector.bind(System.from_frames(aspirin_frames), aspirin_positions)
+    assert detector.capturable
+    velocities = torch.zeros_like(aspirin_positions)
+    with HostReads() as watched:
+        detector.classify(aspirin_positions, velocities)
+    assert watched.count == 0
 
 
 def test_host_reads_counts_synchronizations():

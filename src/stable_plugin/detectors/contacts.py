@@ -98,7 +98,7 @@ class ContactLimits(ReferenceLimitDetector):
         self._limit_of_kind = limits.to(system.masses)
         self._radius = max(MIN_SEARCH_A, float(limits[limits < inf].max()))
         if self.capturable:
-            self._limit = self._limit_of_kind[self._kind(self._pairs)]
+            self._limit = self._limit_of_kind[self.kinds(self._pairs)]
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         """Return the largest ratio of limit and distance; 0 in a large system whose atoms are all further apart."""
@@ -123,6 +123,16 @@ class ContactLimits(ReferenceLimitDetector):
             for atoms, distance, limit in self._closest(positions, cell)
         ]
 
+    def limits(self, pairs: Tensor) -> Tensor:
+        """Return the shortest allowed distances of pairs of atoms, (n_pairs,) in Å.
+
+        Args:
+            pairs: Atoms more than two bonds apart, (n_pairs, 2).
+        """
+        if self._system is None:
+            raise RuntimeError("ContactLimits has no reference yet: call bind(system, reference) first.")
+        return self._limit_of_kind[self.kinds(pairs)]
+
     def __str__(self) -> str:
         return "contact limits"
 
@@ -141,7 +151,7 @@ class ContactLimits(ReferenceLimitDetector):
         replica, pairs, distances = self._search.pairs(positions, self._radius, cell)
         # NaN if the frame is not finite.
         nothing = 0.0 * positions.sum(dim=(1, 2))
-        found = self._limit_of_kind[self._kind(pairs)].to(distances) / distances
+        found = self._limit_of_kind[self.kinds(pairs)].to(distances) / distances
         return (
             nothing.scatter_reduce(0, replica, found, "amax"),
             (nothing + self._radius).scatter_reduce(0, replica, distances, "amin"),
@@ -163,13 +173,17 @@ class ContactLimits(ReferenceLimitDetector):
             if len(pairs) == 0:
                 closest.append(((), inf, 0.0))
                 continue
-            limits = self._limit_of_kind[self._kind(pairs)].to(distances)
+            limits = self._limit_of_kind[self.kinds(pairs)].to(distances)
             worst = int(torch.nan_to_num(limits / distances, nan=inf).argmax())
             closest.append((tuple(pairs[worst].tolist()), float(distances[worst]), float(limits[worst])))
         return closest
 
-    def _kind(self, pairs: Tensor) -> Tensor:
-        """Return the number of the kind of pairs, (n_pairs,): elements, and whether the molecule is the same."""
+    def kinds(self, pairs: Tensor) -> Tensor:
+        """Return the number of the kind of pairs, (n_pairs,): their elements, and whether the molecule is the same.
+
+        Args:
+            pairs: Atoms, (n_pairs, 2).
+        """
         element, molecule = self._element.to(pairs.device)[pairs], self._molecule.to(pairs.device)[pairs]
         same = (molecule[:, 0] == molecule[:, 1]).long()
         return (same * self._n_elements + element.amin(dim=1)) * self._n_elements + element.amax(dim=1)
@@ -180,9 +194,9 @@ class ContactLimits(ReferenceLimitDetector):
         shortest = reference.new_full((len(reference), 2 * self._n_elements**2), inf, dtype=torch.float64)
         if self._search is not None:
             frame, pairs, distances = self._search.pairs(reference, MIN_SEARCH_A, cell)
-            kinds = frame * shortest.shape[1] + self._kind(pairs)
+            kinds = frame * shortest.shape[1] + self.kinds(pairs)
             return shortest.flatten().scatter_reduce(0, kinds, distances.double(), "amin").view_as(shortest)
-        kinds = self._kind(self._pairs)
+        kinds = self.kinds(self._pairs)
         n_frames = max(1, MAX_DISTANCES // len(kinds))
         for start in range(0, len(reference), n_frames):
             part = slice(start, start + n_frames)

@@ -52,6 +52,7 @@ class CoordinateLimits(ReferenceLimitDetector):
         self._system: System | None = None
         self._atoms: Tensor | None = None
         self._limits: Limits | None = None
+        self._classes: Tensor | None = None
 
     @abstractmethod
     def coordinates(self, system: System) -> Tensor:
@@ -77,7 +78,8 @@ class CoordinateLimits(ReferenceLimitDetector):
         self._system, self._atoms = system, atoms
         raw = self.values(system, reference, atoms, cell)
         self.fit(raw)
-        self._limits = self.make_limits(self.reduced(raw), equivalent_coordinates(system, atoms)).to(system.masses)
+        self._classes = equivalent_coordinates(system, atoms)
+        self._limits = self.make_limits(self.reduced(raw), self._classes).to(system.masses)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         return self._relative(positions, cell)[1].amax(dim=-1)
@@ -126,6 +128,22 @@ class CoordinateLimits(ReferenceLimitDetector):
             classes: Class of each coordinate, (n_coordinates,).
         """
         return thermal_limits(values, classes, self.amplitude, self.false_alarms, self.scale)
+
+    @property
+    def atoms(self) -> Tensor:
+        """Atoms of each coordinate of the bound system, (n_coordinates, n_members)."""
+        return self._bound[1]
+
+    @property
+    def classes(self) -> Tensor:
+        """Class of each coordinate, (n_coordinates,), equal for equivalent ones."""
+        assert self._bound and self._classes is not None
+        return self._classes
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of the coordinates of the bound system."""
+        return self._bound[2]
 
     @property
     def _bound(self) -> tuple[System, Tensor, Limits]:

@@ -42,6 +42,14 @@ def definitions(report: Mapping[str, Any]) -> dict[str, str]:
         "measured on fewer frames, and never on those after a failure. ±: standard error of the mean, averaged likewise, "
         "from the spread between replicas and between blocks of one picosecond.",
     }
+    if any(each.get("observables_w1") for each in stages.values()):
+        terms["Wasserstein-1"] = (
+            "Mean distance that the probability of one distribution has to be moved to give the other. For bonds, angles and "
+            "dihedrals, of the equivalent coordinates that differ most in relation to their level; for curves, as distributions "
+            "over their axis. The first tenth of the simulation (equilibration_fraction) and frames after a failure are left "
+            "out. Above, within: the largest distance of a block of the reference from its other blocks that is expected, at "
+            "95 %. Without it, the reference or the simulation is too short."
+        )
     if "limits" not in detector:
         del terms["Limits"]
     if "before" in stages:

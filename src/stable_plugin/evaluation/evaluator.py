@@ -16,10 +16,13 @@ from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.config import StABlEConfig
-from stable_plugin.defaults import evaluated_observables, find_detector
+from stable_plugin.defaults import default_detector, evaluated_observables, find_detector
 from stable_plugin.detectors import Detector, Published
+from stable_plugin.evaluation.conditions import failures_under, other_conditions
+from stable_plugin.evaluation.distributions import DistributionTest
 from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
+from stable_plugin.evaluation.preflight import check_potential
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
 from stable_plugin.evaluation.trajectories import (
@@ -35,8 +38,9 @@ from stable_plugin.md.compositions import frames_by_name, split_by_composition
 from stable_plugin.md.frames import Frames, read_frames, warn_temperature
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 from stable_plugin.md.system import System, stack_positions
-from stable_plugin.models import NoInteraction, find_potential
+from stable_plugin.models import NoInteraction, Potential, find_potential
 from stable_plugin.observables import Observable, TimeCorrelation, trajectory_from_atoms
+from stable_plugin.runtime import checks
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +67,29 @@ class Evaluator:
         record_every_fs: Time between two frames that the observables see, in fs.
         check_every_fs: Time between two checks of the detector, in fs.
         max_failures_per_ns: Failure rate in 1/ns up to which the verdict is that the potential holds.
+        equilibration_fraction: Fraction of the simulated time that is left out, at its beginning, where distributions are
+            compared with the reference.
+        other_conditions: Whether to count failures also at 0.7 and 1.4 times the temperature, and at timesteps of 0.5, 1 and
+            2 fs, up to the first horizon.
+        preflight: Whether to scan the potential for holes and faults before the simulation, see
+            :func:`~stable_plugin.evaluation.check_potential`.
         execution: How the simulator runs its steps; chosen automatically if None.
         bonds: Pairs of bonded atoms; if None, those that hold in nearly all reference frames.
         energy_key: Key of the total energy in ``labeled``.
         forces_key: Key of the forces in ``labeled``.
+        max_systems: Number of systems in the start frames that are evaluated, the most frequent ones.
         seed: Seed of velocities and noise. With equal seeds, two potentials can be compared replica by replica.
 
     Attributes:
-        others: Evaluators of the other compositions by name, where the start frames have several. This one is of the most
-            frequent; the errors are on labeled frames of all compositions.
-        name: Chemical formula of the system, numbered where several compositions share it.
+        others: Evaluators of the other systems by name, where the start frames have several. This one is of the most
+            frequent that can be evaluated; the errors are on labeled frames of all systems.
+        name: Name of the system: its chemical formula, with what tells it from others of this formula.
+        not_evaluated: Systems in the start frames that are not evaluated, with the reason.
+        failed: Names of those in ``not_evaluated`` that lack something; the others are beyond ``max_systems``, or isolated atoms.
 
     Raises:
-        ValueError: If a setting is out of range, or frames and settings do not match.
+        ValueError: If a setting is out of range, or frames and settings do not match. Where the start frames have several
+            systems, only if that holds for all of them.
         FileNotFoundError: If a file of frames does not exist.
     """
 
@@ -94,68 +108,100 @@ class Evaluator:
         record_every_fs: float = 50.0,
         check_every_fs: float = StABlEConfig.check_every_fs,
         max_failures_per_ns: float = MAX_FAILURES_PER_NS,
+        equilibration_fraction: float = SimulationSettings.equilibration_fraction,
+        other_conditions: bool = False,
+        preflight: bool = False,
         execution: Execution | None = None,
         bonds: Sequence[tuple[int, int]] | None = None,
         energy_key: str = ENERGY_KEY,
         forces_key: str = FORCES_KEY,
+        max_systems: int = StABlEConfig.max_systems,
         seed: int = StABlEConfig.seed,
     ) -> None:
-        settings = SimulationSettings(
-            integrator=integrator or Langevin(),
-            n_replicas=n_replicas,
-            horizons_ps=horizons_ps,
-            record_every_fs=record_every_fs,
-            check_every_fs=check_every_fs,
-            max_failures_per_ns=max_failures_per_ns,
-            execution=execution or Execution(),
-            seed=seed,
-        )
+        shared: dict[str, Any] = {
+            "integrator": integrator or Langevin(),
+            "n_replicas": n_replicas,
+            "horizons_ps": horizons_ps,
+            "record_every_fs": record_every_fs,
+            "check_every_fs": check_every_fs,
+            "max_failures_per_ns": max_failures_per_ns,
+            "equilibration_fraction": equilibration_fraction,
+            "execution": execution or Execution(),
+            "seed": seed,
+        }
+        self.settings = SimulationSettings(**shared)
+        self.other_conditions = checks.flag("other_conditions", other_conditions)
+        self.preflight = checks.flag("preflight", preflight)
+        checks.count("max_systems", max_systems, at_least=1)
         all_starts = split_by_composition(read_frames(starts, "starts"))
         all_reference = None if reference is None else read_frames(reference, "reference")
         references = all_starts if all_reference is None else frames_by_name(all_starts, all_reference)
-        self.name, *other_names = _simulated(all_starts, references)
-        # Frames of another system alone are named below.
-        start_frames, reference_frames = all_starts[self.name], references.get(self.name) or all_reference or []
-        if other_names and (bonds is not None or dynamics):
+        names, self.not_evaluated, self.failed = _simulated(all_starts, references, max_systems)
+        if len(names) > 1 and (bonds is not None or dynamics):
             raise ValueError(
-                f"bonds= and dynamics= belong to one system, but starts have several ({', '.join([self.name, *other_names])}): "
+                f"bonds= and dynamics= belong to one system, but starts have several ({', '.join(names)}): "
                 "pass the frames of one of them."
             )
-        self.others = {
-            name: Evaluator(
-                all_starts[name],
-                references[name],
-                detector=copy.deepcopy(detector),
-                observables=copy.deepcopy(observables),
-                integrator=integrator,
-                n_replicas=n_replicas,
-                horizons_ps=horizons_ps,
-                record_every_fs=record_every_fs,
-                check_every_fs=check_every_fs,
-                max_failures_per_ns=max_failures_per_ns,
-                execution=execution,
-                seed=seed,
-            )
-            for name in other_names
-        }
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
-        if reference is not None:
-            warn_temperature(reference_frames, settings.integrator.temperature_K, "reference")
-        system = System.from_frames(reference_frames, bonds).with_fixed(start_frames, reference_frames)
-        self.starts = stack_positions(start_frames, system, "starts")
-        self.reference = stack_positions(reference_frames, system, "reference")
-        self._start_cells, self._reference_cells = (
-            stack_cells(start_frames, system),
-            stack_cells(reference_frames, system),
-        )
+        self.name, self.others = "", dict[str, Evaluator]()
+        errors: dict[str, ValueError] = {}
+        for name in names:
+            # Frames of another system alone are named below.
+            own_reference = references.get(name) or all_reference or []
+            try:
+                if self.name:
+                    self.others[name] = Evaluator(
+                        all_starts[name],
+                        own_reference,
+                        detector=copy.deepcopy(detector),
+                        observables=copy.deepcopy(observables),
+                        other_conditions=other_conditions,
+                        preflight=preflight,
+                        **shared,
+                    )
+                    continue
+                if reference is not None:
+                    warn_temperature(own_reference, self.settings.integrator.temperature_K, "reference")
+                first_detector = detector if len(names) == 1 else copy.deepcopy(detector)
+                self._set_up(all_starts[name], own_reference, bonds, first_detector, observables, dynamics)
+                self.name = name
+            except ValueError as error:
+                errors[name] = error
+        if not self.name:
+            raise errors[names[0]]
+        for name in errors:
+            log.warning("%s is not evaluated, the other systems are: %s", name, errors[name])
+        self.not_evaluated |= {name: str(error) for name, error in errors.items()}
+        self.failed += errors
+
+    def _set_up(
+        self,
+        starts: Sequence[Atoms],
+        reference: Sequence[Atoms],
+        bonds: Sequence[tuple[int, int]] | None,
+        detector: Detector | Published | None,
+        observables: Sequence[Observable] | None,
+        dynamics: Sequence[TimeCorrelation],
+    ) -> None:
+        """Set what belongs to one system, and check it; the arguments are those of the class, of this system alone."""
+        system = System.from_frames(reference, bonds).with_fixed(starts, reference)
+        self.starts = stack_positions(starts, system, "starts")
+        self.reference = stack_positions(reference, system, "reference")
+        self._start_cells, self._reference_cells = stack_cells(starts, system), stack_cells(reference, system)
         self.system = system.with_cells(self._start_cells, self._reference_cells)
-        self.settings = settings
         self.detector = find_detector(
-            detector, self.system, self.reference, settings.integrator.temperature_K, self._reference_cells
+            detector, self.system, self.reference, self.settings.integrator.temperature_K, self._reference_cells
         )
         self._watches_energies = detector is None
         self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
-        self._trajectory = trajectory_from_atoms(reference_frames) if dynamics else None
+        self._trajectory = trajectory_from_atoms(reference) if dynamics else None
+        self.distributions = DistributionTest(
+            self.system,
+            self.reference,
+            self._reference_cells,
+            self._trajectory,
+            self.settings.equilibration_fraction,
+        )
         self.validate()
 
     def __repr__(self) -> str:
@@ -203,20 +249,50 @@ class Evaluator:
     def evaluate(
         self, module: nn.Module | Calculator, trajectories: Path | None = None, n_trajectories: int = 3
     ) -> Evaluation:
-        """Simulate with a potential and measure its stability and errors.
+        """Simulate with a potential and measure its stability and errors, for each system in the start frames.
+
+        A system that cannot be evaluated is left out and named in the result, unless it is the only one.
 
         Args:
             module: Module that holds the potential, an ASE calculator, or a model of torch-sim.
             trajectories: Folder for a few failed and a few stable trajectories as extxyz, and for ``to_label.extxyz``: the last
-                frames before the failures and the first ones after, for new labels. None are written if None.
+                frames before the failures and the first ones after, for new labels. Those of further systems are in
+                subfolders of their names. None are written if None.
             n_trajectories: Maximum number of failed and of stable trajectories.
 
         Returns:
-            Numbers and curves for the report.
+            Numbers and curves for the report, of the first system; :attr:`Evaluation.systems` has those of all.
 
         Raises:
-            UnusablePotentialError: If no replica survives the first step.
+            UnusablePotentialError: If no replica survives the first step, in any system.
         """
+        # Before the simulation, which can take hours; models that draw random numbers draw the same ones in it.
+        with torch.random.fork_rng(devices=[]):
+            errors: Mapping[str, Any] = mean_absolute_errors(module, self.labeled)
+        found: dict[str, Evaluation] = {}
+        failures: dict[str, ValueError | UnusablePotentialError] = {}
+        for name, each in {self.name: self, **self.others}.items():
+            folder = trajectories if trajectories is None or each is self else trajectories / name
+            try:
+                found[name] = each._evaluate_alone(module, {} if found else errors, folder, n_trajectories)
+            except (ValueError, UnusablePotentialError) as error:
+                failures[name] = error
+                if self.others:
+                    log.warning("%s is not evaluated, the other systems are: %s", name, error)
+        if not found:
+            raise failures[self.name]
+        first, *rest = found
+        return replace(
+            found[first],
+            others={name: found[name] for name in rest},
+            not_evaluated={**self.not_evaluated, **{name: str(error) for name, error in failures.items()}},
+            failed=[*self.failed, *failures],
+        )
+
+    def _evaluate_alone(
+        self, module: nn.Module | Calculator, errors: Mapping[str, Any], trajectories: Path | None, n_trajectories: int
+    ) -> Evaluation:
+        """Return the result of this system alone, with errors on labeled frames."""
         potential = find_potential(module, self.system)
         reference = self.reference.to(potential.system.masses)
         cell = None if self._reference_cells is None else self._reference_cells.to(reference)
@@ -224,9 +300,6 @@ class Evaluator:
         for observable in self.comparison.observables:
             observable.bind(potential.system, reference, *optional(cell))
         self._bind_correlations()
-        # Before the simulation, which can take hours; models that draw random numbers draw the same ones in it.
-        with torch.random.fork_rng(devices=[]):
-            errors = mean_absolute_errors(module, self.labeled)
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
         energetic: dict[int, str] = {}
@@ -241,23 +314,59 @@ class Evaluator:
             write_trajectories(replicas, potential.system, atom_labels, trajectories, n_trajectories)
             write_to_label(replicas, potential.system, atom_labels, descriptions, trajectories / "to_label.extxyz")
         horizons_ps = self.settings.horizons_ps
-        return Evaluation(
-            summaries=[
-                summarize(
-                    replicas,
-                    horizon,
-                    self.detector,
-                    self.comparison,
-                    errors,
-                    atom_labels,
-                    descriptions,
-                    self.settings.max_failures_per_ns,
+        summaries = [
+            summarize(
+                replicas,
+                horizon,
+                self.detector,
+                self.comparison,
+                errors,
+                atom_labels,
+                descriptions,
+                self.settings.max_failures_per_ns,
+            )
+            | {
+                "observables_w1": self.distributions.compare(
+                    replicas, horizon, self.comparison.observables, self.comparison.correlations
                 )
-                for horizon in horizons_ps
-            ],
-            curves=curves(replicas, horizons_ps, self.comparison),
-            axes=self.comparison.axes(),
+            }
+            for horizon in horizons_ps
+        ]
+        if self.preflight:
+            summaries[0]["preflight"] = self._check_before(module)
+        if self.other_conditions:
+            summaries[0]["other_conditions"] = self._under_other_conditions(potential)
+        return Evaluation(
+            summaries, curves(replicas, horizons_ps, self.comparison), self.comparison.axes(), name=self.name
         )
+
+    def _check_before(self, module: nn.Module | Calculator) -> dict[str, Any]:
+        """Return the findings of the static checks on the reference frames."""
+        cells = self._reference_cells
+        frames = [
+            self.system.atoms(positions, cell=None if cells is None else cells[number])
+            for number, positions in enumerate(self.reference)
+        ]
+        bonds = [(int(first), int(second)) for first, second in self.system.bonds]
+        temperature_K = self.settings.integrator.temperature_K
+        return check_potential(module, frames, temperature_K, bonds=bonds, seed=self.settings.seed).to_json()
+
+    def _under_other_conditions(self, potential: Potential) -> list[dict[str, Any]]:
+        reference = self.reference.to(potential.system.masses)
+        cell = None if self._reference_cells is None else self._reference_cells.to(reference)
+        own_temperature_K = self.settings.integrator.temperature_K
+
+        def detector_at(temperature_K: float) -> Detector:
+            detector = (
+                default_detector(potential.system, reference, temperature_K, cell, own_temperature_K)
+                if self._watches_energies
+                else copy.deepcopy(self.detector)
+            )
+            detector.bind(potential.system, reference, *optional(cell))
+            return detector
+
+        conditions = other_conditions(self.settings)
+        return failures_under(conditions, potential, self.starts, self._start_cells, detector_at)
 
     def _bind_correlations(self) -> None:
         for correlation in self.comparison.correlations:
@@ -275,26 +384,40 @@ class Evaluator:
         )
 
 
-def _simulated(starts: Mapping[str, Sequence[Atoms]], references: Mapping[str, Sequence[Atoms]]) -> list[str]:
-    """Return the names of the compositions that are simulated, and log those that are not."""
+def _simulated(
+    starts: Mapping[str, Sequence[Atoms]], references: Mapping[str, Sequence[Atoms]], max_systems: int
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """Return the names of the systems that are simulated, the reasons for the others, and which of these lack something."""
     if len(starts) == 1:
-        return list(starts)
-    usable = [name for name, frames in starts.items() if len(frames[0]) > 1 and len(references.get(name, ())) > 1]
-    taken = usable[: StABlEConfig.max_systems]
-    if not taken:
+        return list(starts), {}, []
+    lacking = {name: reason for name in starts if (reason := _lack(starts[name][0], len(references.get(name, ()))))}
+    usable = [name for name in starts if name not in lacking]
+    if not usable:
         raise ValueError(
             f"starts have {len(starts)} compositions ({', '.join(list(starts)[:10])}), none with two reference frames: pass "
             "reference= with frames of the systems to simulate."
         )
-    left_out = [name for name in starts if name not in taken]
-    log.info(
-        "starts have %d compositions; simulated: %s; left out, with one reference frame or beyond the first %d: %s",
-        len(starts),
-        ", ".join(taken),
-        StABlEConfig.max_systems,
-        ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "") or "none",
-    )
-    return taken
+    beyond = f"beyond the first {max_systems} systems: raise max_systems"
+    left_out = lacking | dict.fromkeys(usable[max_systems:], beyond)
+    log.info("starts have %d systems; simulated: %s", len(starts), ", ".join(usable[:max_systems]))
+    for name, reason in left_out.items():
+        log.warning("%s is not evaluated: %s", name, reason)
+    return usable[:max_systems], left_out, [name for name in lacking if not _is_isolated_atom(starts[name][0])]
+
+
+def _lack(atoms: Atoms, n_references: int) -> str:
+    """Return why a system cannot be evaluated beside others, or an empty text."""
+    if _is_isolated_atom(atoms):
+        return "isolated atom, which feels no force"
+    if len(atoms) == 1:
+        return "one atom per cell, on which no force acts: repeat the cell, atoms.repeat((3, 3, 3))"
+    if n_references < 2:
+        return f"{n_references or 'no'} reference frame{'' if n_references else 's'}, two are needed: pass more in reference="
+    return ""
+
+
+def _is_isolated_atom(atoms: Atoms) -> bool:
+    return len(atoms) == 1 and not atoms.pbc.any()
 
 
 def evaluate(
@@ -309,6 +432,7 @@ def evaluate(
         **arguments: Further arguments of :class:`Evaluator`.
 
     Returns:
-        Numbers and curves for the report.
+        Numbers and curves for the report, of the first system; :attr:`Evaluation.systems` has those of all, where the start
+        frames have several.
     """
     return Evaluator(starts, reference, **arguments).evaluate(module)

@@ -23,7 +23,9 @@ FRAMES_PER_CALL = 64
 FORCES = "force_mae_mev_per_A"
 ENERGIES = "energy_mae_mev_per_atom"
 FITTED_ENERGIES = "energy_mae_fitted_zero_mev_per_atom"
-HEADS = "force_mae_by_head_mev_per_A"
+FORCES_BY_HEAD = "force_mae_by_head_mev_per_A"
+ENERGIES_BY_HEAD = "energy_mae_by_head_mev_per_atom"
+FORCES_BY_ELEMENT = "force_mae_by_element_mev_per_A"
 
 
 def predict(potential: Potential, frames: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
@@ -88,8 +90,9 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
 
     Returns:
         ``force_mae_mev_per_A`` in meV/Å and ``energy_mae_mev_per_atom`` in meV per atom; None without labeled frames.
-        ``energy_mae_fitted_zero_mev_per_atom`` where the zero has been fitted, and ``force_mae_by_head_mev_per_A`` where the
-        frames name several heads of a model.
+        ``energy_mae_fitted_zero_mev_per_atom`` where the zero has been fitted; ``force_mae_by_head_mev_per_A`` and
+        ``energy_mae_by_head_mev_per_atom`` where the frames name several heads of a model; and
+        ``force_mae_by_element_mev_per_A`` where they have several elements.
     """
     if labeled is None:
         return {FORCES: None, ENERGIES: None}
@@ -107,10 +110,20 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
     heads = sorted({str(frame.info["head"]) for frame in frames if "head" in frame.info})
     if len(heads) > 1:
         own = {
-            head: [e for e, frame in zip(force_errors, frames, strict=True) if frame.info.get("head") == head]
+            head: [number for number, frame in enumerate(frames) if str(frame.info.get("head")) == head]
             for head in heads
         }
-        errors[HEADS] = {head: 1000.0 * _mean(each) for head, each in own.items()}
+        errors[FORCES_BY_HEAD] = {
+            head: 1000.0 * _mean([force_errors[number] for number in each]) for head, each in own.items()
+        }
+        errors[ENERGIES_BY_HEAD] = {head: 1000.0 * float(np.abs(per_atom[each]).mean()) for head, each in own.items()}
+    elements = sorted({symbol for frame in frames for symbol in frame.get_chemical_symbols()})
+    if len(elements) > 1:
+        errors[FORCES_BY_ELEMENT] = {
+            element: 1000.0
+            * _mean([e[frame.symbols == element] for e, frame in zip(force_errors, frames, strict=True)])
+            for element in elements
+        }
     return errors
 
 

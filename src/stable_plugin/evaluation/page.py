@@ -17,6 +17,7 @@ from stable_plugin.evaluation.figure_style import PALETTE, STAGES, inline_svg
 from stable_plugin.evaluation.figures import Drawing
 from stable_plugin.evaluation.formatting import number
 from stable_plugin.evaluation.report_warnings import report_warnings
+from stable_plugin.evaluation.systems_table import systems_table
 from stable_plugin.evaluation.wording import EvaluationSummary
 
 _MAX_LIST_ITEMS = 12
@@ -91,13 +92,15 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping
         verdict=wording.stability(report),
         headline=wording.headline(report),
         findings=wording.findings(report, axes),
+        all_systems=str(report.get("all_systems") or ""),
+        systems=systems_table(report),
         warnings=report_warnings(report),
         tiles=_tiles(stages),
         figures=[_figure(drawing) for drawing in drawings],
         stages={stage: STAGES[stage].label for stage in stages},
         groups=_groups(report, axes),
-        window_columns=list(_WINDOW_COLUMNS.values()),
-        window_rows=[_window_cells(entry) for entry in report.get("windows") or []],
+        window_columns=list(_window_columns(report).values()),
+        window_rows=[_window_cells(entry, _window_columns(report)) for entry in report.get("windows") or []],
         settings=_settings(report["settings"]) if report.get("settings") else None,
         definitions=definitions(report),
         footer=_footer(report),
@@ -207,9 +210,60 @@ def _groups(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[RowGroup
         for key, label in errors.items()
         if any(summary.get(key) is not None for summary in stages.values())
     ]
+    rows += _rows_by(stages, "force_mae_by_element_mev_per_A", "{}: Force MAE / meV/Å")
+    rows += _rows_by(stages, "force_mae_by_head_mev_per_A", "Head {}: Force MAE / meV/Å")
+    rows += _rows_by(stages, "energy_mae_by_head_mev_per_atom", "Head {}: Energy MAE / meV per atom")
     if rows:
         groups.append(RowGroup("Held-out frames", rows))
+    if any(summary.get("preflight") for summary in stages.values()):
+        rows = [
+            _row("Scans of bonds, angles and contacts that find a hole", stages, stages, _holes),
+            _row("Pairs of elements that repel each other at short range", stages, stages, _repulsive_pairs),
+        ]
+        groups.append(RowGroup("Static checks, without a simulation", rows))
+    rows = _condition_rows(stages)
+    if rows:
+        groups.append(RowGroup("Replicas failed at other temperatures and timesteps", rows))
     return groups
+
+
+def _holes(summary: EvaluationSummary) -> str:
+    found = summary.get("preflight")
+    return f"{found['n_holes']} of {found['n_scans']}" if found else "–"
+
+
+def _repulsive_pairs(summary: EvaluationSummary) -> str:
+    pairs = (summary.get("preflight") or {}).get("diatomics")
+    return f"{sum(pair['repulsive'] for pair in pairs)} of {len(pairs)}" if pairs else "–"
+
+
+def _condition_rows(stages: Mapping[str, EvaluationSummary]) -> list[Row]:
+    """Return a row for each temperature and timestep at which replicas were simulated besides those of the evaluation."""
+    by_stage = {
+        stage: {
+            f"{number(each['temperature_K'])} K, {number(each['timestep_fs'])} fs, {number(each['horizon_ps'])} ps": each
+            for each in summary.get("other_conditions") or []
+        }
+        for stage, summary in stages.items()
+    }
+    labels = dict.fromkeys(label for conditions in by_stage.values() for label in conditions)
+    return [
+        Row(
+            label,
+            [wording.failed(found[label]) if label in (found := by_stage[stage]) else "–" for stage in stages],
+        )
+        for label in labels
+    ]
+
+
+def _rows_by(stages: Mapping[str, EvaluationSummary], key: str, label: str) -> list[Row]:
+    """Return the rows of an error that is told by element or by head."""
+    names = dict.fromkeys(name for summary in stages.values() for name in summary.get(key) or {})
+    return [_row(label.format(name), stages, stages, partial(_part_of, key=key, name=name)) for name in names]
+
+
+def _part_of(summary: EvaluationSummary, key: str, name: str) -> str:
+    return number((summary.get(key) or {}).get(name))
 
 
 def _simulation_rows(
@@ -230,6 +284,14 @@ def _simulation_rows(
         unit = wording.unit(axes.get(name) or {})
         label = f"{wording.observable_name(name)}, MAE" + (f" / {unit}" if unit else "")
         rows.append(_row(label, stages, part, partial(wording.observable_error, name=name)))
+    units = {
+        name: found["unit"]
+        for summary in part.values()
+        for name, found in (summary.get("observables_w1") or {}).items()
+    }
+    for name, unit in units.items():
+        label = f"{wording.observable_name(name)}, Wasserstein-1 / {unit}"
+        rows.append(_row(label, stages, part, partial(wording.distribution_distance, name=name)))
     return rows
 
 
@@ -242,8 +304,14 @@ def _row(
     return Row(label, [value(part[stage]) if stage in part else "–" for stage in stages])
 
 
-def _window_cells(entry: Mapping[str, Any]) -> list[str]:
-    return [_window_cell(key, entry.get(key)) for key in _WINDOW_COLUMNS]
+def _window_columns(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headings of the table of windows by key, with the system where there are several."""
+    several = any(entry.get("system") for entry in report.get("windows") or [])
+    return {**_WINDOW_COLUMNS, **({"system": "System"} if several else {})}
+
+
+def _window_cells(entry: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
+    return [_window_cell(key, entry.get(key)) for key in columns]
 
 
 def _window_cell(key: str, value: Any) -> str:

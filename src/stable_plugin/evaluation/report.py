@@ -29,7 +29,9 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
         run_dir: Folder of the run; created if it does not exist.
         report: ``title``, and either ``before``, ``after`` and optionally ``control``, or ``evaluation`` alone, each a
             summary of :class:`~stable_plugin.evaluation.Evaluation`. Optional: ``extended`` with the same stages at a
-            longer horizon, ``settings``, ``windows``, ``wall_s``, ``md_steps``, ``optimizer_steps``, ``versions``.
+            longer horizon, ``settings``, ``windows``, ``wall_s``, ``md_steps``, ``optimizer_steps``, ``versions``. Of several
+            systems, see :mod:`stable_plugin.evaluation.system_reports`: ``system``, ``systems``, ``total``,
+            ``not_evaluated``, ``failed_systems``, ``all_systems``.
         curves: For each stage ``survival`` (see :meth:`SurvivalCurve.as_dict`) and ``observables`` (``mean`` and
             ``target`` by name), and ``axes`` (``kind``, ``x``, ``xlabel``, ``ylabel`` by name).
 
@@ -81,17 +83,19 @@ def summary(report: Mapping[str, Any]) -> str:
     """
     _check_stages(report)
     stages = wording.evaluations(report)
-    if "before" in stages:
-        lines = [_failure_counts(stages)]
-        if wording.outcome(report) != "better":
-            lines.append(wording.headline(report))
-        lines.append(_label_errors([stages["before"], stages["after"]]))
-    else:
-        lines = [wording.single_evaluation(stages["evaluation"]), _label_errors([stages["evaluation"]])]
+    systems = report.get("systems") or {}
+    lines = [f"{name}: {_counts(wording.evaluations(each))}" for name, each in systems.items()] or [_counts(stages)]
+    if "before" in stages and wording.outcome(report) != "better":
+        lines.append(wording.headline(report))
+    lines.append(_label_errors([stage for name, stage in stages.items() if name != "control"]))
     lines.insert(0, wording.stability(report))
     lines += [_extended_counts(wording.evaluations(report, "extended")), wording.cost(report)]
     lines += [f"Warning: {line}" for line in report_warnings(report)]
     return "\n".join(line for line in lines if line)
+
+
+def _counts(stages: Mapping[str, wording.EvaluationSummary]) -> str:
+    return _failure_counts(stages) if "before" in stages else wording.single_evaluation(stages["evaluation"])
 
 
 def _failure_counts(stages: Mapping[str, wording.EvaluationSummary]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from stable_plugin.algorithm.records import Verification
 from stable_plugin.config import MAX_ENERGY_MAE_RATIO, MAX_FORCE_MAE_GROWTH
 from stable_plugin.evaluation.formatting import number
-from stable_plugin.evaluation.wording import EvaluationSummary, evaluations
+from stable_plugin.evaluation.wording import EvaluationSummary, evaluations, failed, outcome
 
 MIN_ENERGY_MAE_INCREASE_MEV = 5.0
 """Increase of the energy error in meV per atom below which a report does not warn, whatever the ratio."""
@@ -29,7 +29,25 @@ def report_warnings(report: Mapping[str, Any]) -> list[str]:
     if {"before", "after"} <= set(stages):
         before, after = stages["before"], stages["after"]
         lines = [_force_warning(before, after), _energy_warning(before, after)]
-    return [line for line in [*lines, *_unverified_warnings(report)] if line]
+    return [line for line in [*lines, *_system_warnings(report), *_unverified_warnings(report)] if line]
+
+
+def _system_warnings(report: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each further system that has become less stable, and for each that was not evaluated."""
+    lines = []
+    for name, each in (report.get("systems") or {}).items():
+        stages = evaluations(each)
+        if name != report.get("system") and "before" in stages and outcome(each) == "worse":
+            counts = f"{failed(stages['before'])} before, {failed(stages['after'])} after"
+            lines.append(f"More replicas of {name} fail after the repair: {counts}.")
+    not_evaluated = report.get("not_evaluated") or {}
+    return [
+        *lines,
+        *(
+            f"{name} was not evaluated: {not_evaluated.get(name, 'see the log')}."
+            for name in report.get("failed_systems") or []
+        ),
+    ]
 
 
 def _force_warning(before: EvaluationSummary, after: EvaluationSummary) -> str:

@@ -33,6 +33,7 @@ class SimulationSettings:
         record_every_fs: Time between two recorded frames in fs.
         check_every_fs: Time between two checks of the detector in fs.
         max_failures_per_ns: Failure rate in 1/ns that the potential may have.
+        equilibration_fraction: Fraction of the simulated time that is left out where distributions are compared.
         execution: How the simulator runs its steps.
         seed: Seed of velocities and noise.
 
@@ -46,6 +47,7 @@ class SimulationSettings:
     record_every_fs: Annotated[float, Number(above=0)] = 50.0
     check_every_fs: Annotated[float, Number(above=0)] = StABlEConfig.check_every_fs
     max_failures_per_ns: Annotated[float, Number(above=0)] = MAX_FAILURES_PER_NS
+    equilibration_fraction: Annotated[float, Number(at_least=0, at_most=0.9)] = 0.1
     execution: Execution = field(default_factory=Execution)
     seed: Annotated[int, Seed()] = StABlEConfig.seed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,45 @@ BLOCK_PS = 1.0
 class Evaluation:
     """Result of evaluating one potential.
 
+    Where the start frames have several systems, ``summaries``, ``curves`` and ``axes`` are those of the first one, and
+    ``systems`` holds the results of all.
+
     Attributes:
         summaries: Numbers of the report, one mapping per horizon.
         curves: Survival and observables at the first horizon, for the figures.
         axes: Axes of the observables by name, for the figures.
+        name: Name of the system.
+        others: Results of the other systems by name.
+        not_evaluated: Systems that were left out or could not be evaluated, with the reason.
+        failed: Names of those in ``not_evaluated`` that should have been evaluated.
     """
 
     summaries: list[dict[str, Any]]
     curves: dict[str, Any]
     axes: dict[str, Any]
+    name: str = ""
+    others: dict[str, Evaluation] = field(default_factory=dict)
+    not_evaluated: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def systems(self) -> dict[str, Evaluation]:
+        """Results of all systems by name, that of the first one first."""
+        return {self.name: self, **self.others}
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as plain data."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        """Return the result that :meth:`to_json` was called on.
+
+        Args:
+            data: The attributes as plain data.
+        """
+        others = {name: cls.from_json(each) for name, each in data.get("others", {}).items()}
+        return cls(**{**data, "others": others})
 
 
 class ObservableComparison:

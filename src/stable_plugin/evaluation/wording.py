@@ -26,6 +26,9 @@ _MIN_HEADLINE_GROWTH = 0.05
 _MAX_EXAMPLES = 3
 """Most failures that are described on the page; report.json has all of them."""
 
+_WHERE = {"before": " before", "control": " in the control", "after": " after", "evaluation": ""}
+"""Words for a stage at the end of a count."""
+
 _OBSERVABLE_NAMES = {
     "bond_lengths": "Bond lengths",
     "distance_distribution": "Distance distribution h(r)",
@@ -71,6 +74,11 @@ def outcome(report: Mapping[str, Any]) -> Verdict:
 
 def headline(report: Mapping[str, Any]) -> str:
     """Return one sentence with the result of the run."""
+    text = _headline(report)
+    return f"{report['system']}: {text}" if report.get("system") else text
+
+
+def _headline(report: Mapping[str, Any]) -> str:
     stages, extended = evaluations(report), evaluations(report, "extended")
     if "before" not in stages:
         return single_evaluation(stages["evaluation"])
@@ -90,9 +98,24 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def stability(report: Mapping[str, Any]) -> str:
-    """Return the verdict on the last model of a report, from the longest time that it was followed; empty if there is none."""
+    """Return the verdict on the last model of a report, from the longest time that it was followed; empty if there is none.
+
+    Where the report has several systems, it is that on all together, and those that fail by themselves are named.
+    """
+    systems = report.get("systems") or {}
+    if len(systems) < 2:
+        verdict = last_verdict(report)
+        return sentence(verdict) if verdict else ""
+    state, _, reason = sentence(last_verdict(report["total"])).partition(":")
+    failing = [name for name, each in systems.items() if last_verdict(each)["state"] == "fails"]
+    named = "" if state == "Fails" or not failing else f" Fails by itself: {', '.join(failing)}."
+    return f"{state}, {len(systems)} systems together:{reason}{named}"
+
+
+def last_verdict(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the verdict on the last model, from the longest time that it was followed; empty if there is none."""
     last = list({**evaluations(report), **evaluations(report, "extended")}.values())[-1]
-    return sentence(last["verdict"]) if last.get("verdict") else ""
+    return last.get("verdict") or {}
 
 
 def single_evaluation(summary: EvaluationSummary) -> str:
@@ -117,10 +140,11 @@ def findings(report: Mapping[str, Any], axes: Mapping[str, Any]) -> list[str]:
     lines = []
     if extended:
         horizon = number(next(iter(extended.values()))["horizon_ps"])
-        where = {"before": " before", "control": " in the control", "after": " after", "evaluation": ""}
-        counts = [f"{failed(summary)}{where[stage]}" for stage, summary in extended.items()]
+        counts = [f"{failed(summary)}{_WHERE[stage]}" for stage, summary in extended.items()]
         lines.append(f"Failed within {horizon} ps: {', '.join(counts)}.")
     lines += _examples({**stages, **extended})
+    lines += _distribution_sentences(list({**stages, **extended}.values())[-1])
+    lines += _zero_sentence(stages)
     if "before" not in stages:
         return lines
     before, after = stages["before"], stages["after"]
@@ -163,6 +187,16 @@ def observable_error(summary: EvaluationSummary, name: str) -> str:
     error = _standard_error(summary, name)
     text = number((summary.get("observables") or {}).get(name))
     return text if error is None else f"{text} ± {number(error, 2)}"
+
+
+def distribution_distance(summary: EvaluationSummary, name: str) -> str:
+    """Return the Wasserstein distance of a distribution from the reference, and how it compares with the reference's own."""
+    found = (summary.get("observables_w1") or {}).get(name) or {}
+    value, level = number(found.get("value")), number(found.get("reference_level"))
+    if found.get("exceeded") is None:
+        return value
+    where = f" at {found['where']}" if found.get("where") else ""
+    return f"{value}{where}, above {level}" if found["exceeded"] else f"{value}, within {level}"
 
 
 def observable_name(name: str) -> str:
@@ -214,6 +248,34 @@ def _examples(stages: Mapping[str, EvaluationSummary]) -> list[str]:
     }
     first = sorted(by_atoms.values(), key=lambda each: float(each["time_ps"]))[:_MAX_EXAMPLES]
     return [f"After {number(each['time_ps'])} ps in replica {each['replica']}: {each['what']}." for each in first]
+
+
+def _distribution_sentences(last: EvaluationSummary) -> list[str]:
+    """Return which distributions of the last model are further from the reference than its own parts from each other."""
+    texts = [
+        f"{observable_name(name).lower()} {distribution_distance(last, name)} {found['unit']}"
+        for name, found in (last.get("observables_w1") or {}).items()
+        if found.get("exceeded")
+    ]
+    return [f"Distributions that differ from the reference (Wasserstein-1): {'; '.join(texts)}."] if texts else []
+
+
+def _zero_sentence(stages: Mapping[str, EvaluationSummary]) -> list[str]:
+    """Return that the zero of energy has been fitted, and why, in a list; an empty one if it has not."""
+    fitted = {
+        stage: f"{number(summary['energy_mae_mev_per_atom'])} → "
+        f"{number(summary['energy_mae_fitted_zero_mev_per_atom'])} meV per atom"
+        + ("" if stage == "evaluation" else f" {_WHERE[stage].strip()}")
+        for stage, summary in stages.items()
+        if summary.get("energy_mae_fitted_zero_mev_per_atom") is not None
+    }
+    if not fitted:
+        return []
+    return [
+        "The zero of energy of the model is not that of the labels, as with isolated atoms of another code or functional: one "
+        f"energy per element explains most of the error. Energy MAE as it is → with this zero fitted per element: "
+        f"{', '.join(fitted.values())}. Forces do not depend on it."
+    ]
 
 
 def _headline_pair(report: Mapping[str, Any]) -> tuple[EvaluationSummary, EvaluationSummary]:

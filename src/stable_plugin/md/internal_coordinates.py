@@ -24,7 +24,7 @@ def angles(system: System, positions: Tensor, triples: Tensor, cell: Tensor | No
         triples: Atoms (end, center, end), (n_triples, 3).
         cell: Cells of the frames, (..., 3, 3) in Å; that of the system if None.
     """
-    first, second = (system.separations(positions, triples[:, [end, 1]], cell) for end in (0, 2))
+    first, second = (system.separations(positions, _columns(triples, end, 1), cell) for end in (0, 2))
     cosine = torch.nn.functional.cosine_similarity(first, second, dim=-1).clamp(-1.0, 1.0)
     return torch.rad2deg(torch.arccos(cosine))
 
@@ -38,7 +38,7 @@ def heights(system: System, positions: Tensor, centers: Tensor, cell: Tensor | N
         centers: Atoms (center, neighbor, neighbor, neighbor), (n_centers, 4).
         cell: Cells of the frames, (..., 3, 3) in Å; that of the system if None.
     """
-    one, two, three = (system.separations(positions, centers[:, [end, 0]], cell) for end in (1, 2, 3))
+    one, two, three = (system.separations(positions, _columns(centers, end, 0), cell) for end in (1, 2, 3))
     normal = torch.linalg.cross(two - one, three - one)
     height: Tensor = -(normal * one).sum(dim=-1) / torch.linalg.vector_norm(normal, dim=-1).clamp_min(1e-12)
     return height
@@ -53,7 +53,7 @@ def torsions(system: System, positions: Tensor, chains: Tensor, cell: Tensor | N
         chains: Four atoms in a row, (n_chains, 4).
         cell: Cells of the frames, (..., 3, 3) in Å; that of the system if None.
     """
-    one, two, three = (system.separations(positions, chains[:, [end + 1, end]], cell) for end in range(3))
+    one, two, three = (system.separations(positions, _columns(chains, end + 1, end), cell) for end in range(3))
     before, after = torch.linalg.cross(one, two), torch.linalg.cross(two, three)
     sine = torch.linalg.vector_norm(two, dim=-1) * (one * after).sum(dim=-1)
     return torch.rad2deg(torch.atan2(sine, (before * after).sum(dim=-1)))
@@ -78,6 +78,23 @@ def ring_chains(system: System) -> Tensor:
     for ring in nx.minimum_cycle_basis(graph):
         if 4 <= len(ring) <= MAX_RING:
             chains += [[ring[(start + step) % len(ring)] for step in range(4)] for start in range(len(ring))]
+    return torch.tensor(chains, dtype=torch.long, device=system.bonds.device).reshape(-1, 4)
+
+
+def torsion_chains(system: System) -> Tensor:
+    """Return four atoms in a row for each torsion about a bond, (n_chains, 4).
+
+    Args:
+        system: The system.
+    """
+    neighbors = _neighbors(system)
+    chains = [
+        [first, second, third, last]
+        for second, third in system.bonds.tolist()
+        for first in neighbors[second]
+        for last in neighbors[third]
+        if len({first, second, third, last}) == 4
+    ]
     return torch.tensor(chains, dtype=torch.long, device=system.bonds.device).reshape(-1, 4)
 
 
@@ -121,3 +138,8 @@ def _neighbors(system: System) -> list[list[int]]:
 def _numbered(keys: Sequence[object]) -> list[int]:
     numbers: dict[object, int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def _columns(atoms: Tensor, first: int, second: int) -> Tensor:
+    """Return two columns as pairs, (n, 2); a list of columns as an index would be copied to the device."""
+    return torch.stack([atoms[:, first], atoms[:, second]], dim=1)

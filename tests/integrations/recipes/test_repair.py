@@ -96,6 +96,42 @@ def test_repair_takes_a_file_of_mace_run_train_and_returns_one(trained, tmp_path
     assert not np.allclose(forces[0], forces[1], atol=1e-6), "the potential has been trained"
 
 
+def test_repair_takes_a_fairchem_checkpoint_and_returns_one(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("fairchem")
+    from fairchem.core import FAIRChemCalculator
+    from fairchem.core.units.mlip_unit import load_predict_unit
+    from fairchem_tools import network, tasks
+
+    from stable_plugin.models.fairchem import FairchemModel, save_fairchem
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    given, output = tmp_path / "esen.pt", tmp_path / "repaired.pt"
+    save_fairchem(FairchemModel.from_configs(network("esen"), tasks("esen"), task_name="omol"), given)
+    ase.io.write("data.xyz", ase.io.read(TRAIN, ":6"))
+    command = [
+        "repair",
+        str(given),
+        "data.xyz",
+        "-o",
+        str(output),
+        "--temperature-K",
+        "450",
+        "+runner.model.task_name=omol",
+    ]
+    assert main([*command, "+runner.model.charge=0", "+runner.model.spin=1", *QUICK]) == 0
+    assert f"Repaired potential: {output}" in capsys.readouterr().out
+    (folder,) = (tmp_path / "runs" / "repair").iterdir()
+    assert json.loads((folder / "report.json").read_text())["optimizer_steps"] > 0
+    forces = []
+    for path in (given, output):
+        frame = ase.io.read("data.xyz", "0")
+        frame.info |= {"charge": 0, "spin": 1}
+        frame.calc = FAIRChemCalculator(load_predict_unit(path, device="cpu"), task_name="omol")
+        forces.append(frame.get_forces())
+    assert not np.allclose(forces[0], forces[1], atol=1e-6), "the potential has been trained"
+
+
 def test_repair_refuses_a_compiled_model_and_names_the_other_file(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     compiled = trained / "tiny_compiled.model"

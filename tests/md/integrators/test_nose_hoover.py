@@ -104,7 +104,7 @@ def test_nose_hoover_defaults_and_initial_chain():
 
 
 def test_nose_hoover_repr_shows_arguments():
-    expected = "NoseHooverChain(temperature_K=450.0, timestep_fs=0.5, relaxation_fs=20.0, chain_length=4)"
+    expected = "NoseHooverChain(temperature_K=450.0, timestep_fs=0.5, chain_length=4)"
     assert repr(NoseHooverChain(450.0, chain_length=4)) == expected
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stable_plugin.evaluation import Evaluator, summary, write_report
+from stable_plugin.evaluation import Evaluator, summary, system_reports, write_system_reports
 from stable_plugin.integrations.recipes.run_folder import RunFolder, package_versions
 from stable_plugin.models import load_potential
 
@@ -19,6 +19,9 @@ class EvaluatePipeline(RunFolder):
         title: Headline of the report.
         arguments: Further arguments of the family's loader, such as ``task_name`` for fairchem.
 
+    Attributes:
+        failed: Names of the systems that could not be evaluated, beside others that were.
+
     Raises:
         FileNotFoundError: If the model is neither a file nor a known name.
         ValueError: If the file is not a model, or the loader does not take one of the arguments.
@@ -28,6 +31,7 @@ class EvaluatePipeline(RunFolder):
         self, model: str, evaluation: Evaluator, title: str = "Stability in molecular dynamics", **arguments: Any
     ) -> None:
         self.evaluation, self.title = evaluation, title
+        self.failed: list[str] = []
         try:
             self.model = load_potential(model, **arguments)
         except TypeError as error:
@@ -43,27 +47,15 @@ class EvaluatePipeline(RunFolder):
         self.model.to(self.device)
 
     def run_stages(self) -> Path:
-        """Simulate, measure and write the report.
+        """Simulate, measure and write the report of each system.
 
         Returns:
-            Path of the report.
+            Path of the report, which links to those of further systems.
         """
-        page = self._evaluate(self.evaluation, self.folder)
-        for name, evaluator in self.evaluation.others.items():
-            self._evaluate(evaluator, self.folder / name)
-        return page
-
-    def _evaluate(self, evaluator: Evaluator, folder: Path) -> Path:
-        """Evaluate one system, and write its report."""
-        evaluation = evaluator.evaluate(self.model.to(self.device), folder / "trajectories")
-        summaries = evaluation.summaries
-        report = {
-            "title": f"{self.title}: {evaluator.name}" if self.evaluation.others else self.title,
-            "settings": dict(self.job.settings),
-            "evaluation": summaries[0],
-            "extended": {"evaluation": summaries[-1]} if len(summaries) > 1 else None,
-            "versions": package_versions(),
-        }
-        page = write_report(folder, report, {"evaluation": evaluation.curves, "axes": evaluation.axes})
-        print(f"\n{summary(report)}\nReport: {page}", flush=True)
+        evaluation = self.evaluation.evaluate(self.model.to(self.device), self.folder / "trajectories")
+        self.failed = list(evaluation.failed)
+        common = {"title": self.title, "settings": dict(self.job.settings), "versions": package_versions()}
+        reports = system_reports(common, {"evaluation": evaluation})
+        page = write_system_reports(self.folder, reports)
+        print(f"\n{summary(reports[0].report)}\nReport: {page}", flush=True)
         return page

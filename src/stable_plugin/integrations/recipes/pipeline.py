@@ -15,7 +15,15 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from stable_plugin.evaluation import Evaluation, Evaluator, mean_energy_error, summary, write_report
+from stable_plugin.evaluation import (
+    Evaluation,
+    Evaluator,
+    mean_energy_error,
+    summary,
+    system_reports,
+    write_system_reports,
+)
+from stable_plugin.evaluation.system_reports import FOLDER as SYSTEMS_FOLDER
 from stable_plugin.integrations.lightning.callback import StABlECallback
 from stable_plugin.integrations.lightning.checkpoint_io import use_atomic_checkpoints
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
@@ -226,34 +234,24 @@ class StABlEPipeline(RunFolder):
             log.info("evaluating the potential %s", name)
             evaluation = self.evaluation.evaluate(module.to(self.device), self.folder / "trajectories" / name)
             write_json(path, evaluation.to_json())
-        return Evaluation(**json.loads(path.read_text()))
+        return Evaluation.from_json(json.loads(path.read_text()))
 
     def _report(self, phase: dict[str, Any], before: Evaluation, after: Evaluation, control: Evaluation | None) -> Path:
-        stages = {"before": before, "after": after, "control": control}
-        present = {name: stage for name, stage in stages.items() if stage is not None}
-        report = {
-            "title": self.title,
-            "settings": dict(self.job.settings),
-            **phase,
-            **{name: stage and stage.summaries[0] for name, stage in stages.items()},
-            "extended": None
-            if len(before.summaries) == 1
-            else {name: stage and stage.summaries[-1] for name, stage in stages.items()},
-            "versions": package_versions(),
-        }
-        curves = {**{name: stage.curves for name, stage in present.items()}, "axes": before.axes}
+        common = {"title": self.title, "settings": dict(self.job.settings), **phase, "versions": package_versions()}
+        reports = system_reports(common, {"before": before, "after": after, "control": control})
         page = self.folder / "report.html"
         if not page.is_file():
             self._remove_partial_report()
-            page = write_report(self.folder, report, curves)
-        print(f"\n{summary(report)}\nReport: {page}", flush=True)
+            page = write_system_reports(self.folder, reports)
+        print(f"\n{summary(reports[0].report)}\nReport: {page}", flush=True)
         return page
 
     def _remove_partial_report(self) -> None:
         """Remove the files of a run that ended while it wrote its report; the page is written last."""
         for name in ("report.json", "curves.json"):
             (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "figures", ignore_errors=True)
+        for name in ("figures", SYSTEMS_FOLDER):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 def _validate_trainer(path: str, make_trainer: Callable[..., Trainer], accelerator: str) -> None:

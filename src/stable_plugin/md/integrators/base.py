@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from stable_plugin.md.state import State, maxwell_boltzmann
 from stable_plugin.runtime import checks
+from stable_plugin.runtime.representation import ReprMixin
 from stable_plugin.units import BOLTZMANN, FS
 
 ForceFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -28,7 +30,7 @@ def drift(positions: Tensor, velocities: Tensor, time: float) -> Tensor:
     return positions + time * velocities
 
 
-class Integrator(ABC):
+class Integrator(ReprMixin, ABC):
     """Advances all replicas by one timestep.
 
     A subclass defines :meth:`step`, which returns ``state.replace(...)`` with the tensors that it has changed.
@@ -76,6 +78,16 @@ class Integrator(ABC):
         held = copy.copy(self)
         held.n_fixed = n_fixed
         return held
+
+    def changed(self, **arguments: Any) -> Self:
+        """Return an integrator with other arguments, for instance ``temperature_K=``, and the rest as in this one.
+
+        Args:
+            arguments: Arguments of the class.
+        """
+        positional, named = self._init_arguments
+        own = inspect.signature(type(self)).bind(*positional, **named).arguments
+        return type(self)(**(own | arguments)).holding(self.n_fixed)
 
     def degrees_of_freedom(self, n_atoms: int) -> int:
         """Return the number of momenta that carry the kinetic temperature, three for each atom that moves.

@@ -71,12 +71,6 @@ class Langevin(Integrator):
         self.friction_per_ps = checks.number("friction_per_ps", friction_per_ps, at_least=0)
         self.decay = exp(-friction_per_ps * self.timestep / PS)
 
-    def __repr__(self) -> str:
-        return (
-            f"Langevin(temperature_K={self.temperature_K}, timestep_fs={self.timestep_fs}, "
-            f"friction_per_ps={self.friction_per_ps})"
-        )
-
     def step(self, state: State, masses: Tensor, force: ForceFunction, generator: torch.Generator) -> State:
         half = 0.5 * self.timestep
         noise = torch.randn(

@@ -75,12 +75,6 @@ class NoseHooverChain(Integrator):
         )
         self.chain_length = checks.count("chain_length", chain_length, at_most=100)
 
-    def __repr__(self) -> str:
-        return (
-            f"NoseHooverChain(temperature_K={self.temperature_K}, timestep_fs={self.timestep_fs}, "
-            f"relaxation_fs={self.relaxation_fs}, chain_length={self.chain_length})"
-        )
-
     def degrees_of_freedom(self, n_atoms: int) -> int:
         """Return three for each atom that moves, less three without fixed atoms, as the total momentum is then kept zero.
 
