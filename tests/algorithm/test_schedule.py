@@ -108,6 +108,16 @@ def test_verification_goes_on_after_a_failure():
     assert phases == ["verify"] * 4 + ["done"]
 
 
+def test_verification_with_few_failures_ends():
+    """At 40 per ns, 100 asked for, there are too few failures to stop early and too many to pass."""
+    tracker, n_windows = verifying(), 0
+    while tracker.phase == "verify":
+        n_windows += 1
+        tracker.after_verification_window(int(n_windows % 5 in (0, 3)), WINDOW_PS)
+    assert (tracker.phase, tracker.looks) == ("learn", 3)
+    assert n_windows < 25
+
+
 def test_verification_with_many_failures_ends_at_once():
     tracker = verifying()
     assert tracker.after_verification_window(2, WINDOW_PS) == "learn"

@@ -15,6 +15,10 @@ PROMISING = 0.5
 """Observed failure rate, relative to the largest one asked for, up to which a verification goes on after failures."""
 
 
+MAX_LOOKS = 3
+"""Looks at the bound in one verification; a rate that is not much below the one asked for would take ever more of them."""
+
+
 @dataclass
 class PhaseTracker:
     """Decides from the failures of each window which phase follows.
@@ -119,7 +123,9 @@ class PhaseTracker:
         is_time = self.exposure_ps >= self.look_ps * (1 - 1e-9)
         if is_time and self.bound_per_ns <= self.schedule.max_failures_per_ns * (1 + 1e-9):
             self.phase, self.is_verified = "done", True
-        elif self.failures > PROMISING * self._tolerated(max(self.exposure_ps, planned)):
+        elif self.failures > PROMISING * self._tolerated(max(self.exposure_ps, planned)) or (
+            is_time and self.looks == MAX_LOOKS
+        ):
             self._enter_learning()
         elif is_time:
             self._plan_look()
