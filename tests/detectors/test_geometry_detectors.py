@@ -67,3 +67,15 @@ def test_intermolecular_contact_skips_pairs_of_one_molecule():
     assert not detector.classify(squeezed, at_rest(squeezed))[0].any()
     squeezed[0, 1] = squeezed[0, 3] + 0.5
     assert detector.classify(squeezed, at_rest(squeezed))[0].all()
+
+
+def test_failures_are_described_by_their_atoms():
+    positions = chain_frames({(3, 0): 3.9})
+    bonds, contacts = bound(BondDeviation(0.25)), bound(ClosestContact(1.2))
+    described = bonds.describe(positions, at_rest(positions))[0]
+    first, second = bonds.offending_atoms(positions, at_rest(positions))[0]
+    symbols = bonds._bound_system.symbols
+    length = (positions[0, first] - positions[0, second]).norm()
+    assert described.startswith(f"bond {symbols[first]}{first}-{symbols[second]}{second} {length:.3g} Å, mean of the ")
+    distance = -contacts.measure(positions, at_rest(positions)).item()
+    assert contacts.describe(positions, at_rest(positions))[0].endswith(f" {distance:.3g} Å")

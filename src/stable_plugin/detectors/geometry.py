@@ -70,6 +70,18 @@ class BondDeviation(Detector):
         worst = torch.nan_to_num(self._deviations(positions, cell), nan=torch.inf).argmax(dim=-1)
         return _pair_tuples(self._bound_system.bonds, worst)
 
+    def describe(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> list[str]:
+        """Return the bond of each replica that deviates most, its length and its mean in the reference."""
+        system = self._bound_system
+        assert self._lengths is not None
+        worst = torch.nan_to_num(self._deviations(positions, cell), nan=torch.inf).argmax(dim=-1).tolist()
+        lengths = system.distances(positions, system.bonds, cell)
+        return [
+            f"bond {system.label(system.bonds[bond].tolist())} {float(length[bond]):.3g} Å, mean of the reference "
+            f"{float(self._lengths[bond]):.3g}"
+            for bond, length in zip(worst, lengths, strict=True)
+        ]
+
     @property
     def _bound_system(self) -> System:
         if self._system is None:
@@ -139,6 +151,15 @@ class _MinimumDistance(Detector):
         cells = each_cell(cell, len(positions))
         distances = [system.distances(frame, pairs, own) for frame, own in zip(positions, cells, strict=True)]
         return _pair_tuples(pairs, torch.stack([torch.nan_to_num(each, nan=0.0).argmin() for each in distances]))
+
+    def describe(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> list[str]:
+        """Return the two atoms of each replica that are closest, and their distance."""
+        system = self._bound_system
+        distances = (-self.measure(positions, velocities, cell)).tolist()
+        pairs = self.offending_atoms(positions, velocities, cell)
+        return [
+            f"contact {system.label(atoms)} {distance:.3g} Å" for atoms, distance in zip(pairs, distances, strict=True)
+        ]
 
     @property
     def _radius(self) -> float:
