@@ -77,7 +77,11 @@ def test_callback_restores_learning_rate(tmp_path, frames):
 
 
 def test_callback_leaves_stable_potential_unchanged(tmp_path, frames):
-    callback = short_callback(detector=BondDeviation(2.5, 10.0), window_ps=0.005)
+    callback = short_callback(
+        schedule=Schedule(max_failures_per_ns=100_000.0, max_windows=3),
+        detector=BondDeviation(2.5, 10.0),
+        window_ps=0.005,
+    )
     module = small_module()
     run = trainer(tmp_path, callback, max_epochs=50)
     run.fit(module, ExtxyzDataModule(frames, batch_size=10))
@@ -383,7 +387,7 @@ def test_mixin_takes_the_steps_of_the_callback(tmp_path, frames):
     called = small_module(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-6))
     callback = StABlECallback(**arguments, observable_weight=7.0)
     trainer(tmp_path, callback, max_epochs=3).fit(called, data)
-    assert mixed.losses and mixed.losses[0] == pytest.approx(callback.windows[0].observable_loss, rel=1e-5)
+    assert mixed.losses and mixed.losses[0] == pytest.approx(callback.windows[1].observable_loss, rel=1e-5)
     torch.testing.assert_close(weights(mixed.inner), weights(called), rtol=1e-5, atol=1e-7)
 
 

@@ -67,8 +67,8 @@ def test_metrics_name_the_system(tmp_path):
     run.fit(small_module(), ExtxyzDataModule(FRAMES, batch_size=8))
     names = {name for row in logger.experiment.metrics for name in row}
     text = " ".join(names) if names else (tmp_path / "lightning_logs/version_0/metrics.csv").read_text()
-    assert "stable/H2O/simulate/unstable_fraction" in text
-    assert "stable/C2H6O/simulate/unstable_fraction" in text
+    assert "stable/H2O/probe/unstable_fraction" in text
+    assert "stable/C2H6O/probe/unstable_fraction" in text
     for name in ("window", "simulated_ps"):
         assert f"stable/H2O/{name}" in text
         assert f"stable/C2H6O/{name}" in text
