@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make env` builds on a machine with only Python 3.11 (3 minutes, 2.9 GB).
+# Everything runs in .venv, which `make env` builds on a machine with only Python 3.11 (3 minutes, 3.1 GB).
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 # Name the build where pip has more than one to offer, for example TORCH=torch==2.13.0+cpu.
 TORCH ?= torch==2.13.0
