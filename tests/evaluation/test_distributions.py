@@ -11,8 +11,9 @@ from stable_plugin import Evaluator, PowerSpectrum, RadialDistribution, System
 from stable_plugin.evaluation.distributions import DistributionTest, Frames
 from stable_plugin.evaluation.page import render
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
+from stable_plugin.evaluation.verdict import judge
 from stable_plugin.evaluation.wasserstein import circular_wasserstein, curve_wasserstein, wasserstein
-from stable_plugin.evaluation.wording import distribution_distance
+from stable_plugin.evaluation.wording import distribution_distance, stability
 
 
 def correlated(n_frames, n_values, random, memory=0.9):
@@ -209,6 +210,9 @@ def test_report_shows_distances_and_levels():
         "Distributions that differ from the reference (Wasserstein-1): angles 12 at O2-C4-H6, above 0.8 degrees."
         in html
     )
+    report["after"]["verdict"] = judge(0, 1e6, "bonds").as_dict()
+    assert stability(report).startswith("Holds: ")
+    assert stability(report).endswith(" But its structure is off the reference: angles.")
     unknown = bond | {"reference_level": None, "exceeded": None}
     assert distribution_distance({"observables_w1": {"bonds": unknown}}, "bonds") == "0.004"
 

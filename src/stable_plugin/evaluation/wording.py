@@ -105,11 +105,20 @@ def stability(report: Mapping[str, Any]) -> str:
     systems = report.get("systems") or {}
     if len(systems) < 2:
         verdict = last_verdict(report)
-        return sentence(verdict) if verdict else ""
+        return f"{sentence(verdict)}{_off_reference(report)}" if verdict else ""
     state, _, reason = sentence(last_verdict(report["total"])).partition(":")
     failing = [name for name, each in systems.items() if last_verdict(each)["state"] == "fails"]
     named = "" if state == "Fails" or not failing else f" Fails by itself: {', '.join(failing)}."
     return f"{state}, {len(systems)} systems together:{reason}{named}"
+
+
+def _off_reference(report: Mapping[str, Any]) -> str:
+    """Return which distributions of the last model differ from the reference, as a further sentence; empty if none does."""
+    last = list({**evaluations(report), **evaluations(report, "extended")}.values())[-1]
+    found = (last.get("observables_w1") or {}).items()
+    names = [observable_name(name) for name, each in found if each.get("exceeded")]
+    texts = [f"{name[0].lower()}{name[1:]}" for name in names]
+    return f" But its structure is off the reference: {', '.join(texts)}." if texts else ""
 
 
 def last_verdict(report: Mapping[str, Any]) -> Mapping[str, Any]:
