@@ -134,7 +134,7 @@ class Drifting(Langevin):
 def test_integrator_that_moves_fixed_atoms_is_refused():
     system = system_of(chain())
     with pytest.raises(
-        ValueError, match=r"integrator=Langevin.*does not hold atoms in place.*use Langevin or NoseHoover"
+        ValueError, match=r"integrator=Drifting.*does not hold atoms in place.*use Langevin or NoseHoover"
     ):
         Simulator(PairRepulsion(system), Drifting(300.0), NonFinite())
     free = System.from_frames(chain(constraint=False))
