@@ -79,10 +79,15 @@ def result(folder):
 
 
 def logged(folder):
-    """Return the last log entry of each step: a resumed run logs the steps after its checkpoint again."""
+    """Return the last log entry of each step and window: a resumed run logs those after its checkpoint again.
+
+    A probe falls between two steps: it is logged with the one before, or after a resumption with the one after it.
+    """
     last = {}
     for line in (folder / "log.jsonl").read_text().splitlines():
         numbers = {name: value for name, value in json.loads(line).items() if "_per_second" not in name}
+        if "stable/window" in numbers:
+            numbers["step"] = f"window {numbers['stable/window']:g}"
         last[numbers["step"], tuple(sorted(numbers))] = numbers
     return last
 

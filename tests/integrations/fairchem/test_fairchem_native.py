@@ -146,11 +146,11 @@ def test_native_run_of_two_systems_resumes_bit_for_bit(folder, monkeypatch):
     callbacks = [two_systems(folder), {"_target_": "fairchem_tools.SignalInSystem"}]
     config = native_config(folder, "esen", epochs=4, callbacks=callbacks)
     whole = run_fairchem(folder, config)
-    # In the second window of the second system, when the first one has what its next step needs.
-    monkeypatch.setenv("SIGNAL_IN_SYSTEM", "hot:6")
+    # In the second learning window of the second system, when the first one has what its next step needs.
+    monkeypatch.setenv("SIGNAL_IN_SYSTEM", "hot:12")
     (checkpoint,) = (run_fairchem(folder, config) / "checkpoints").glob("step_[1-9]*")
     state = torch.load(checkpoint / "stable.pt", weights_only=True)["processes"][0]["loop"]
-    assert (state["order"], list(state["estimates"])) == (["cold", "hot", "cold"], ["cold"])
+    assert (state["order"], list(state["estimates"])) == (["cold", "hot", "cold", "hot", "cold"], ["cold"])
     monkeypatch.delenv("SIGNAL_IN_SYSTEM")
     resumed = run_fairchem(folder, yaml.safe_load((checkpoint / "resume.yaml").read_text()))
     for one, other in zip(trained(whole), trained(resumed), strict=True):
@@ -179,4 +179,5 @@ def test_native_run_in_two_processes(folder, settings):
         assert first["tracker"]["phase"] == "done"
         assert without_times(first["windows"]) == without_times(second["windows"])
         assert sum(record["steps"] for record in first["windows"]) > 0
-        assert not torch.equal(first["replicas"]["state"]["positions"], second["replicas"]["state"]["positions"])
+        # Start frames are few, and may be the same.
+        assert not torch.equal(first["replicas"]["state"]["velocities"], second["replicas"]["state"]["velocities"])
