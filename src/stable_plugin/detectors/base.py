@@ -235,21 +235,20 @@ class AnyOf(Detector):
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
     ) -> list[tuple[int, ...]]:
         """Return the atoms of the first detector that classifies the replica as unstable."""
-        atoms: list[tuple[int, ...]] = [() for _ in positions]
-        for detector in reversed(self.detectors):
-            unstable, _ = detector.classify(positions, velocities, *optional(cell))
-            own = detector.offending_atoms(positions, velocities, *optional(cell))
-            atoms = [mine if flag else other for mine, other, flag in zip(own, atoms, unstable.tolist(), strict=True)]
-        return atoms
+        return self._from_first_unstable("offending_atoms", (), positions, velocities, *optional(cell))
 
     def describe(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> list[str]:
         """Return what the first detector says that classifies the replica as unstable."""
-        texts = ["" for _ in positions]
+        return self._from_first_unstable("describe", "", positions, velocities, *optional(cell))
+
+    def _from_first_unstable(self, method: str, nothing: Any, *frames: Tensor) -> list[Any]:
+        """Return what a method of the first detector returns that classifies each replica as unstable."""
+        found = [nothing for _ in frames[0]]
         for detector in reversed(self.detectors):
-            unstable, _ = detector.classify(positions, velocities, *optional(cell))
-            own = detector.describe(positions, velocities, *optional(cell))
-            texts = [mine if flag else other for mine, other, flag in zip(own, texts, unstable.tolist(), strict=True)]
-        return texts
+            unstable, _ = detector.classify(*frames)
+            own = getattr(detector, method)(*frames)
+            found = [mine if flag else other for mine, other, flag in zip(own, found, unstable.tolist(), strict=True)]
+        return found
 
     def reset(self, n_replicas: int) -> None:
         for detector in self.detectors:

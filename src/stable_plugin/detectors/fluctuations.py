@@ -42,17 +42,13 @@ class CoordinateLimits(ReferenceLimitDetector):
     stiffness = 1.0
     """Force constant of a soft coordinate, in eV per square of Å or radian."""
 
-    def __init__(
-        self,
-        temperature_K: float,
-        false_alarms: float = FALSE_ALARMS,
-        reference_temperature_K: float | None = None,
-    ) -> None:
-        super().__init__(temperature_K, false_alarms, reference_temperature_K)
-        self._system: System | None = None
-        self._atoms: Tensor | None = None
-        self._limits: Limits | None = None
-        self._classes: Tensor | None = None
+    unit_per_radian = 1.0
+    """Unit of the coordinate over Å or radian."""
+
+    _system: System | None = None
+    _atoms: Tensor | None = None
+    _limits: Limits | None = None
+    _classes: Tensor | None = None
 
     @abstractmethod
     def coordinates(self, system: System) -> Tensor:
@@ -69,7 +65,7 @@ class CoordinateLimits(ReferenceLimitDetector):
     @property
     def amplitude(self) -> float:
         """Expected standard deviation of a soft coordinate, by equipartition."""
-        return sqrt(kB * self.temperature_K / self.stiffness)
+        return self.unit_per_radian * sqrt(kB * self.temperature_K / self.stiffness)
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         atoms = self.coordinates(system)
@@ -219,10 +215,7 @@ class AngleLimits(CoordinateLimits):
     """
 
     name, coordinate_unit, stiffness = "angle", "degrees", 4.0
-
-    @property
-    def amplitude(self) -> float:
-        return degrees(super().amplitude)
+    unit_per_radian = degrees(1.0)
 
     def coordinates(self, system: System) -> Tensor:
         return system.angles
@@ -297,10 +290,7 @@ class RingLimits(CoordinateLimits):
     """
 
     name, coordinate_unit, stiffness = "ring torsion", "degrees off its mean", 1.0
-
-    @property
-    def amplitude(self) -> float:
-        return degrees(super().amplitude)
+    unit_per_radian = degrees(1.0)
 
     def coordinates(self, system: System) -> Tensor:
         return ring_chains(system)
