@@ -10,8 +10,8 @@ from ase.units import kB
 from torch import Tensor
 
 from stable_plugin.detectors.limits import FALSE_ALARMS, Limits, thermal_limits
+from stable_plugin.evaluation.batches import energies_and_forces
 from stable_plugin.evaluation.simulation import ReplicaTrajectories
-from stable_plugin.md.cells import optional
 from stable_plugin.models import Potential
 
 MAX_REFERENCE_FRAMES = 200
@@ -37,7 +37,7 @@ def energy_limits(
         batch_size: Frames per call of the potential.
     """
     chosen = torch.linspace(0, len(reference) - 1, min(len(reference), MAX_REFERENCE_FRAMES)).round().long()
-    energies = energies_of(potential, reference[chosen], None if cell is None else cell[chosen], batch_size)
+    energies = energies_and_forces(potential, reference[chosen], None if cell is None else cell[chosen], batch_size)[0]
     kT, n_atoms = kB * temperature_K, potential.system.n_moving
     limits = thermal_limits(energies[:, None], torch.zeros(1, dtype=torch.long), kT * sqrt(1.5 * n_atoms), FALSE_ALARMS)
     systematic = SYSTEMATIC * kT * n_atoms
@@ -62,7 +62,7 @@ def stop_at_energy_failures(
         frames = replicas.valid[:, replica].nonzero().squeeze(1)
         own = replicas.cell_of(replica)
         cell = None if own is None else own.expand(len(frames), 3, 3)
-        energies = energies_of(potential, replicas.positions[frames, replica], cell, n_replicas)
+        energies = energies_and_forces(potential, replicas.positions[frames, replica], cell, n_replicas)[0]
         outside = (limits.relative(energies[:, None]).squeeze(1) > 1.0).nonzero().squeeze(1)
         if len(outside) == 0:
             continue
@@ -78,24 +78,3 @@ def stop_at_energy_failures(
         )
     stopped = replace(replicas, valid=valid, failed_ps=failed_ps, last_positions=positions, last_velocities=velocities)
     return stopped, descriptions
-
-
-def energies_of(potential: Potential, positions: Tensor, cell: Tensor | None, batch_size: int) -> Tensor:
-    """Return the energies of frames, (n_frames,) in eV, in double precision on the CPU.
-
-    Args:
-        potential: The potential; it need not have energies of atoms.
-        positions: (n_frames, n_atoms, 3) in Å.
-        cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
-        batch_size: Frames per call.
-    """
-    energies = [torch.empty(0, dtype=torch.float64)]
-    with potential.frozen():
-        for start in range(0, len(positions), batch_size):
-            part = slice(start, start + batch_size)
-            frames = positions[part].to(potential.system.masses)
-            own = None if cell is None else cell[part].to(frames)
-            energies.append(
-                potential.energies_and_forces(frames, potential.edges(frames, *optional(own)))[0].double().cpu()
-            )
-    return torch.cat(energies)

@@ -10,7 +10,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stable_plugin.md.cells import optional, stack_cells
+from stable_plugin.evaluation.batches import energies_and_forces
+from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.compositions import group_by_system
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.system import System, stack_positions
@@ -35,18 +36,10 @@ def predict(potential: Potential, frames: Sequence[Atoms]) -> tuple[Tensor, Tens
         potential: Potential of the system that the frames are of.
         frames: Frames of one composition.
     """
-    positions = stack_positions(frames, potential.system, "labeled").to(potential.device, potential.dtype)
+    positions = stack_positions(frames, potential.system, "labeled")
     cell = stack_cells(frames, potential.system)
-    cell = None if cell is None else cell.to(positions)
-    with potential.frozen():
-        predicted = [
-            potential.energies_and_forces(
-                positions[part], potential.edges(positions[part], *optional(None if cell is None else cell[part]))
-            )
-            for part in torch.arange(len(positions)).split(FRAMES_PER_CALL)
-        ]
-    energies = torch.cat([pair[0].double().cpu() for pair in predicted]) + potential.constant_energy
-    return energies, torch.cat([pair[1].double().cpu() for pair in predicted])
+    energies, forces = energies_and_forces(potential, positions, cell, FRAMES_PER_CALL)
+    return energies + potential.constant_energy, forces
 
 
 def label_errors(potential: Potential, labeled: Sequence[Atoms]) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stable_plugin.evaluation import wording
 from stable_plugin.evaluation.figure_style import figure_style, png
 from stable_plugin.evaluation.figures import draw
-from stable_plugin.evaluation.formatting import number
+from stable_plugin.evaluation.formatting import number, plain
 from stable_plugin.evaluation.page import render
 from stable_plugin.evaluation.report_warnings import report_warnings
 from stable_plugin.runtime.atomic_files import atomic_write, explain_write_errors
@@ -51,7 +48,7 @@ def write_report(run_dir: Path, report: Mapping[str, Any], curves: Mapping[str, 
             raise FileExistsError(
                 f"{path} already exists and is not overwritten: set another run_dir, or move the existing report away."
             )
-    report, curves = _plain(report), _plain(curves)
+    report, curves = plain(report), plain(curves)
     _check_stages(report)
     if verdict := wording.stability(report):
         report = {"verdict": verdict, **report}
@@ -146,21 +143,6 @@ def _check_stages(report: Mapping[str, Any]) -> None:
             f"report has the stages {list(stages)}: pass 'before' and 'after' (and optionally 'control'), or "
             "'evaluation' alone."
         )
-
-
-def _plain(value: Any) -> Any:
-    """Return a copy made of JSON types: numbers that are not finite become None, other objects their text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, int)):
-        return value
-    return str(value)
 
 
 def _json(value: Any) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stable_plugin.evaluation.preflight.batches import energies_and_forces
+from stable_plugin.evaluation.batches import energies_and_forces
 from stable_plugin.evaluation.preflight.diatomics import dimer, dimers
 from stable_plugin.md.neighbors import edges_within
 from stable_plugin.md.system import System

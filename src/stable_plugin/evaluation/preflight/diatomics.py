@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 from ase.units import kB
 
-from stable_plugin.evaluation.preflight.batches import energies_and_forces
+from stable_plugin.evaluation.batches import energies_and_forces
 from stable_plugin.md.system import System
 from stable_plugin.models import Potential
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ase.units import kB
 
-from stable_plugin.evaluation.formatting import duration, number
+from stable_plugin.evaluation.formatting import duration, number, plain
 from stable_plugin.evaluation.preflight.consistency import CutoffFindings, ForceFindings, SymmetryFindings
 from stable_plugin.evaluation.preflight.diatomics import DiatomicCurve
 from stable_plugin.evaluation.preflight.drift import DriftFindings
@@ -81,10 +81,10 @@ class Preflight:
 
     def to_json(self) -> dict[str, Any]:
         """Return the findings as plain data; numbers that are not finite become None."""
-        plain: dict[str, Any] = _plain(
+        found: dict[str, Any] = plain(
             {"problems": self.problems, "n_holes": self.n_holes, "n_scans": self.n_scans, **asdict(self)}
         )
-        return plain
+        return found
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -199,11 +199,3 @@ def hole_text(hole: Hole) -> str:
         f"{hole.kind} {hole.atoms} at {number(hole.value)} {hole.unit} ({limits}), frame {hole.frame}: {energy} "
         f"over a barrier of {hole.barrier_eV:.2f} eV"
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,7 @@ import torch
 from ase.units import kB
 from torch import Tensor
 
-from stable_plugin.evaluation.preflight.batches import energies_and_forces
+from stable_plugin.evaluation.batches import energies_and_forces
 from stable_plugin.evaluation.preflight.scans import Scan, Scanner
 from stable_plugin.models import Potential
 
