@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from math import ceil
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """A differentiable scalar of the mean observable and its target, both (n_values,)."""
 
 Local = Neighborhoods | Literal["auto"] | None
+
+Objective = Literal["margin", "boltzmann", "both"]
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -248,6 +250,14 @@ class StABlEConfig(SystemConfig):
     schedule: Schedule = field(default_factory=Schedule)
     """When to simulate, learn and stop."""
 
+    objective: Objective = "margin"
+    """What is learned from the windows: ``margin``, that frames near failures have energies well above those of the reference;
+    ``boltzmann``, that observables have their means in the reference, as published; or ``both``."""
+
+    margin_weight: Annotated[float, Number(at_least=0, hint="Or 'auto'.")] | Literal["auto"] = "auto"
+    """Factor of the margin's gradient. ``auto`` raises it while frames fall short of their margins, and lowers it when they
+    do not."""
+
     loss: Loss = mean_squared_error
     """Loss of an observable's mean and its target."""
 
@@ -260,8 +270,9 @@ class StABlEConfig(SystemConfig):
     gradient_ratio: Annotated[float, Number(above=0)] = 15.0
     """Length of the observable's gradient relative to that of the user's loss, for ``observable_weight="auto"``."""
 
-    steps_per_window: Annotated[int, Count()] = 6
-    """Maximum number of optimizer steps on the frames of one window, which are reweighted after the first."""
+    steps_per_window: Annotated[int, Count()] = 40
+    """Optimizer steps after a window. The margin takes all of them, with a learning rate that falls to
+    1/20; the Boltzmann estimator reweights the frames after its first step, and ends when they are used up."""
 
     min_ess_fraction: Annotated[float, Number(above=0, at_most=1)] = 0.3
     """A new window is simulated when reweighting leaves a smaller effective fraction of the sample. DiffTRe (Thaler and
@@ -287,6 +298,8 @@ class StABlEConfig(SystemConfig):
         super().__post_init__()
         _check_type("schedule", self.schedule, Schedule)
         _check_type("execution", self.execution, Execution)
+        if self.objective not in get_args(Objective):
+            raise ValueError(f"objective={self.objective!r} is not known: use one of {', '.join(get_args(Objective))}.")
         if self.potential is not None:
             potential_maker(self.potential)
         if not callable(self.loss):
@@ -347,8 +360,23 @@ class StABlEConfig(SystemConfig):
 
     @property
     def record_steps(self) -> int:
-        """Timesteps between two recorded frames."""
+        """Timesteps between two frames that the estimator sees."""
         return checks.steps("record_every_fs", self.record_every_fs, self.integrator.timestep_fs)
+
+    @property
+    def check_steps(self) -> int:
+        """Timesteps between two calls of the detector."""
+        return checks.steps("check_every_fs", self.check_every_fs, self.integrator.timestep_fs)
+
+    @property
+    def uses_margin(self) -> bool:
+        """Whether the objective contains the failure margin."""
+        return self.objective != "boltzmann"
+
+    @property
+    def uses_observables(self) -> bool:
+        """Whether the objective contains the observables."""
+        return self.objective != "margin"
 
 
 @dataclass(kw_only=True, repr=False)

@@ -20,6 +20,7 @@ def short_callback(**changes):
     """Return a callback for an untrained potential, which fails at once, so that a few MD steps reach every phase."""
     settings = {
         "integrator": Langevin(500.0, 0.5, 1.0),
+        "objective": "boltzmann",
         "n_replicas": 4,
         "window_ps": 0.01,
         "record_every_fs": 2.5,

@@ -24,6 +24,7 @@ def make_loop(potential, reference, structures=None, context=None, **changes):
     """Return a short loop on the springs; further arguments change its settings."""
     settings = {
         "integrator": Langevin(TEMPERATURE, 0.5, 20.0),
+        "objective": "boltzmann",
         "observables": [BondLengths()],
         "detector": BondDeviation(0.3, 2.0),
         "n_replicas": 24,
@@ -38,9 +39,15 @@ def make_loop(potential, reference, structures=None, context=None, **changes):
     return assemble(potential, structures, reference, StABlEConfig(**{**settings, **changes}), context)
 
 
+def observable_gradient(loop):
+    """Return the estimate of the observables for the next step; None at the end."""
+    estimates = loop.gradient()
+    return None if estimates is None else estimates["observables"]
+
+
 def optimizer_step(loop, optimizer):
-    """Ask for a gradient and apply it; the estimate, or None at the end."""
-    estimate = loop.gradient()
+    """Ask for the gradient of the observables and apply it; the estimate, or None at the end."""
+    estimate = observable_gradient(loop)
     if estimate is not None:
         for parameter, gradient in zip(loop.potential.trainable_parameters(), estimate.gradients, strict=True):
             parameter.grad = gradient

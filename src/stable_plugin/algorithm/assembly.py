@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.algorithm.failure_margin import FailureMargin
 from stable_plugin.algorithm.replica_pool import ReplicaPool
 from stable_plugin.algorithm.training_loop import TrainingLoop
 from stable_plugin.algorithm.window_data import WindowEstimator
@@ -74,4 +75,8 @@ def assemble(
         even_sampling=config.even_sampling,
     )
     streams = RandomStreams(context.seed(config.seed), potential.device)
-    return TrainingLoop(config, ReplicaPool(simulator, structures, config, streams, context, cell), estimator, name)
+    margin = None
+    if config.uses_margin:
+        margin = FailureMargin(estimator.estimator, chosen.detector, reference, reference_cell)
+    replicas = ReplicaPool(simulator, structures, config, streams, context, cell)
+    return TrainingLoop(config, replicas, estimator, margin, name)

@@ -66,6 +66,10 @@ class Estimate:
     ess_fraction: float
 
 
+Estimates = dict[str, Estimate]
+"""Estimates of the objectives that a step follows: ``observables``, ``margin``, or both."""
+
+
 @dataclass(frozen=True)
 class SurrogateTerm:
     """A loss on observables as weights of atomic energies: ∇θ L = ∇θ Σ_ia w_ia U_a(x_i).

@@ -11,6 +11,15 @@ from torch import Tensor, nn
 MAX_WEIGHT_RATIO = 150.0
 """Bound of the automatic weight relative to the first one of the run."""
 
+MARGIN_LOSS_KT = 0.15
+"""Loss of the margin that its automatic weight aims at: a mean shortfall of about 1 kT."""
+
+MARGIN_WEIGHT_RATE = 0.05
+"""Relative change of the automatic weight of the margin in one step."""
+
+FIRST_RATIO = 5.0
+"""Length of the margin's gradient relative to that of the user's loss in the first step."""
+
 
 class ObservableWeight:
     """Factor of the observable's gradient.
@@ -62,6 +71,55 @@ class ObservableWeight:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.first, self.latest = state["first"], state["latest"]
+
+
+class MarginWeight:
+    r"""Factor of the margin's gradient.
+
+    A constraint is wanted, not a compromise: frames near failures should have their margins, whatever the unit of the user's
+    loss. So ``auto`` follows the constraint, as a Lagrange multiplier does. The factor grows by up to
+    :data:`MARGIN_WEIGHT_RATE` in each step while the loss of the margin is above :data:`MARGIN_LOSS_KT`, and falls as fast
+    below it. It begins with a gradient as long as that of the user's loss.
+
+    Args:
+        weight: A fixed factor, or ``auto``.
+    """
+
+    def __init__(self, weight: float | Literal["auto"] = "auto") -> None:
+        self.weight = weight
+        self.latest: float | None = None
+        self._first = 0.0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(weight={self.weight!r})"
+
+    def __call__(self, loss: float, margin: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+        """Return the factor for the next step.
+
+        Args:
+            loss: Loss of the margin.
+            margin: Its gradient.
+            other: Gradient of the user's loss.
+        """
+        if self.weight != "auto":
+            return float(self.weight)
+        if self.latest is None:
+            own, users = norm(margin), norm(other)
+            if own == 0.0 or users == 0.0:
+                return 1.0
+            self.latest = self._first = FIRST_RATIO * users / own
+        excess = min(max(loss / MARGIN_LOSS_KT - 1.0, -1.0), 1.0)
+        grown = self.latest * (1.0 + MARGIN_WEIGHT_RATE) ** excess
+        self.latest = min(max(grown, self._first / MAX_WEIGHT_RATIO), MAX_WEIGHT_RATIO * self._first)
+        return self.latest
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Return what a resumed run needs."""
+        return {"latest": self.latest, "first": self._first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.latest, self._first = state["latest"], state["first"]
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

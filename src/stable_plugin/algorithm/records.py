@@ -25,6 +25,7 @@ class WindowRecord:
         bound_per_ns: Upper bound of the failure rate in 1/ns, from the present probe or verification up to here; None in a
             learning window.
         ess_fraction: Effective fraction of the sample at the last optimizer step on it.
+        margin_loss: Loss of the failure margin at the last optimizer step after it.
         steps: Optimizer steps taken on it.
         learning_rate: Learning rate of the last of these steps.
         wall_s: Wall time of the simulation in s.
@@ -42,6 +43,7 @@ class WindowRecord:
     observable_loss: float
     bound_per_ns: float | None = None
     ess_fraction: float | None = None
+    margin_loss: float | None = None
     steps: int = 0
     learning_rate: float | None = None
     wall_s: float = 0.0

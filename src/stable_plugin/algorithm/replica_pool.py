@@ -63,7 +63,9 @@ class ReplicaPool:
         self.streams = streams
         self.context = context
         self._structures, self._cell = structures, cell
-        self._n_steps, self._record_every = config.window_steps, config.record_steps
+        self._n_steps = config.window_steps
+        # The margin learns from the few frames in which a bond breaks.
+        self._record_every = config.check_steps if config.uses_margin else config.record_steps
         taken = (context.rank * config.n_replicas + torch.arange(config.n_replicas)) % len(structures)
         # No forces yet: ordinary training may have long to go until the first window.
         self.probe_start = simulator.place(structures[taken], streams.noise, cell=None if cell is None else cell[taken])
@@ -112,18 +114,19 @@ class ReplicaPool:
         with self.model_calls():
             self.state = self.simulator.refresh(self.probe_start)
 
-    def begin_learning_phase(self, window: Window | None) -> None:
+    def begin_learning_phase(self, window: Window | None, *, continues: bool = False) -> None:
         """Set where learning windows start.
 
         Args:
             window: Window to learn from: its start states, but those of unstable replicas are replaced. If None, all are
                 drawn anew, so that nothing is learned from the start states of probes.
+            continues: Whether stable replicas continue from the end of the window instead.
         """
         if window is None:
             everyone = torch.ones(self.n_replicas, dtype=torch.bool, device=self.state.positions.device)
             self.learning_start = self._restart(everyone, self.state)
         else:
-            self.learning_start = self._restart(window.unstable, window.start)
+            self.learning_start = self._restart(window.unstable, window.end if continues else window.start)
 
     def refreshed_learning_start(self) -> State:
         """Return the start of a learning window, with the forces of the present weights."""

@@ -131,10 +131,17 @@ class PhaseTracker:
             self._plan_look()
         return self.phase
 
-    def after_learning_window(self) -> None:
-        """Count a learning window; the phase stays until the window is used up."""
+    def after_learning_window(self, failures: int | None = None, exposure_ps: float = 0.0) -> None:
+        """Count a learning window; the phase stays until the window is used up.
+
+        Args:
+            failures: Replicas that became unstable in it, if a probe is due as soon as these are few.
+            exposure_ps: Time until then or to its end, summed over the replicas, in ps.
+        """
         self.learning_windows += 1
         self.windows_since_probe += 1
+        if failures is not None and failures <= self._tolerated(exposure_ps):
+            self.windows_since_probe = self.schedule.probe_every
 
     def after_learning_steps(self) -> Phase:
         """Return the phase that follows when the frames at hand are used up: ``learn``, or ``probe`` when one is due."""

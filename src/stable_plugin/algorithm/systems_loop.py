@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
-from stable_plugin.algorithm.estimator import Estimate
+from stable_plugin.algorithm.estimator import Estimate, Estimates
 from stable_plugin.algorithm.records import Progress, Verification, WindowRecord
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.algorithm.schedule import Phase
@@ -43,7 +43,7 @@ class SystemsLoop:
         self._weights = dict(zip(loops, weights, strict=True))
         self._learning: list[str] = []
         # What is at hand for the next step, also if the simulation of a later system is interrupted.
-        self._estimates: dict[str, Estimate] = {}
+        self._estimates: dict[str, Estimates] = {}
         self._n_gradients = 0
         self._done_at: dict[str, int] = {}
 
@@ -137,24 +137,30 @@ class SystemsLoop:
                 del self._done_at[name]
             self.simulation_phase()
 
-    def gradient(self) -> Estimate | None:
-        """Return the weighted average of the systems' gradients, or None when training is done; simulate when needed."""
+    def gradient(self) -> Estimates | None:
+        """Return the weighted averages of the systems' gradients, one for each objective, or None when training is done; simulate when needed."""
         while True:
             for name in self.loops:
                 if name in self._estimates:
                     continue
                 with self._collected(name) as loop:
-                    estimate = None if loop.phase == "done" else loop.gradient()
-                if estimate is None:
+                    own = None if loop.phase == "done" else loop.gradient()
+                if own is None:
                     self._note_done(name)
                 else:
-                    self._estimates[name] = estimate
+                    self._estimates[name] = own
             estimates = {name: self._estimates[name] for name in self.loops if name in self._estimates}
             self._estimates = {}
             self._learning = list(estimates)
             if estimates:
                 self._n_gradients += 1
-                return self._average(estimates)
+                objectives = dict.fromkeys(objective for own in estimates.values() for objective in own)
+                return {
+                    objective: self._average(
+                        {name: own[objective] for name, own in estimates.items() if objective in own}
+                    )
+                    for objective in objectives
+                }
             if self.phase == "done":
                 return None
             self.simulation_phase()
@@ -211,7 +217,10 @@ class SystemsLoop:
             "n_gradients": self._n_gradients,
             "done_at": dict(self._done_at),
             "learning": list(self._learning),
-            "estimates": {name: vars(estimate) for name, estimate in self._estimates.items()},
+            "estimates": {
+                name: {objective: vars(each) for objective, each in own.items()}
+                for name, own in self._estimates.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -236,14 +245,18 @@ class SystemsLoop:
         self._learning = list(state["learning"])
         device = self.potential.device
         self._estimates = {
-            name: Estimate(
-                loss=each["loss"],
-                mean=each["mean"].to(device),
-                gradients=[gradient.to(device) for gradient in each["gradients"]],
-                ess_fraction=each["ess_fraction"],
-            )
-            for name, each in state["estimates"].items()
+            name: {objective: _loaded(each, device) for objective, each in own.items()}
+            for name, own in state["estimates"].items()
         }
+
+
+def _loaded(state: Mapping[str, Any], device: torch.device) -> Estimate:
+    return Estimate(
+        loss=state["loss"],
+        mean=state["mean"].to(device),
+        gradients=[gradient.to(device) for gradient in state["gradients"]],
+        ess_fraction=state["ess_fraction"],
+    )
 
 
 def _described(state: Mapping[str, Any]) -> str:

@@ -9,11 +9,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from math import ceil, isfinite
+from math import ceil, cos, isfinite, pi
 from typing import Any
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
-from stable_plugin.algorithm.estimator import Estimate
+from stable_plugin.algorithm.estimator import Estimate, Estimates
+from stable_plugin.algorithm.failure_margin import FailureMargin
+from stable_plugin.algorithm.frame_buffer import FrameBuffer
 from stable_plugin.algorithm.records import Progress, Verification, WindowRecord
 from stable_plugin.algorithm.replica_pool import ReplicaPool
 from stable_plugin.algorithm.schedule import Phase, PhaseTracker
@@ -29,7 +31,14 @@ from stable_plugin.runtime.intervals import binomial_limits
 
 log = logging.getLogger(__name__)
 
-REMEDY = "Raise gradient_ratio or learning_rate, or allow more windows or patience in the schedule."
+REMEDY = "Raise learning_rate, or allow more windows or patience in the schedule."
+
+FINAL_LR_FACTOR = 0.05
+"""Factor of the learning rate at the last step after a window. The weights that are simulated next have settled, and noise of
+the steps does not bring failures back."""
+
+ATOMS_PER_STEP = 6000
+"""Atoms in the frames near failures that one step learns from."""
 
 
 class TrainingLoop:
@@ -41,24 +50,36 @@ class TrainingLoop:
     Args:
         config: The settings.
         replicas: The replicas and their simulator.
-        estimator: Turns windows into samples, and samples into gradients.
+        estimator: Turns windows into samples of the observables, and samples into gradients.
+        margin: Finds frames near failures, and estimates gradients on them; None if the objective is ``boltzmann``.
         name: Name of the system in records, where several are trained on.
 
     Attributes:
         windows: Records of the windows simulated so far.
+        buffer: Frames near failures of all windows so far.
         on_progress: Called every few steps of a simulation; may raise to interrupt it.
     """
 
-    def __init__(self, config: StABlEConfig, replicas: ReplicaPool, estimator: WindowEstimator, name: str = "") -> None:
+    def __init__(
+        self,
+        config: StABlEConfig,
+        replicas: ReplicaPool,
+        estimator: WindowEstimator,
+        margin: FailureMargin | None = None,
+        name: str = "",
+    ) -> None:
         self.config = config
         self.name = name
         self.replicas = replicas
         self.estimator = estimator
+        self.margin = margin
+        self.buffer = FrameBuffer()
         self.tracker = PhaseTracker(config.schedule)
         self.lr_scale = LearningRateScale(config.max_lr_scale, config.steps_per_window, config.min_ess_fraction)
         self.windows: list[WindowRecord] = []
         self.on_progress: Callable[[Progress], None] = lambda progress: None
         self._data: WindowData | None = None
+        self._steps: int | None = None
 
     @property
     def potential(self) -> Potential:
@@ -88,7 +109,7 @@ class TrainingLoop:
     @property
     def is_new_window(self) -> bool:
         """Whether the latest gradient is the first one from its window."""
-        return self._data is not None and self._data.steps == 1
+        return self._steps == 1
 
     def energy_zero(self) -> EnergyZero:
         """Return what holds the zero of energy on the start frames."""
@@ -137,41 +158,44 @@ class TrainingLoop:
 
     @property
     def lr_factor(self) -> float:
-        """Factor of the next step's learning rate: cuts of the schedule, and the step size."""
-        return self.tracker.lr_factor * self.lr_scale.factor
+        """Factor of the next step's learning rate: cuts of the schedule, step size, and the fall after each window."""
+        return self.tracker.lr_factor * self.lr_scale.factor * self._annealing()
 
-    def gradient(self) -> Estimate | None:
-        """Return the gradient of the observables' loss, or None when training is done; simulate when needed."""
-        estimate = self._reweighted_estimate()
-        if estimate is None:
-            self._data = None
+    def gradient(self) -> Estimates | None:
+        """Return the gradient of each objective, or None when training is done; simulate when needed."""
+        estimates = self._estimates_of_next_step()
+        if not estimates:
+            self._steps = self._data = None
             self.tracker.after_learning_steps()
-            while self._data is None and self.phase != "done":
+            while self._steps is None and self.phase != "done":
                 if self.phase == "learn":
                     self._learning_window()
                 else:
                     self.simulation_phase()
-            if self._data is None:
+            if self._steps is None:
                 return None
-            with self.replicas.model_calls():
-                estimate = self.estimator.estimate(self._data)
             self.lr_scale.begin_window()
-        assert self._data is not None
-        self._data.steps += 1
+            estimates = self._estimates()
+        assert self._steps is not None
+        self._steps += 1
         latest = self.windows[-1]
-        latest.steps, latest.ess_fraction = self._data.steps, estimate.ess_fraction
-        return estimate
+        latest.steps = self._steps
+        if "observables" in estimates:
+            latest.ess_fraction = estimates["observables"].ess_fraction
+        if "margin" in estimates:
+            latest.margin_loss = estimates["margin"].loss
+        return estimates
 
     def simulation_phase(self) -> None:
         """Probe, and verify if the probe is passed, until it is time to learn or training is done."""
-        while self.phase == "probe" or self.phase == "verify":
+        while self._steps is None and (self.phase == "probe" or self.phase == "verify"):
             if self.phase == "probe":
                 self._probe()
             else:
                 self._verification_window()
 
     def _probe(self) -> None:
-        """Simulate one window from the start states of probes; nothing is learned from it."""
+        """Simulate one window from the start states of probes; observables are not learned from it."""
         with self.replicas.rollback_on_interrupt():
             self.replicas.begin_probe()
             window, wall_s = self._simulate("probe", self.replicas.state)
@@ -180,7 +204,10 @@ class TrainingLoop:
         fraction = failures / (self.replicas.n_replicas * self.context.size)
         phase = self.tracker.after_probe(failures, exposure_ps, fraction)
         self._record("probe", window, wall_s)
-        if phase == "learn":
+        self._remember(window)
+        if phase == "learn" and self.margin is not None:
+            self._learn_from(window)
+        elif phase == "learn":
             self.replicas.begin_learning_phase(None)
         elif phase == "verify":
             self._log_verification()
@@ -195,19 +222,33 @@ class TrainingLoop:
         window, wall_s = self._simulate("verify", self.replicas.state)
         phase = self.tracker.after_verification_window(*self.replicas.failures(window))
         self._record("verify", window, wall_s)
+        self._remember(window)
         if phase == "learn":
             # This window was simulated under the present weights: it is the first one to learn from.
-            self.replicas.begin_learning_phase(window)
-            self._data = self._collect(window)
+            self._learn_from(window)
         self.replicas.advance(window)
 
     def _learning_window(self) -> None:
-        """Simulate one window from the learning phase's start states, and collect its frames."""
+        """Simulate one window from the learning phase's start states, and learn from it."""
         window, wall_s = self._simulate("learn", self.replicas.refreshed_learning_start())
-        self.tracker.after_learning_window()
+        self.tracker.after_learning_window(*(() if self.margin is None else self.replicas.failures(window)))
         self._record("learn", window, wall_s)
-        self.replicas.begin_learning_phase(window)
-        self._data = self._collect(window)
+        self._remember(window)
+        self._learn_from(window)
+
+    def _remember(self, window: Window) -> None:
+        """Keep the frames of a window that are near failures."""
+        if self.margin is not None:
+            stride = self.config.record_steps // self.config.check_steps
+            frames = self.margin.near_failures(window.positions, window.valid, stride, window.cell)
+            self.buffer.add(frames, self.replicas.streams.choices)
+
+    def _learn_from(self, window: Window) -> None:
+        """Take the next optimizer steps after this window."""
+        self.replicas.begin_learning_phase(window, continues=self.margin is not None)
+        self._steps = 0
+        if self.config.uses_observables:
+            self._data = self._collect(self._for_observables(window))
 
     def _log_verification(self) -> None:
         replica_ps = self.tracker.look_ps / (self.replicas.n_replicas * self.context.size)
@@ -228,17 +269,53 @@ class TrainingLoop:
             REMEDY,
         )
 
+    def _estimates_of_next_step(self) -> Estimates:
+        """Return the estimates for a further step after the latest window; none if its steps are used up."""
+        if self._steps is None or self.phase != "learn" or self._steps >= self.config.steps_per_window:
+            return {}
+        return self._estimates()
+
+    def _estimates(self) -> Estimates:
+        estimates: Estimates = {}
+        observables = self._reweighted_estimate() if self._steps else self._first_estimate()
+        if observables is not None:
+            estimates["observables"] = observables
+        if self.margin is not None:
+            choices = self.replicas.streams.choices
+            n_frames = max(1, ATOMS_PER_STEP // self.potential.system.n_atoms)
+            with self.replicas.model_calls():
+                estimates["margin"] = self.margin.estimate(self.buffer.draw(n_frames, choices), choices)
+        return estimates
+
+    def _first_estimate(self) -> Estimate | None:
+        if self._data is None:
+            return None
+        with self.replicas.model_calls():
+            return self.estimator.estimate(self._data)
+
     def _reweighted_estimate(self) -> Estimate | None:
         """Return an estimate from the frames at hand, reweighted to the present parameters; None if they are used up."""
-        if self._data is None or self.phase != "learn" or self._data.steps >= self.config.steps_per_window:
+        if self._data is None:
             return None
         with self.replicas.model_calls():
             weights, fraction = self.estimator.reweight(self._data)
         self.lr_scale.update(fraction)
         if not fraction >= self.config.min_ess_fraction:  # also if it is NaN
+            self._data = None
             return None
         with self.replicas.model_calls():
             return self.estimator.estimate(self._data, weights)
+
+    def _annealing(self) -> float:
+        """Return a factor that falls with the steps after a window, as in warm restarts (Loshchilov and Hutter, ICLR 2017)."""
+        if self.margin is None or not self._steps:
+            return 1.0
+        done = (self._steps - 1) / max(self.config.steps_per_window - 1, 1)
+        return FINAL_LR_FACTOR + (1.0 - FINAL_LR_FACTOR) * 0.5 * (1.0 + cos(pi * done))
+
+    def _for_observables(self, window: Window) -> Window:
+        """Return a window with the frames that observables are computed from."""
+        return window if self.margin is None else window.every(self.config.record_steps // self.config.check_steps)
 
     def _collect(self, window: Window) -> WindowData:
         with self.replicas.model_calls():
@@ -263,6 +340,7 @@ class TrainingLoop:
         replicas = self.replicas.n_replicas * self.context.size
         low, high = binomial_limits(failures, replicas)
         bound = self.tracker.bound_per_ns
+        seen = self._for_observables(window)
         self.windows.append(
             WindowRecord(
                 window=len(self.windows) + 1,
@@ -274,7 +352,7 @@ class TrainingLoop:
                 failures=failures,
                 exposure_ps=exposure_ps,
                 bound_per_ns=None if phase == "learn" or not isfinite(bound) else bound,
-                observable_loss=self.estimator.observed_loss(window.frames(), window.frame_cells()),
+                observable_loss=self.estimator.observed_loss(seen.frames(), seen.frame_cells()),
                 wall_s=wall_s,
                 system=self.name,
             )
@@ -287,7 +365,9 @@ class TrainingLoop:
             "tracker": self.tracker.state_dict(),
             "windows": [asdict(record) for record in self.windows],
             "replicas": self.replicas.state_dict(),
+            "steps": self._steps,
             "data": None if self._data is None else self._data.state_dict(),
+            "buffer": self.buffer.state_dict(),
             "lr_scale": self.lr_scale.state_dict(),
         }
 
@@ -308,7 +388,8 @@ class TrainingLoop:
         self.replicas.load_state_dict(state["replicas"])
         self.tracker.load_state_dict(state["tracker"])
         self.windows = [WindowRecord(**record) for record in state["windows"]]
-        data = state["data"]
+        self._steps, data = state["steps"], state["data"]
+        self.buffer.load_state_dict(state["buffer"])
         self._data = None if data is None else WindowData.from_state_dict(data, self.potential.device)
         self.lr_scale.load_state_dict(state["lr_scale"])
 

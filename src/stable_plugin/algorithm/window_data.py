@@ -35,18 +35,16 @@ class SampleGroup:
 
 @dataclass
 class WindowData:
-    """Frames of one window, and the number of optimizer steps taken on them.
+    """Frames of one window, as samples.
 
     Attributes:
         positions: (n_frames, n_atoms, 3) in Å.
         groups: Whole frames, sites, or both.
-        steps: Optimizer steps so far.
         cell: Cells of the frames, (n_frames, 3, 3) in Å; None if all are that of the system.
     """
 
     positions: Tensor
     groups: list[SampleGroup]
-    steps: int = 0
     cell: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +63,7 @@ class WindowData:
             for group in state["groups"]
         ]
         cell = state["cell"]
-        return cls(state["positions"].to(device), groups, state["steps"], None if cell is None else cell.to(device))
+        return cls(state["positions"].to(device), groups, None if cell is None else cell.to(device))
 
 
 class WindowEstimator:

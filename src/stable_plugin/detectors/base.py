@@ -51,6 +51,10 @@ class Detector(ReprMixin, ABC):
     capturable = True
     """Whether :meth:`classify` can be captured in a CUDA graph: no state, no host synchronization, static shapes."""
 
+    supports_margin = False
+    """Whether frames above the threshold must have a higher energy than those of the reference: the atoms of a single frame
+    are somewhere that thermal motion does not take them. Objective ``margin`` learns from such detectors."""
+
     def __init__(self, threshold: float, discard: float | None = None) -> None:
         self.threshold = checks.number("threshold", threshold)
         if discard is not None:

@@ -48,6 +48,7 @@ class BondDeviation(Detector):
     """
 
     unit = "Å"
+    supports_margin = True
 
     def __init__(self, threshold: float = 0.25, discard: float | None = 3.0) -> None:
         super().__init__(threshold, discard)
@@ -102,6 +103,7 @@ class _MinimumDistance(Detector):
     """Base class of detectors of close contacts: minus the shortest distance of certain pairs of atoms, in Å."""
 
     unit = "Å"
+    supports_margin = True
 
     def __init__(self, distance: float = 1.2, discard_distance: float | None = 0.3) -> None:
         checks.number("distance", distance, above=0)

@@ -135,6 +135,8 @@ class ReferenceLimitDetector(LimitDetector):
         reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
 
+    supports_margin = True
+
     def __init__(
         self,
         temperature_K: float,

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor, nn, optim
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
-from stable_plugin.algorithm.estimator import Estimate
-from stable_plugin.algorithm.gradients import ObservableWeight, TemporaryLearningRate, add_gradients, norm
+from stable_plugin.algorithm.estimator import Estimate, Estimates
+from stable_plugin.algorithm.gradients import (
+    MarginWeight,
+    ObservableWeight,
+    TemporaryLearningRate,
+    add_gradients,
+    norm,
+)
 from stable_plugin.algorithm.records import Progress, WindowRecord
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.algorithm.systems_loop import AnyLoop
@@ -51,6 +57,7 @@ class Session:
     def __init__(self, config: StABlEConfig) -> None:
         self.config = config
         self.weight = ObservableWeight(config.observable_weight, config.gradient_ratio)
+        self.margin_weight = MarginWeight(config.margin_weight)
         self.resume = ResumePoint()
         self._loop: AnyLoop | None = None
         self._zero: EnergyZero | None = None
@@ -121,13 +128,13 @@ class Session:
         with self._monitored() as loop:
             loop.simulation_phase()
 
-    def gradient(self) -> Estimate | None:
-        """Return the observable's gradient for the next optimizer step, or None when training is done."""
+    def gradient(self) -> Estimates | None:
+        """Return the gradient of each objective for the next optimizer step, or None when training is done."""
         self._hold_energies(EnergyZero.mark)
         with self._monitored() as loop:
-            estimate = loop.gradient()
-        self._has_gradient = estimate is not None
-        return estimate
+            estimates = loop.gradient()
+        self._has_gradient = estimates is not None
+        return estimates
 
     def before_step(self, optimizer: optim.Optimizer) -> dict[str, float] | None:
         """Add the observable's gradient to the parameters, and set the learning rate of the next step.
@@ -145,39 +152,46 @@ class Session:
         """
         parameters = self.loop.potential.trainable_parameters()
         _check_optimizer(optimizer, parameters)
-        estimate = self.gradient()
-        if estimate is None:
+        estimates = self.gradient()
+        if estimates is None:
             optimizer.zero_grad(set_to_none=True)
             return None
-        fraction = {"stable/unstable_fraction": self.loop.unstable_fraction or 0.0}
+        numbers = {"stable/unstable_fraction": self.loop.unstable_fraction or 0.0}
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.is_nonfinite(estimate, own):
+        if self.is_nonfinite(estimates, own):
             optimizer.zero_grad(set_to_none=True)
-            return {**fraction, "stable/nonfinite_steps": self._n_nonfinite}
-        factor = self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
-        add_gradients(parameters, estimate.gradients, factor)
+            return {**numbers, "stable/nonfinite_steps": self._n_nonfinite}
+        for objective, estimate in estimates.items():
+            factor = self._factor(objective, estimate, own)
+            add_gradients(parameters, estimate.gradients, factor)
+            name = objective.removesuffix("s")
+            numbers |= {
+                f"stable/{name}_loss": estimate.loss,
+                f"stable/{name}_weight": factor,
+                f"stable/{name}_gradient_norm": norm(estimate.gradients),
+            }
+        if "observables" in estimates:
+            numbers["stable/ess_fraction"] = estimates["observables"].ess_fraction
         rate = self._learning_rate.set(optimizer, self.config.learning_rate, self.loop.lr_factor)
         self.loop.record_learning_rate(rate)
-        return {
-            **fraction,
-            "stable/observable_loss": estimate.loss,
-            "stable/ess_fraction": estimate.ess_fraction,
-            "stable/simulated_ps": self.loop.simulated_ps,
-            "stable/observable_weight": factor,
-            "stable/observable_gradient_norm": norm(estimate.gradients),
-        }
+        return {**numbers, "stable/simulated_ps": self.loop.simulated_ps}
 
-    def is_nonfinite(self, estimate: Estimate, own: Sequence[Tensor] = ()) -> bool:
+    def _factor(self, objective: str, estimate: Estimate, own: Sequence[Tensor]) -> float:
+        if objective == "margin":
+            return self.margin_weight(estimate.loss, estimate.gradients, own)
+        return self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
+
+    def is_nonfinite(self, estimates: Estimates, own: Sequence[Tensor] = ()) -> bool:
         """Return whether a gradient is not finite, so that the step must not be taken.
 
         Args:
-            estimate: Estimate of the observables' gradient.
+            estimates: Estimates of the objectives.
             own: Gradient of the trainer's own loss, where it is known.
 
         Raises:
-            NonFiniteGradientError: If it is the observables' gradient for the third time in a row.
+            NonFiniteGradientError: If it is the gradient of an objective for the third time in a row.
         """
-        if isfinite(norm(estimate.gradients)):
+        if all(isfinite(norm(estimate.gradients)) for estimate in estimates.values()):
             self._n_nonfinite = 0
             if isfinite(norm(own)):
                 return False
@@ -274,7 +288,11 @@ class Session:
             "resume": self.resume.state_dict(),
             "n_logged_windows": self._n_logged_windows,
         }
-        return {"processes": self._loop.context.gather(own), "weight": self.weight.state_dict()}
+        return {
+            "processes": self._loop.context.gather(own),
+            "weight": self.weight.state_dict(),
+            "margin_weight": self.margin_weight.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned: the loop's part once it is built, the global random streams at once.
@@ -297,6 +315,7 @@ class Session:
         self._loaded, self._pending = state_dict, own
         self.resume.load_state_dict(own["resume"])
         self.weight.load_state_dict(state_dict["weight"])
+        self.margin_weight.load_state_dict(state_dict["margin_weight"])
 
     @contextmanager
     def _monitored(self) -> Iterator[AnyLoop]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,18 @@ class Window:
     def duration_ps(self) -> float:
         """Simulated time per replica in ps."""
         return self.n_steps * self.timestep_fs / 1000.0
+
+    def every(self, stride: int) -> Window:
+        """Return the window with every ``stride``-th of its frames.
+
+        Args:
+            stride: One keeps all.
+        """
+        kept = slice(stride - 1, None, stride)
+        cell = None if self.cell is None else self.cell[kept]
+        return replace(
+            self, positions=self.positions[kept], velocities=self.velocities[kept], cell=cell, valid=self.valid[kept]
+        )
 
     def frames(self) -> Tensor:
         """Return the valid frames of all replicas as one sample, (n_valid, n_atoms, 3) in Å."""

@@ -69,14 +69,15 @@ class StABlEMixin:
         module: Any = self
         if module.current_epoch < self._stable.config.start_epoch:
             return torch.zeros((), device=module.device)
-        estimate = self._stable.session.gradient()
+        estimates = self._stable.session.gradient()
         self._stable.log_windows(module.trainer)
-        if estimate is None:
+        if estimates is None:
             return None
-        if self._stable.session.is_nonfinite(estimate):
+        if self._stable.session.is_nonfinite(estimates):
             return torch.zeros((), device=module.device)
         parameters = self._stable.loop.potential.trainable_parameters()
-        return with_gradient(estimate.loss, parameters, estimate.gradients)
+        parts = [with_gradient(each.loss, parameters, each.gradients) for each in estimates.values()]
+        return torch.stack(parts).sum()
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the callback that simulates, saves and resumes, to be added to the callbacks of the Trainer."""

@@ -1,0 +1,261 @@
+r"""The failure margin: a loss that raises the energies of frames near failures.
+
+A frame in which a bond, an angle or a contact is far outside of its thermal range must have an energy well above that of
+reference frames. How far above follows from the fluctuations of the reference, so no label is needed. The loss is
+one-sided: a frame that is high enough exerts no pull, and frames of failures that have been repaired stay constraints.
+
+.. math::
+
+    u(x) = \max_d \frac{v_d(x) - \langle v_d \rangle_\mathrm{ref}}{t_d - \langle v_d \rangle_\mathrm{ref}}, \qquad
+    m(x) = \min(c\,u^2, m_\mathrm{max}), \qquad
+    L = \frac{1}{N} \sum_i h\!\left(m(x_i) - \frac{U(x_i) - \langle U \rangle_\mathrm{ref}}{kT}\right)
+
+with the value v and the threshold t of each detector d, and Huber's function h of the positive part.
+
+=============================================  ====================================================
+Equation                                       Code
+=============================================  ====================================================
+u, severity                                    :meth:`FailureMargin.severity`
+m, margin in kT                                :func:`margin_kT`
+x_i, frames near failures                      :meth:`FailureMargin.near_failures`
+U over the atoms that fail                     ``NearFailures.atoms``
+h, Huber's function                            :func:`one_sided_huber`
+∇θ L = ∇θ Σ_ia w_ia U_a(x_i)                   :meth:`FailureMargin.estimate`, one backward pass
+=============================================  ====================================================
+
+A harmonic coordinate at its limit, z standard deviations off, has an energy of z²/2 kT; the limits of the default
+detectors are at z ≈ 6, and ``c`` asks for less than half of that energy, because the others may be below their means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate, SurrogateTerm
+from stable_plugin.algorithm.frame_buffer import NearFailures
+from stable_plugin.detectors import AnyOf, Detector
+from stable_plugin.md.cells import optional
+from stable_plugin.md.internal_coordinates import equivalent_atoms
+from stable_plugin.md.system import System
+from stable_plugin.units import BOLTZMANN
+
+MARGIN_AT_THRESHOLD_KT = 8.0
+"""The constant c: margin of a frame at the threshold of a detector."""
+
+MAX_MARGIN_KT = 12.0
+"""With this energy, a state has a probability of 6e-6; more would only distort the potential."""
+
+MIN_SEVERITY = 0.4
+"""Frames below this severity are thermal."""
+
+DENSE_SEVERITY = 0.6
+"""Frames above this severity are kept as often as the detector looks: a bond breaks within 10 fs."""
+
+MAX_SEVERITY = 4.0
+"""Frames above this severity are fragments, and what holds them together no longer matters."""
+
+HUBER_KT = 3.0
+"""Shortfall in kT up to which the loss is quadratic."""
+
+REFERENCE_FRAMES = 64
+"""Reference frames, drawn anew for each estimate, whose mean energy is the zero of the margin."""
+
+FRAMEWORK_RADIUS_A = 4.0
+"""Distance from the failing atoms up to which the energies of a framework count."""
+
+
+def margin_kT(severity: Tensor) -> Tensor:
+    """Return the smallest energy above the reference of frames of a severity, in kT, with the shape of the severity."""
+    return (MARGIN_AT_THRESHOLD_KT * severity.square()).clamp_max(MAX_MARGIN_KT)
+
+
+def one_sided_huber(shortfall: Tensor) -> Tensor:
+    """Return the loss of shortfalls in kT: zero below zero, quadratic up to :data:`HUBER_KT`, then linear.
+
+    Source: P. J. Huber, Ann. Math. Statist. 35, 73 (1964).
+    """
+    positive = shortfall.clamp_min(0.0)
+    return torch.where(positive < HUBER_KT, positive.square() / (2.0 * HUBER_KT), positive - HUBER_KT / 2.0)
+
+
+class FailureMargin:
+    """Finds frames near failures, and estimates the gradient of the margin loss on them.
+
+    In a system of several molecules, the energies of the molecules that fail count alone, because the thermal noise of all
+    others would drown them; in a framework, those of the surroundings of the atoms that fail.
+
+    Args:
+        estimator: Computes energies and gradients of the potential in training.
+        detector: Detector of unstable replicas, bound to the system.
+        reference: Reference frames, (n_frames, n_atoms, 3) in Å.
+        cell: Cells of these frames, (n_frames, 3, 3) in Å; that of the system if None.
+
+    Raises:
+        ValueError: If no part of the detector has failures that cost energy.
+    """
+
+    def __init__(
+        self, estimator: BoltzmannEstimator, detector: Detector, reference: Tensor, cell: Tensor | None = None
+    ) -> None:
+        self.estimator = estimator
+        self.context = estimator.context
+        self.detectors = [each for each in _parts(detector) if each.supports_margin]
+        if not self.detectors:
+            raise ValueError(
+                f"detector={detector!r} has no part whose failures cost energy, such as BondLimits, AngleLimits or "
+                "ContactLimits: pass one of them, None for the default, or set objective='boltzmann'."
+            )
+        self._reference, self._reference_cell = reference, cell
+        self._typical = [self._values(each, reference, cell).mean() for each in self.detectors]
+        self._molecules = _Molecules(estimator.potential.system)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(str, self.detectors))})"
+
+    def severity(self, positions: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return how near to a failure frames are, and which detector says so, both (n_frames,).
+
+        The severity is zero at the mean value of the reference, and one at the threshold.
+
+        Args:
+            positions: (n_frames, n_atoms, 3) in Å.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
+        """
+        severities = [
+            (self._values(detector, positions, cell) - typical) / (detector.threshold - typical)
+            for detector, typical in zip(self.detectors, self._typical, strict=True)
+        ]
+        worst = torch.stack(severities).nan_to_num(nan=torch.inf).max(dim=0)
+        return worst.values, worst.indices
+
+    def near_failures(self, positions: Tensor, valid: Tensor, stride: int, cell: Tensor | None = None) -> NearFailures:
+        """Return the frames of a window that are near a failure or beyond it.
+
+        Args:
+            positions: Frames, (n_times, n_replicas, n_atoms, 3) in Å.
+            valid: Which of them are usable, (n_times, n_replicas).
+            stride: Every how many frames those below :data:`DENSE_SEVERITY` are taken, too.
+            cell: Cells of the frames, (n_times, n_replicas, 3, 3) in Å; that of the system if None.
+        """
+        sparse = torch.zeros(len(positions), 1, dtype=torch.bool, device=positions.device)
+        sparse[stride - 1 :: stride] = True
+        frames, sparse = positions[valid], sparse.expand_as(valid)[valid]
+        cells = None if cell is None else cell[valid]
+        severity, kind = self.severity(frames, cells)
+        kept = (severity > DENSE_SEVERITY) | (sparse & (severity > MIN_SEVERITY))
+        kept = kept & (severity < MAX_SEVERITY)
+        frames, severity, kind = frames[kept], severity[kept], kind[kept]
+        cells = None if cells is None else cells[kept]
+        return NearFailures(frames, margin_kT(severity), self._failing_atoms(frames, kind, cells), cells)
+
+    def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> Estimate:
+        """Return the loss of frames and its gradient; every process calls this, also one without frames.
+
+        Args:
+            frames: Frames of this process.
+            generator: Random stream that draws reference frames.
+        """
+        reference, cell = self._draw_reference(generator)
+        frames = self._none(reference) if frames is None else frames.to(reference.device)
+        levels = self._molecules.mean(self.estimator.atomic_energies(reference, cell).mean(dim=0))
+        energies = self.estimator.atomic_energies(frames.positions, frames.cell)
+        atoms = frames.atoms.to(energies)
+        kT = BOLTZMANN * self.estimator.temperature_K
+        shortfall = (frames.margin.to(energies) - (atoms * (energies - levels)).sum(dim=1) / kT).requires_grad_(True)
+        n_all = max(self.context.count(len(frames), energies.device), 1)
+        with torch.enable_grad():
+            loss = one_sided_huber(shortfall).sum() / n_all
+        (upstream,) = torch.autograd.grad(loss, shortfall)
+        short = upstream > 0.0
+        raised = -upstream[short, None] * atoms[short] / kT
+        # The mean of the reference is lowered by as much as the frames are raised.
+        lowered = -self._molecules.mean(raised.sum(dim=0)).expand(len(reference), -1) / len(reference)
+        weights = torch.cat([raised, lowered])
+        gradients = self.estimator.combine(
+            torch.cat([frames.positions[short].to(reference), reference]),
+            [SurrogateTerm(0.0, weights.new_empty(0), weights, 1.0)],
+            self._joined_cells(frames.select(short), cell, len(reference)),
+        ).gradients
+        return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0)
+
+    def _draw_reference(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        drawn = torch.randperm(len(self._reference), generator=generator)[:REFERENCE_FRAMES]
+        return self._reference[drawn], None if self._reference_cell is None else self._reference_cell[drawn]
+
+    def _failing_atoms(self, frames: Tensor, kind: Tensor, cell: Tensor | None) -> Tensor:
+        """Return the atoms whose energies count, (n_frames, n_atoms)."""
+        found = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
+        if self._molecules.is_one_molecule:
+            return found
+        for number, detector in enumerate(self.detectors):
+            own = (kind == number).nonzero()[:, 0]
+            cells = None if cell is None else cell[own]
+            if len(own):
+                failing = detector.offending_atoms(frames[own], torch.zeros_like(frames[own]), *optional(cells))
+                found[own] = self._molecules.around(frames[own], failing, cells)
+        return found
+
+    def _joined_cells(self, frames: NearFailures, cell: Tensor | None, n_reference: int) -> Tensor | None:
+        """Return the cells of frames and of the reference, or None if all are that of the system."""
+        if cell is None and frames.cell is None:
+            return None
+        own = self.estimator.potential.system.cell
+        frame_cells = own.expand(len(frames), 3, 3) if frames.cell is None else frames.cell.to(own)
+        return torch.cat([frame_cells, own.expand(n_reference, 3, 3) if cell is None else cell.to(own)])
+
+    def _none(self, reference: Tensor) -> NearFailures:
+        empty = reference[:0]
+        return NearFailures(empty, empty[:, 0, 0], empty[:, :, 0].bool())
+
+    @staticmethod
+    def _values(detector: Detector, positions: Tensor, cell: Tensor | None) -> Tensor:
+        return detector.measure(positions, torch.zeros_like(positions), *optional(cell)).double()
+
+
+def _parts(detector: Detector) -> list[Detector]:
+    """Return a detector, or those that it combines."""
+    return [part for each in detector.detectors for part in _parts(each)] if isinstance(detector, AnyOf) else [detector]
+
+
+class _Molecules:
+    """Molecules and framework of a system, and which of its atoms have the same mean energy."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._labels = system.molecules
+        self._framework = system.framework.to(self._labels.device)
+        self.is_one_molecule = int(self._labels.max()) == 0 and not system.is_extended
+        # Atoms of a framework have sites of their own, as those of a surface.
+        classes = torch.tensor(equivalent_atoms(system), device=self._labels.device)
+        own = int(classes.max()) + 1 + torch.arange(system.n_atoms, device=classes.device)
+        self._classes = torch.where(self._framework, own, classes).unique(return_inverse=True)[1]
+
+    def mean(self, per_atom: Tensor) -> Tensor:
+        """Return the mean over equivalent atoms, (n_atoms,)."""
+        sums = per_atom.new_zeros(int(self._classes.max()) + 1).index_add(0, self._classes, per_atom)
+        return (sums / torch.bincount(self._classes))[self._classes]
+
+    def around(self, frames: Tensor, failing: Sequence[tuple[int, ...]], cell: Tensor | None) -> Tensor:
+        """Return the atoms of the molecules, and of the surroundings in a framework, that atoms belong to.
+
+        Args:
+            frames: (n_frames, n_atoms, 3) in Å.
+            failing: Atoms of each frame.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
+        """
+        near = torch.zeros(frames.shape[:2], dtype=torch.bool, device=frames.device)
+        everyone = torch.arange(frames.shape[1], device=frames.device)
+        for number, atoms in enumerate(failing):
+            for atom in atoms:
+                if self._framework[atom]:
+                    pairs = torch.stack([torch.full_like(everyone, atom), everyone], dim=1)
+                    own = None if cell is None else cell[number : number + 1]
+                    near[number] |= (
+                        self._system.distances(frames[number : number + 1], pairs, own)[0] < FRAMEWORK_RADIUS_A
+                    )
+                else:
+                    near[number] |= self._labels == self._labels[atom]
+        return near
