@@ -102,6 +102,7 @@ CHANGES = {
     "integrator": Langevin(400.0),
     "observables": [BondLengths()],
     "detector": BondDeviation(0.3),
+    "objective": "both",
     "n_replicas": 4,
     "window_ps": 0.2,
     "schedule": Schedule(max_failures_per_ns=50.0),
@@ -144,6 +145,7 @@ OUT_OF_RANGE = {
     "learning_rate": (0.0, -1e-3, "auto"),
     "observable_weight": (-1.0, "Auto", None),
     "gradient_ratio": (0.0, None),
+    "margin_weight": (-1.0, "Auto", None),
     "steps_per_window": (0, 1.5),
     "min_ess_fraction": (0.0, 1.1),
     "max_lr_scale": (0.9, None),
@@ -171,6 +173,7 @@ OTHER_KIND = {
     "systems": (([], "is not a list of systems: pass instances of SystemConfig"), (3, "is not a list of systems")),
     "schedule": (({"max_failures_per_ns": 1.0}, "pass an instance of Schedule"),),
     "execution": ((None, "pass an instance of Execution"),),
+    "objective": (("margins", "is not known: use one of margin, boltzmann, both"), (None, "use one of")),
     "loss": ((2.0, r"is not a function: pass one of \(mean, target\)"),),
     "structures": (([], "pass at least one"), (5, r"pass a list of ase\.Atoms"), (molecule("H2O"), "pass a list of")),
     "reference": (([], "pass at least one"), ([1, 2], r"pass a list of ase\.Atoms")),
@@ -200,7 +203,7 @@ def test_even_sampling_rejects_invalid_counts(pair):
 
 def test_observables_accept_a_single_one():
     lengths = BondLengths()
-    assert StABlEConfig(observables=lengths).observables == [lengths]
+    assert StABlEConfig(objective="both", observables=lengths).observables == [lengths]
 
 
 @pytest.mark.parametrize(
@@ -232,19 +235,21 @@ def test_config_needs_two_frames_per_window():
 def test_repr_shows_what_is_not_default():
     assert repr(StABlEConfig()) == "StABlEConfig()"
     assert repr(StABlEConfig(n_replicas=32, integrator=Langevin(), schedule=Schedule())) == "StABlEConfig()"
-    shown = repr(StABlECallback(n_replicas=64, detector=BondDeviation(0.3), local=None, execution=Execution(threads=2)))
+    shown = repr(
+        StABlECallback(n_replicas=64, detector=BondDeviation(0.3), objective="both", execution=Execution(threads=2))
+    )
     assert shown == (
-        "StABlECallback(detector=BondDeviation(threshold=0.3, discard=3.0), local=None, n_replicas=64, "
+        "StABlECallback(detector=BondDeviation(threshold=0.3, discard=3.0), n_replicas=64, objective='both', "
         "execution=Execution(capture='auto', compile='auto', threads=2))"
     )
 
 
 def test_repr_hides_long_lists():
     observables = [BondLengths(), BondAmplitudes(), BondLengths()]
-    shown = repr(StABlEConfig(structures=waters(50), bonds=((0, 1),) * 30, observables=observables))
+    shown = repr(StABlEConfig(structures=waters(50), bonds=((0, 1),) * 30, observables=observables, objective="both"))
     assert shown == (
         "StABlEConfig(structures=<50 items>, bonds=<30 items>, "
-        "observables=[BondLengths(), BondAmplitudes(), BondLengths()])"
+        "observables=[BondLengths(), BondAmplitudes(), BondLengths()], objective='both')"
     )
 
 
@@ -259,8 +264,22 @@ def test_files_are_read_on_construction(name, tmp_path):
         StABlEConfig(**{name: path})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("observables", BondLengths()),
+        ("local", None),
+        ("even_sampling", (10, 2)),
+        ("loss", lambda mean, target: (mean - target).abs().sum()),
+    ],
+)
+def test_objective_margin_refuses_what_it_does_not_use(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}=.* is not used by objective='margin', .*: set objective='both' or"):
+        StABlEConfig(**{name: value})
+
+
 def test_replace_changes_one_field():
-    settings = StABlEConfig(structures=waters(), local=Molecules())
+    settings = StABlEConfig(objective="both", structures=waters(), local=Molecules())
     changed = replace(settings, n_replicas=5)
     assert (settings.n_replicas, changed.n_replicas) == (32, 5)
     assert replace(changed, n_replicas=32) == settings
@@ -324,7 +343,15 @@ def test_systems_of_plain_hydra(convert, tmp_path):
     systems = [{"name": "cold", "structures": [str(path)]}, {"structures": str(path), "integrator": hot}]
     systems[1].update(observables=[lengths, lengths], even_sampling=[10, 2], weight=2)
     made = instantiate(
-        OmegaConf.create({"_target_": "stable_plugin.StABlEConfig", "systems": systems, "n_replicas": 4, **convert})
+        OmegaConf.create(
+            {
+                "_target_": "stable_plugin.StABlEConfig",
+                "systems": systems,
+                "objective": "both",
+                "n_replicas": 4,
+                **convert,
+            }
+        )
     )
     cold, warm = made.systems
     assert all(isinstance(each, SystemConfig) for each in made.systems)

@@ -61,6 +61,7 @@ class Holder(torch.nn.Module):
 def build_loop(frames, **arguments):
     """Return the training loop that a callback with these arguments builds."""
     settings = {
+        "objective": "boltzmann",
         "structures": frames,
         "n_replicas": 2,
         "window_ps": 0.01,

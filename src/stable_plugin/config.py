@@ -304,6 +304,13 @@ class StABlEConfig(SystemConfig):
             potential_maker(self.potential)
         if not callable(self.loss):
             raise ValueError(f"loss={self.loss!r} is not a function: pass one of (mean, target) that returns a scalar.")
+        if not self.uses_observables:
+            for name in ("observables", "local", "even_sampling", "loss"):
+                if not _is_default(next(each for each in fields(self) if each.name == name), getattr(self, name)):
+                    raise ValueError(
+                        f"{name}={_shown(getattr(self, name))} is not used by objective='margin', which needs no observables: set "
+                        f"objective='both' or 'boltzmann', or leave {name} out."
+                    )
         if self.n_replicas * (self.window_steps // self.record_steps) < MIN_FRAMES:
             raise ValueError(
                 f"record_every_fs={self.record_every_fs:g} gives fewer than two frames per window of "

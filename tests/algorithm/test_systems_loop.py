@@ -47,6 +47,7 @@ def chains(symbols, n_frames=3, spread=0.02):
 
 def settings(**changes):
     values = {
+        "objective": "boltzmann",
         "n_replicas": 4,
         "window_ps": 0.02,
         "record_every_fs": 5.0,

@@ -486,6 +486,6 @@ def test_learning_that_fails_is_logged(schedule, reason, reference, caplog):
             pass
     (message,) = {record.getMessage() for record in caplog.records}
     assert re.fullmatch(
-        r"\d+ % of the replicas are unstable in the latest probe: (.*)\. Raise gradient_ratio .*", message
+        r"\d+ % of the replicas are unstable in the latest probe: (.*)\. Raise learning_rate, .*", message
     )
     assert reason in message

@@ -186,7 +186,7 @@ def test_training_loop_of_different_cells_keeps_them():
     frames = strained_crystals()
     system, positions, cell = stacked(frames)
     config = StABlEConfig(
-        n_replicas=6, window_ps=0.02, record_every_fs=10.0, integrator=NoseHooverChain(600.0, timestep_fs=2.0),
+        objective="boltzmann", n_replicas=6, window_ps=0.02, record_every_fs=10.0, integrator=NoseHooverChain(600.0, timestep_fs=2.0),
         check_every_fs=10.0, detector=RunawayTemperature(1.0), observables=RadialDistribution(r_max=3.0),
     )  # fmt: skip
     loop = assemble(PairRepulsion(system, cutoff=3.0), positions, positions, config, cell=cell, reference_cell=cell)

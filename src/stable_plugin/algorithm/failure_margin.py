@@ -151,8 +151,10 @@ class FailureMargin:
         cells = None if cells is None else cells[kept]
         return NearFailures(frames, margin_kT(severity), self._failing_atoms(frames, kind, cells), cells)
 
-    def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> Estimate:
-        """Return the loss of frames and its gradient; every process calls this, also one without frames.
+    def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> tuple[Estimate, Tensor]:
+        """Return the loss of frames with its gradient, and which frames fall short, (n_frames,).
+
+        Every process calls this, also one without frames.
 
         Args:
             frames: Frames of this process.
@@ -179,7 +181,7 @@ class FailureMargin:
             [SurrogateTerm(0.0, weights.new_empty(0), weights, 1.0)],
             self._joined_cells(frames.select(short), cell, len(reference)),
         ).gradients
-        return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0)
+        return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0), short
 
     def _draw_reference(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         drawn = torch.randperm(len(self._reference), generator=generator)[:REFERENCE_FRAMES]

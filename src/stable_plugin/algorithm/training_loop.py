@@ -281,11 +281,18 @@ class TrainingLoop:
         if observables is not None:
             estimates["observables"] = observables
         if self.margin is not None:
-            choices = self.replicas.streams.choices
-            n_frames = max(1, ATOMS_PER_STEP // self.potential.system.n_atoms)
-            with self.replicas.model_calls():
-                estimates["margin"] = self.margin.estimate(self.buffer.draw(n_frames, choices), choices)
+            estimates["margin"] = self._margin_estimate(self.margin)
         return estimates
+
+    def _margin_estimate(self, margin: FailureMargin) -> Estimate:
+        choices = self.replicas.streams.choices
+        n_frames = max(1, ATOMS_PER_STEP // self.potential.system.n_atoms)
+        frames = self.buffer.draw(n_frames, choices)
+        with self.replicas.model_calls():
+            estimate, falls_short = margin.estimate(frames, choices)
+        if frames is not None:
+            self.buffer.update(falls_short)
+        return estimate
 
     def _first_estimate(self) -> Estimate | None:
         if self._data is None:
