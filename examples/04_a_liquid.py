@@ -74,6 +74,7 @@ callback = StABlECallback(
     structures=DATA / "water_train.extxyz",
     reference=DATA / "water_target.extxyz",
     integrator=integrator,
+    objective="boltzmann",
     observables=observables,
     detector=detector,
     local=NearestMolecules(5),

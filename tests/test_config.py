@@ -145,6 +145,7 @@ OUT_OF_RANGE = {
     "learning_rate": (0.0, -1e-3, "auto"),
     "observable_weight": (-1.0, "Auto", None),
     "gradient_ratio": (0.0, None),
+    "margin_frames": (0, 1.5),
     "margin_weight": (-1.0, "Auto", None),
     "steps_per_window": (0, 1.5),
     "min_ess_fraction": (0.0, 1.1),

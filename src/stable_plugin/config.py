@@ -258,6 +258,9 @@ class StABlEConfig(SystemConfig):
     """Factor of the margin's gradient. ``auto`` raises it while frames fall short of their margins, and lowers it when they
     do not."""
 
+    margin_frames: Annotated[int, Count()] = 128
+    """Frames near failures in each optimizer step; a quarter as many of the reference are compared with."""
+
     loss: Loss = mean_squared_error
     """Loss of an observable's mean and its target."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from torch import Tensor
 
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
@@ -77,6 +79,7 @@ def assemble(
     streams = RandomStreams(context.seed(config.seed), potential.device)
     margin = None
     if config.uses_margin:
-        margin = FailureMargin(estimator.estimator, chosen.detector, reference, reference_cell)
+        n_reference = ceil(config.margin_frames / 4)
+        margin = FailureMargin(estimator.estimator, chosen.detector, reference, reference_cell, n_reference)
     replicas = ReplicaPool(simulator, structures, config, streams, context, cell)
     return TrainingLoop(config, replicas, estimator, margin, name)

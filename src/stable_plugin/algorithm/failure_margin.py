@@ -60,9 +60,6 @@ MAX_SEVERITY = 4.0
 HUBER_KT = 3.0
 """Shortfall in kT up to which the loss is quadratic."""
 
-REFERENCE_FRAMES = 64
-"""Reference frames, drawn anew for each estimate, whose mean energy is the zero of the margin."""
-
 FRAMEWORK_RADIUS_A = 4.0
 """Distance from the failing atoms up to which the energies of a framework count."""
 
@@ -92,13 +89,19 @@ class FailureMargin:
         detector: Detector of unstable replicas, bound to the system.
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
         cell: Cells of these frames, (n_frames, 3, 3) in Å; that of the system if None.
+        n_reference: Reference frames, drawn anew for each estimate, whose mean energy is the zero of the margin.
 
     Raises:
         ValueError: If no part of the detector has failures that cost energy.
     """
 
     def __init__(
-        self, estimator: BoltzmannEstimator, detector: Detector, reference: Tensor, cell: Tensor | None = None
+        self,
+        estimator: BoltzmannEstimator,
+        detector: Detector,
+        reference: Tensor,
+        cell: Tensor | None = None,
+        n_reference: int = 32,
     ) -> None:
         self.estimator = estimator
         self.context = estimator.context
@@ -108,7 +111,7 @@ class FailureMargin:
                 f"detector={detector!r} has no part whose failures cost energy, such as BondLimits, AngleLimits or "
                 "ContactLimits: pass one of them, None for the default, or set objective='boltzmann'."
             )
-        self._reference, self._reference_cell = reference, cell
+        self._reference, self._reference_cell, self._n_reference = reference, cell, n_reference
         self._typical = [self._values(each, reference, cell).mean() for each in self.detectors]
         self._molecules = _Molecules(estimator.potential.system)
 
@@ -184,7 +187,7 @@ class FailureMargin:
         return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0), short
 
     def _draw_reference(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        drawn = torch.randperm(len(self._reference), generator=generator)[:REFERENCE_FRAMES]
+        drawn = torch.randperm(len(self._reference), generator=generator)[: self._n_reference]
         return self._reference[drawn], None if self._reference_cell is None else self._reference_cell[drawn]
 
     def _failing_atoms(self, frames: Tensor, kind: Tensor, cell: Tensor | None) -> Tensor:

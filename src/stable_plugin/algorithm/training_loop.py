@@ -37,9 +37,6 @@ FINAL_LR_FACTOR = 0.05
 """Factor of the learning rate at the last step after a window. The weights that are simulated next have settled, and noise of
 the steps does not bring failures back."""
 
-ATOMS_PER_STEP = 6000
-"""Atoms in the frames near failures that one step learns from."""
-
 
 class TrainingLoop:
     """Simulates with a potential in training and estimates gradients of the observables' loss.
@@ -286,8 +283,7 @@ class TrainingLoop:
 
     def _margin_estimate(self, margin: FailureMargin) -> Estimate:
         choices = self.replicas.streams.choices
-        n_frames = max(1, ATOMS_PER_STEP // self.potential.system.n_atoms)
-        frames = self.buffer.draw(n_frames, choices)
+        frames = self.buffer.draw(self.config.margin_frames, choices)
         with self.replicas.model_calls():
             estimate, falls_short = margin.estimate(frames, choices)
         if frames is not None:

@@ -109,7 +109,6 @@ def repair_recipe(
                 "integrator": integrator,
                 "n_replicas": StABlEConfig.n_replicas,
                 "window_ps": StABlEConfig.window_ps,
-                "steps_per_window": 3,
                 "learning_rate": RATE_FRACTION * signature(module).parameters["lr"].default,
                 "schedule": {"_target_": "stable_plugin.Schedule", "max_windows": MAX_WINDOWS},
                 "seed": StABlEConfig.seed,
@@ -117,7 +116,6 @@ def repair_recipe(
             "stable_trainer": {
                 **trainer,
                 "max_epochs": -1,
-                "accumulate_grad_batches": 5,
                 "check_val_every_n_epoch": 10,
                 "gradient_clip_val": 10.0,
                 "log_every_n_steps": 1,
