@@ -49,7 +49,12 @@ from stable_plugin.observables import (
 if TYPE_CHECKING:
     from stable_plugin.evaluation import Evaluator, evaluate
     from stable_plugin.integrations.fairchem.runner import EvaluateRunner, StABlERunner
-    from stable_plugin.integrations.lightning import ExtxyzDataModule, StABlECallback, StABlEMixin
+    from stable_plugin.integrations.lightning import (
+        ExtxyzDataModule,
+        PseudoLabeledDataModule,
+        StABlECallback,
+        StABlEMixin,
+    )
 
 __all__ = [
     "AngleDistribution",
@@ -88,6 +93,7 @@ __all__ = [
     "ObservableDeviation",
     "PlaneLimits",
     "PowerSpectrum",
+    "PseudoLabeledDataModule",
     "RadialDistribution",
     "RingLimits",
     "RunawayTemperature",
@@ -111,6 +117,7 @@ _LAZY = {
     "Evaluator": "stable_plugin.evaluation",
     "evaluate": "stable_plugin.evaluation",
     "ExtxyzDataModule": "stable_plugin.integrations.lightning",
+    "PseudoLabeledDataModule": "stable_plugin.integrations.lightning",
     "StABlECallback": "stable_plugin.integrations.lightning",
     "StABlEMixin": "stable_plugin.integrations.lightning",
 }

@@ -36,6 +36,7 @@ REPAIR_EXAMPLES = """\
 examples:
   stable-plugin repair mace.model train.xyz -o repaired.model --temperature-K 500
   stable-plugin repair mace.model train.xyz -o repaired.model --valid valid.xyz --reference md.xyz
+  stable-plugin repair mace.model md.xyz -o repaired.model --unlabeled
   stable-plugin repair mace.model train.xyz -o repaired.model runner.stable.n_replicas=64
   stable-plugin repair esen.pt train.xyz -o repaired.pt +runner.model.task_name=omol"""
 
@@ -146,6 +147,11 @@ def _add_repair(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL", help="MACE .model file or fairchem checkpoint")
     command.add_argument("data", metavar="DATA", help="frames with energies and forces, to keep in training")
     command.add_argument(
+        "--unlabeled",
+        action="store_true",
+        help="DATA has no energies and forces: keep those that the potential itself has on its frames",
+    )
+    command.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe; +KEY=VALUE adds"
     )
     command.add_argument("-o", "--output", metavar="NEW", required=True, help="file to write")
@@ -251,6 +257,7 @@ def _repair(options: argparse.Namespace) -> None:
             valid=options.valid,
             reference=options.reference,
             temperature_K=options.temperature_K,
+            unlabeled=options.unlabeled,
         )
     start(pipeline)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from stable_plugin.algorithm.gradients import (
     MAX_WEIGHT_RATIO,
+    MarginWeight,
     ObservableWeight,
     TemporaryLearningRate,
     add_gradients,
@@ -124,3 +125,19 @@ def test_temporary_rate_rejects_an_ended_schedule():
     with pytest.raises(ValueError, match=r"learning rate is zero .*: set StABlECallback\(learning_rate=\.\.\.\)"):
         temporary.set(optimizer, None, 1.0)
     assert temporary.set(optimizer, 0.3, 0.5) == pytest.approx(0.15)
+
+
+def test_margin_weight_compares_the_longest_with_the_mean():
+    weight = MarginWeight()
+    assert weight([torch.zeros(2)], [torch.ones(2)]) == 1.0, "nothing falls short yet"
+    # The mean of the user's norms is (√2 + 2) / 2, then (√2 + 2 + 6) / 3; the longest margin gradient stays 10.
+    assert weight([torch.tensor([6.0, 8.0])], [torch.tensor([2.0])]) == pytest.approx(5 * (2**0.5 + 2) / 2 / 10)
+    expected = 5 * (2**0.5 + 8) / 3 / 10
+    assert weight([torch.tensor([0.1])], [torch.tensor([6.0])]) == pytest.approx(expected)
+    resumed = MarginWeight()
+    resumed.load_state_dict(weight.state_dict())
+    assert resumed([torch.tensor([0.1])], [torch.zeros(1)]) == pytest.approx(0.75 * expected)
+
+
+def test_margin_weight_may_be_fixed():
+    assert MarginWeight(3.0)([torch.tensor([10.0])], [torch.tensor([0.1])]) == 3.0

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 MAX_WEIGHT_RATIO = 150.0
 """Bound of the automatic weight relative to the first one of the run."""
 
-MARGIN_LOSS_KT = 0.15
-"""Loss of the margin that its automatic weight aims at: a mean shortfall of about 1 kT."""
-
-MARGIN_WEIGHT_RATE = 0.05
-"""Relative change of the automatic weight of the margin in one step."""
-
-FIRST_RATIO = 5.0
-"""Length of the margin's gradient relative to that of the user's loss in the first step."""
+MARGIN_RATIO = 5.0
+"""Longest gradient of the margin relative to the mean gradient of the user's loss, with the automatic weight."""
 
 
 class ObservableWeight:
@@ -74,12 +68,12 @@ class ObservableWeight:
 
 
 class MarginWeight:
-    r"""Factor of the margin's gradient.
+    """Factor of the margin's gradient.
 
-    A constraint is wanted, not a compromise: frames near failures should have their margins, whatever the unit of the user's
-    loss. So ``auto`` follows the constraint, as a Lagrange multiplier does. The factor grows by up to
-    :data:`MARGIN_WEIGHT_RATE` in each step while the loss of the margin is above :data:`MARGIN_LOSS_KT`, and falls as fast
-    below it. It begins with a gradient as long as that of the user's loss.
+    Gradients near failures are much longer than those of a fit, and fade as the failures are repaired. ``auto`` compares what
+    does not fade: the longest gradient of the margin so far, scaled to :data:`MARGIN_RATIO` times the mean length of the
+    user's gradient so far. While failures resist, the fit is pulled away from its minimum, its gradient grows, and the
+    factor with it.
 
     Args:
         weight: A fixed factor, or ``auto``.
@@ -87,39 +81,33 @@ class MarginWeight:
 
     def __init__(self, weight: float | Literal["auto"] = "auto") -> None:
         self.weight = weight
-        self.latest: float | None = None
-        self._first = 0.0
+        self._longest, self._sum, self._n_steps = 0.0, 0.0, 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(weight={self.weight!r})"
 
-    def __call__(self, loss: float, margin: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    def __call__(self, margin: Sequence[Tensor], other: Sequence[Tensor]) -> float:
         """Return the factor for the next step.
 
         Args:
-            loss: Loss of the margin.
-            margin: Its gradient.
+            margin: Gradient of the margin.
             other: Gradient of the user's loss.
         """
         if self.weight != "auto":
             return float(self.weight)
-        if self.latest is None:
-            own, users = norm(margin), norm(other)
-            if own == 0.0 or users == 0.0:
-                return 1.0
-            self.latest = self._first = FIRST_RATIO * users / own
-        excess = min(max(loss / MARGIN_LOSS_KT - 1.0, -1.0), 1.0)
-        grown = self.latest * (1.0 + MARGIN_WEIGHT_RATE) ** excess
-        self.latest = min(max(grown, self._first / MAX_WEIGHT_RATIO), MAX_WEIGHT_RATIO * self._first)
-        return self.latest
+        self._longest = max(self._longest, norm(margin))
+        self._sum, self._n_steps = self._sum + norm(other), self._n_steps + 1
+        if self._longest == 0.0 or self._sum == 0.0:
+            return 1.0
+        return MARGIN_RATIO * self._sum / self._n_steps / self._longest
 
-    def state_dict(self) -> dict[str, float | None]:
+    def state_dict(self) -> dict[str, float]:
         """Return what a resumed run needs."""
-        return {"latest": self.latest, "first": self._first}
+        return {"longest": self._longest, "sum": self._sum, "n_steps": self._n_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.latest, self._first = state["latest"], state["first"]
+        self._longest, self._sum, self._n_steps = state["longest"], state["sum"], state["n_steps"]
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

@@ -178,7 +178,7 @@ class Session:
 
     def _factor(self, objective: str, estimate: Estimate, own: Sequence[Tensor]) -> float:
         if objective == "margin":
-            return self.margin_weight(estimate.loss, estimate.gradients, own)
+            return self.margin_weight(estimate.gradients, own)
         return self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
 
     def is_nonfinite(self, estimates: Estimates, own: Sequence[Tensor] = ()) -> bool:

@@ -4,5 +4,6 @@ from stable_plugin.integrations.lightning.callback import StABlECallback
 from stable_plugin.integrations.lightning.checkpoint_io import AtomicCheckpointIO
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.integrations.lightning.mixin import StABlEMixin
+from stable_plugin.integrations.lightning.pseudolabels import PseudoLabeledDataModule
 
-__all__ = ["AtomicCheckpointIO", "ExtxyzDataModule", "StABlECallback", "StABlEMixin"]
+__all__ = ["AtomicCheckpointIO", "ExtxyzDataModule", "PseudoLabeledDataModule", "StABlECallback", "StABlEMixin"]

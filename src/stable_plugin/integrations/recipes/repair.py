@@ -35,6 +35,7 @@ def prepare_repair(
     valid: str | None = None,
     reference: str | None = None,
     temperature_K: float = 300.0,
+    unlabeled: bool = False,
 ) -> RunFolder:
     """Return the pipeline that repairs a potential, validated as that of a recipe.
 
@@ -46,12 +47,15 @@ def prepare_repair(
         valid: File of labeled frames that are not trained on: replicas of the evaluation start from them.
         reference: File of frames that the observables are measured on; the labeled frames if None.
         temperature_K: Temperature of the simulations.
+        unlabeled: Whether the frames have no labels: the energies and forces that the potential has on them are kept.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a value is invalid, or the family of the model has no LightningModule.
     """
-    recipe = repair_recipe(model, data, output, valid=valid, reference=reference, temperature_K=temperature_K)
+    recipe = repair_recipe(
+        model, data, output, valid=valid, reference=reference, temperature_K=temperature_K, unlabeled=unlabeled
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "repair.yaml")
         OmegaConf.save(OmegaConf.create(recipe), path)
@@ -66,6 +70,7 @@ def repair_recipe(
     valid: str | None = None,
     reference: str | None = None,
     temperature_K: float = 300.0,
+    unlabeled: bool = False,
 ) -> dict[str, Any]:
     """Return the recipe of a repair as plain data; arguments and errors as for :func:`prepare_repair`.
 
@@ -76,6 +81,7 @@ def repair_recipe(
         valid: File of labeled frames that are not trained on.
         reference: File of frames that the observables are measured on.
         temperature_K: Temperature of the simulations.
+        unlabeled: Whether the frames have no labels: the energies and forces that the potential has on them are kept.
 
     Raises:
         ValueError: If the family of the model has no LightningModule.
@@ -98,7 +104,7 @@ def repair_recipe(
             "title": f"Repair of {Path(model).name}",
             "control": False,
             "output": output,
-            "data": {"_target_": "stable_plugin.ExtxyzDataModule", "train": data, "valid": valid, "batch_size": 10},
+            "data": {**_labels(source, unlabeled), "train": data, "valid": valid, "batch_size": 10},
             "model": {"_target_": _target(module), module.model_argument: source},
             # The potential is trained already; runner.supervised.max_epochs=N fine-tunes it first.
             "supervised": {**trainer, "max_epochs": 0},
@@ -123,7 +129,7 @@ def repair_recipe(
             "evaluation": {
                 "_target_": "stable_plugin.Evaluator",
                 "starts": valid or data,
-                "labeled": valid or data,
+                "labeled": None if unlabeled else valid or data,
                 "reference": reference or data,
                 "integrator": integrator,
                 "n_replicas": StABlEConfig.n_replicas,
@@ -132,6 +138,13 @@ def repair_recipe(
             },
         },
     }
+
+
+def _labels(source: str, unlabeled: bool) -> dict[str, Any]:
+    """Return the data module, without its frames."""
+    if unlabeled:
+        return {"_target_": "stable_plugin.PseudoLabeledDataModule", "model": source}
+    return {"_target_": "stable_plugin.ExtxyzDataModule"}
 
 
 def _absolute(path: Any) -> Any:

@@ -1,0 +1,46 @@
+"""Frames labeled by the potential itself, against MACE's own calculator."""
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from small_training import DATA
+from toys import tiny_mace
+
+from stable_plugin import PseudoLabeledDataModule
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
+
+
+def frames_of(*names, n_frames=2):
+    random = np.random.default_rng(0)
+    frames = []
+    for name in names:
+        for _ in range(n_frames):
+            atoms = molecule(name)
+            atoms.positions += random.normal(scale=0.05, size=atoms.positions.shape)
+            frames.append(atoms)
+    return frames
+
+
+def test_labels_are_those_of_the_model(tmp_path):
+    from mace.calculators import MACECalculator
+
+    model = tiny_mace([1, 6, 8])
+    path = tmp_path / "tiny.model"
+    torch.save(model, path)
+    data = PseudoLabeledDataModule(frames_of("H2O", "CH3OH"), path, valid=frames_of("CH4"))
+    assert [len(frame) for frame in data.train_frames] == [3, 3, 6, 6]
+    calculator = MACECalculator(model_paths=[str(path)], device="cpu", default_dtype="float64")
+    for frame in [*data.train_frames, *data.valid_frames]:
+        alone = frame.copy()
+        alone.calc = calculator
+        assert frame.info[ENERGY_KEY] == pytest.approx(alone.get_potential_energy(), rel=1e-9)
+        np.testing.assert_allclose(frame.arrays[FORCES_KEY], alone.get_forces(), atol=1e-9)
+
+
+def test_labeled_frames_are_added():
+    labeled = ase.io.read(DATA / "aspirin_valid.extxyz", ":3")
+    data = PseudoLabeledDataModule(frames_of("CH4"), tiny_mace([1, 6, 8]), labeled=labeled)
+    assert [len(frame) for frame in data.train_frames] == [5, 5, 21, 21, 21]
+    assert data.train_frames[-1].info[ENERGY_KEY] == labeled[-1].info[ENERGY_KEY]
