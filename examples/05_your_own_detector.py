@@ -129,6 +129,7 @@ print(f"second half against the first half: off by {amplitudes.mean_absolute_err
 
 # %%
 callback = StABlECallback(
+    objective="both",
     reference=DATA / "aspirin_target.extxyz",
     integrator=Langevin(temperature_K=500.0),
     detector=AnyOf([BondDeviation(threshold=0.25, discard=3.0), detector]),

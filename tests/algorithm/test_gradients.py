@@ -127,17 +127,16 @@ def test_temporary_rate_rejects_an_ended_schedule():
     assert temporary.set(optimizer, 0.3, 0.5) == pytest.approx(0.15)
 
 
-def test_margin_weight_compares_the_longest_with_the_mean():
+def test_margin_weight_compares_what_does_not_fade():
     weight = MarginWeight()
-    assert weight([torch.zeros(2)], [torch.ones(2)]) == 1.0, "nothing falls short yet"
-    # The mean of the user's norms is (√2 + 2) / 2, then (√2 + 2 + 6) / 3; the longest margin gradient stays 10.
-    assert weight([torch.tensor([6.0, 8.0])], [torch.tensor([2.0])]) == pytest.approx(5 * (2**0.5 + 2) / 2 / 10)
-    expected = 5 * (2**0.5 + 8) / 3 / 10
-    assert weight([torch.tensor([0.1])], [torch.tensor([6.0])]) == pytest.approx(expected)
+    assert weight(gradient(0), gradient(3), new_window=True) == 1.0, "nothing falls short yet"
+    # The longest margin gradient is 10, the user's are 3 and 5 at the first steps of two windows.
+    assert weight(gradient(6, 8), gradient(100), new_window=False) == pytest.approx(5 * 3 / 10)
+    assert weight(gradient(0.1), gradient(5), new_window=True) == pytest.approx(5 * 4 / 10)
     resumed = MarginWeight()
     resumed.load_state_dict(weight.state_dict())
-    assert resumed([torch.tensor([0.1])], [torch.zeros(1)]) == pytest.approx(0.75 * expected)
+    assert resumed(gradient(0.1), gradient(0), new_window=True) == pytest.approx(5 * 4 / 10), "zero does not count"
 
 
 def test_margin_weight_may_be_fixed():
-    assert MarginWeight(3.0)([torch.tensor([10.0])], [torch.tensor([0.1])]) == 3.0
+    assert MarginWeight(3.0)(gradient(10), gradient(0.1), new_window=True) == 3.0

@@ -185,6 +185,7 @@ def test_run_uses_and_restores_threads():
 def test_training_loop_saves_choices_of_execution(aspirin_potential, aspirin_positions):
     def loop(execution=None):
         config = StABlEConfig(
+            objective="boltzmann",
             integrator=Langevin(500.0),
             observables=[BondLengths()],
             detector=BondDeviation(0.5),

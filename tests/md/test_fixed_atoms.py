@@ -115,7 +115,7 @@ def test_constraints_survive_file_simulation_and_trajectory(tmp_path):
 
 def test_training_holds_atoms_of_the_start_frames():
     config = StABlEConfig(
-        structures=chain(), reference=chain(constraint=False), n_replicas=4, window_ps=0.02, record_every_fs=5.0,
+        objective="boltzmann", structures=chain(), reference=chain(constraint=False), n_replicas=4, window_ps=0.02, record_every_fs=5.0,
         detector=NonFinite(), observables=BondLengths(), integrator=Langevin(600.0, 0.5, 5.0),
     )  # fmt: skip
     loop = build_training_loop(config, Repelling(), None)

@@ -12,7 +12,7 @@ MAX_WEIGHT_RATIO = 150.0
 """Bound of the automatic weight relative to the first one of the run."""
 
 MARGIN_RATIO = 5.0
-"""Longest gradient of the margin relative to the mean gradient of the user's loss, with the automatic weight."""
+"""Longest gradient of the margin relative to that of the user's loss, with the automatic weight."""
 
 
 class ObservableWeight:
@@ -71,9 +71,8 @@ class MarginWeight:
     """Factor of the margin's gradient.
 
     Gradients near failures are much longer than those of a fit, and fade as the failures are repaired. ``auto`` compares what
-    does not fade: the longest gradient of the margin so far, scaled to :data:`MARGIN_RATIO` times the mean length of the
-    user's gradient so far. While failures resist, the fit is pulled away from its minimum, its gradient grows, and the
-    factor with it.
+    does not fade: it makes the longest gradient of the margin so far :data:`MARGIN_RATIO` times as long as the user's
+    gradient at the first step after a window, averaged over the windows. The weights have settled then.
 
     Args:
         weight: A fixed factor, or ``auto``.
@@ -81,33 +80,36 @@ class MarginWeight:
 
     def __init__(self, weight: float | Literal["auto"] = "auto") -> None:
         self.weight = weight
-        self._longest, self._sum, self._n_steps = 0.0, 0.0, 0
+        self._longest, self._sum, self._n_windows = 0.0, 0.0, 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(weight={self.weight!r})"
 
-    def __call__(self, margin: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    def __call__(self, margin: Sequence[Tensor], other: Sequence[Tensor], *, new_window: bool) -> float:
         """Return the factor for the next step.
 
         Args:
             margin: Gradient of the margin.
             other: Gradient of the user's loss.
+            new_window: Whether this is the first step after a window.
         """
         if self.weight != "auto":
             return float(self.weight)
         self._longest = max(self._longest, norm(margin))
-        self._sum, self._n_steps = self._sum + norm(other), self._n_steps + 1
-        if self._longest == 0.0 or self._sum == 0.0:
+        length = norm(other) if new_window else 0.0
+        if length > 0.0:  # it is zero where labels are those of the potential itself
+            self._sum, self._n_windows = self._sum + length, self._n_windows + 1
+        if self._longest == 0.0 or self._n_windows == 0:
             return 1.0
-        return MARGIN_RATIO * self._sum / self._n_steps / self._longest
+        return MARGIN_RATIO * self._sum / self._n_windows / self._longest
 
     def state_dict(self) -> dict[str, float]:
         """Return what a resumed run needs."""
-        return {"longest": self._longest, "sum": self._sum, "n_steps": self._n_steps}
+        return {"longest": self._longest, "sum": self._sum, "n_windows": self._n_windows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._longest, self._sum, self._n_steps = state["longest"], state["sum"], state["n_steps"]
+        self._longest, self._sum, self._n_windows = state["longest"], state["sum"], int(state["n_windows"])
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

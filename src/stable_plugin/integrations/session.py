@@ -177,9 +177,8 @@ class Session:
         return {**numbers, "stable/simulated_ps": self.loop.simulated_ps}
 
     def _factor(self, objective: str, estimate: Estimate, own: Sequence[Tensor]) -> float:
-        if objective == "margin":
-            return self.margin_weight(estimate.gradients, own)
-        return self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
+        weight = self.margin_weight if objective == "margin" else self.weight
+        return weight(estimate.gradients, own, new_window=self.loop.is_new_window)
 
     def is_nonfinite(self, estimates: Estimates, own: Sequence[Tensor] = ()) -> bool:
         """Return whether a gradient is not finite, so that the step must not be taken.

@@ -26,6 +26,7 @@ QUICK = [
     "runner.stable.n_replicas=2",
     "runner.stable.window_ps=0.01",
     "runner.stable.learning_rate=0.001",
+    "+runner.stable.steps_per_window=3",
     "+runner.stable.record_every_fs=2.5",
     "+runner.stable.check_every_fs=2.5",
     "+runner.stable.schedule.max_failures_per_ns=30000",
@@ -94,6 +95,22 @@ def test_repair_takes_a_file_of_mace_run_train_and_returns_one(trained, tmp_path
     started.calculate(frame, ["forces"], all_changes)
     assert np.array_equal(started.results["forces"], forces[0])
     assert not np.allclose(forces[0], forces[1], atol=1e-6), "the potential has been trained"
+
+
+def test_repair_without_labels_keeps_those_of_the_model(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = ase.io.read(trained / "data.xyz", ":")
+    for frame in frames:
+        frame.calc = None
+        frame.info.clear()
+        frame.arrays = {name: frame.arrays[name] for name in ("numbers", "positions")}
+    ase.io.write("bare.xyz", frames)
+    given, output = trained / "tiny.model", tmp_path / "repaired.model"
+    assert main(["repair", str(given), "bare.xyz", "-o", str(output), "--unlabeled", *QUICK]) == 0
+    (folder,) = (tmp_path / "runs" / "repair").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["optimizer_steps"] > 0
+    assert main(["repair", str(given), "bare.xyz", "-o", str(tmp_path / "other.model"), *QUICK]) != 0, "no labels"
 
 
 def test_repair_takes_a_fairchem_checkpoint_and_returns_one(tmp_path, monkeypatch, capsys):

@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
     module.prepare(frames)
     untrained = module.total_energies(frames)
     callback = StABlECallback(
+        objective="boltzmann",
         reference=frames,
         integrator=Langevin(TEMPERATURE, 2.0, 5.0),
         detector=RunawayTemperature(0.5 * TEMPERATURE),  # all replicas are above it

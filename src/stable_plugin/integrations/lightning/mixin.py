@@ -42,13 +42,13 @@ class StABlEMixin:
 
         Args:
             arguments: The fields of :class:`~stable_plugin.StABlEConfig` as keyword arguments, or ``config=``. The weight of
-                the observable is the factor in ``training_step``, so ``observable_weight``, ``gradient_ratio`` and
-                ``learning_rate`` do not apply.
+                the observable is the factor in ``training_step``, so ``observable_weight``, ``gradient_ratio``,
+                ``margin_weight`` and ``learning_rate`` do not apply.
 
         Raises:
             ValueError: If an argument does not apply here.
         """
-        for name in ("observable_weight", "gradient_ratio", "learning_rate"):
+        for name in ("observable_weight", "gradient_ratio", "margin_weight", "learning_rate"):
             value = getattr(arguments, name)
             if value != getattr(StABlEConfig, name):
                 raise ValueError(
