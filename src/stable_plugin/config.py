@@ -255,8 +255,8 @@ class StABlEConfig(SystemConfig):
     ``boltzmann``, that observables have their means in the reference, as published; or ``both``."""
 
     margin_weight: Annotated[float, Number(at_least=0, hint="Or 'auto'.")] | Literal["auto"] = "auto"
-    """Factor of the margin's gradient. ``auto`` makes its longest gradient five times as long as that of the user's
-    loss at the first step after a window, averaged over the windows."""
+    """Factor of the margin's gradient. ``auto`` takes 0.3 times the user's loss, averaged over the steps so far: the
+    margin's loss is in kT, and that much of the user's is worth one unit of it."""
 
     margin_frames: Annotated[int, Count()] = 128
     """Frames near failures in each optimizer step; a quarter as many of the reference are compared with."""

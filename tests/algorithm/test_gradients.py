@@ -127,16 +127,14 @@ def test_temporary_rate_rejects_an_ended_schedule():
     assert temporary.set(optimizer, 0.3, 0.5) == pytest.approx(0.15)
 
 
-def test_margin_weight_compares_what_does_not_fade():
+def test_margin_weight_follows_the_users_mean_loss():
     weight = MarginWeight()
-    assert weight(gradient(0), gradient(3), new_window=True) == 1.0, "nothing falls short yet"
-    # The longest margin gradient is 10, the user's are 3 and 5 at the first steps of two windows.
-    assert weight(gradient(6, 8), gradient(100), new_window=False) == pytest.approx(5 * 3 / 10)
-    assert weight(gradient(0.1), gradient(5), new_window=True) == pytest.approx(5 * 4 / 10)
+    assert weight(None) == 0.0, "no loss is known yet"
+    assert [weight(loss) for loss in (4.0, 2.0, float("nan"))] == pytest.approx([0.3 * 4.0, 0.3 * 3.0, 0.3 * 3.0])
     resumed = MarginWeight()
     resumed.load_state_dict(weight.state_dict())
-    assert resumed(gradient(0.1), gradient(0), new_window=True) == pytest.approx(5 * 4 / 10), "zero does not count"
+    assert resumed(9.0) == pytest.approx(0.3 * 5.0)
 
 
 def test_margin_weight_may_be_fixed():
-    assert MarginWeight(3.0)(gradient(10), gradient(0.1), new_window=True) == 3.0
+    assert MarginWeight(3.0)(100.0) == 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 MAX_WEIGHT_RATIO = 150.0
 """Bound of the automatic weight relative to the first one of the run."""
 
-MARGIN_RATIO = 5.0
-"""Longest gradient of the margin relative to that of the user's loss, with the automatic weight."""
+MARGIN_FRACTION = 0.3
+"""Factor of the margin relative to the user's loss, with the automatic weight."""
 
 
 class ObservableWeight:
@@ -70,9 +71,8 @@ class ObservableWeight:
 class MarginWeight:
     """Factor of the margin's gradient.
 
-    Gradients near failures are much longer than those of a fit, and fade as the failures are repaired. ``auto`` compares what
-    does not fade: it makes the longest gradient of the margin so far :data:`MARGIN_RATIO` times as long as the user's
-    gradient at the first step after a window, averaged over the windows. The weights have settled then.
+    The loss of the margin is in kT, that of the user in any unit. ``auto`` takes :data:`MARGIN_FRACTION` of the user's loss,
+    averaged over the steps so far: that much more of it is worth one unit of the margin's loss.
 
     Args:
         weight: A fixed factor, or ``auto``.
@@ -80,36 +80,30 @@ class MarginWeight:
 
     def __init__(self, weight: float | Literal["auto"] = "auto") -> None:
         self.weight = weight
-        self._longest, self._sum, self._n_windows = 0.0, 0.0, 0
+        self._sum, self._n_steps = 0.0, 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(weight={self.weight!r})"
 
-    def __call__(self, margin: Sequence[Tensor], other: Sequence[Tensor], *, new_window: bool) -> float:
+    def __call__(self, users_loss: float | None) -> float:
         """Return the factor for the next step.
 
         Args:
-            margin: Gradient of the margin.
-            other: Gradient of the user's loss.
-            new_window: Whether this is the first step after a window.
+            users_loss: The user's loss in this step; None if it is not known yet.
         """
         if self.weight != "auto":
             return float(self.weight)
-        self._longest = max(self._longest, norm(margin))
-        length = norm(other) if new_window else 0.0
-        if length > 0.0:  # it is zero where labels are those of the potential itself
-            self._sum, self._n_windows = self._sum + length, self._n_windows + 1
-        if self._longest == 0.0 or self._n_windows == 0:
-            return 1.0
-        return MARGIN_RATIO * self._sum / self._n_windows / self._longest
+        if users_loss is not None and isfinite(users_loss):
+            self._sum, self._n_steps = self._sum + users_loss, self._n_steps + 1
+        return MARGIN_FRACTION * self._sum / max(self._n_steps, 1)
 
     def state_dict(self) -> dict[str, float]:
         """Return what a resumed run needs."""
-        return {"longest": self._longest, "sum": self._sum, "n_windows": self._n_windows}
+        return {"sum": self._sum, "n_steps": self._n_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._longest, self._sum, self._n_windows = state["longest"], state["sum"], int(state["n_windows"])
+        self._sum, self._n_steps = state["sum"], int(state["n_steps"])
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

@@ -52,6 +52,8 @@ class Session:
 
     Attributes:
         resume: Where the run continues after an interruption.
+        users_loss: Loss of the trainer in the present optimizer step, which the weight of the margin follows; None if it is not
+            known.
     """
 
     def __init__(self, config: StABlEConfig) -> None:
@@ -59,6 +61,7 @@ class Session:
         self.weight = ObservableWeight(config.observable_weight, config.gradient_ratio)
         self.margin_weight = MarginWeight(config.margin_weight)
         self.resume = ResumePoint()
+        self.users_loss: float | None = None
         self._loop: AnyLoop | None = None
         self._zero: EnergyZero | None = None
         self._has_gradient = False
@@ -177,8 +180,16 @@ class Session:
         return {**numbers, "stable/simulated_ps": self.loop.simulated_ps}
 
     def _factor(self, objective: str, estimate: Estimate, own: Sequence[Tensor]) -> float:
-        weight = self.margin_weight if objective == "margin" else self.weight
-        return weight(estimate.gradients, own, new_window=self.loop.is_new_window)
+        if objective == "margin":
+            return self.margin_weight(self._mean_over_processes(self.users_loss))
+        return self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
+
+    def _mean_over_processes(self, loss: float | None) -> float | None:
+        if loss is None:
+            return None
+        context = self.loop.context
+        device = self.loop.potential.device
+        return float(context.sum(torch.tensor(loss, dtype=torch.float64, device=device))) / context.size
 
     def is_nonfinite(self, estimates: Estimates, own: Sequence[Tensor] = ()) -> bool:
         """Return whether a gradient is not finite, so that the step must not be taken.

@@ -145,6 +145,9 @@ class StABlECallback(Callback):
         # Saving a checkpoint calls step() too, to create the state of a new optimizer.
         if not (self._in_train_step and self._active(self._unit)):
             return
+        # fairchem notes the loss of a step after it: this one is that of the step before.
+        loss = getattr(self._unit, "last_loss", None)
+        self.session.users_loss = None if loss is None else float(loss)
         numbers = self.session.before_step(optimizer)
         if numbers is None:
             return

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
-from torch import optim
+from torch import Tensor, optim
 
 from stable_plugin.algorithm.records import WindowRecord
 from stable_plugin.algorithm.systems_loop import AnyLoop
@@ -72,6 +72,7 @@ class StABlECallback(Callback):
         self._position = EpochPosition(self.session.resume)
         self._requeue_signal: RequeueSignal | None = None
         self._baseline = outcome.Baseline()
+        self._own_loss: Tensor | None = None
         self._averages: list[WeightAverage] = []
 
     def __repr__(self) -> str:
@@ -143,6 +144,7 @@ class StABlECallback(Callback):
             pl_module, trainer.train_dataloader, trainer.default_root_dir, line, lambda: self._stop_if_signaled(trainer)
         )
         self._position.on_train_start(trainer)
+        self._own_loss = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Simulate until it is time to learn, or training is done."""
@@ -157,6 +159,11 @@ class StABlECallback(Callback):
         if self._requeue_signal is not None:
             self._requeue_signal.raise_if_received()
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the module's own loss, which Lightning divides by the batches that it accumulates, for the margin's weight."""
+        if trainer.current_epoch >= self.config.start_epoch:
+            self._own_loss = loss.detach() if self._own_loss is None else self._own_loss + loss.detach()
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: optim.Optimizer
     ) -> None:
@@ -164,6 +171,7 @@ class StABlECallback(Callback):
         if trainer.current_epoch < self.config.start_epoch:
             return
         self._baseline.record(trainer)
+        self.session.users_loss = self._take_own_loss(trainer)
         numbers = self.session.before_step(optimizer)
         self.log_windows(trainer)
         for name, value in (numbers or {}).items():
@@ -253,6 +261,11 @@ class StABlECallback(Callback):
             )
         for average in self._averages:
             average.adopt()
+
+    def _take_own_loss(self, trainer: Trainer) -> float | None:
+        loss, self._own_loss = self._own_loss, None
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        return None if loss is None else float(loss) / (1.0 if scaler is None else scaler.get_scale())
 
     def _warn_late_start(self, trainer: Trainer) -> None:
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
