@@ -14,7 +14,7 @@ from benchmarks.estimator import estimator
 from benchmarks.md import growth, md, neighbor_fraction
 from benchmarks.memory import memory
 from benchmarks.table import Row, show, write
-from benchmarks.windows import windows
+from benchmarks.windows import rounds, windows
 
 
 def md_rows(device: str, repeats: int) -> Iterator[list[Row]]:
@@ -46,6 +46,7 @@ GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
     "memory": lambda device, repeats: iter([memory(device, min(repeats, 3))]),
     "estimator": lambda device, repeats: estimator(min(repeats, 3)),
     "windows": lambda device, repeats: iter([windows(3)]),
+    "rounds": lambda device, repeats: iter([rounds(3)]),
 }
 
 

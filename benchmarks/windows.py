@@ -1,4 +1,4 @@
-"""StABlE phases of the aspirin recipe: simulation time saved by reweighted optimizer steps."""
+"""StABlE phases of the aspirin recipe: simulation time saved by the failure margin, and by reweighted optimizer steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,31 @@ ROOT = Path(__file__).parents[1]
 REPLICAS = 16
 """Half as many as in the recipe, to halve the time."""
 
-SIX_STEPS = ["runner.stable.steps_per_window=6", "+runner.stable.min_ess_fraction=0.1"]
+BOLTZMANN = [
+    "+runner.stable.objective=boltzmann",
+    "+runner.stable.detector._target_=stable_plugin.BondDeviation",
+    "+runner.stable_trainer.accumulate_grad_batches=5",
+]
+"""The published objective, with the detector and the batches that it needs."""
+
+OBJECTIVES = {
+    "failure margin": [],
+    "observables": [*BOLTZMANN, "+runner.stable.steps_per_window=3"],
+}
+"""Overrides of the recipe for each objective."""
+
+MAX_FAILURES_PER_NS = 20
+"""Failure rate that is to be verified in the comparison of objectives."""
+
+MAX_WINDOWS = 150
+"""Learning windows after which a run that is not verified ends; its steps are then a lower bound."""
+
+SIX_STEPS = [*BOLTZMANN, "+runner.stable.steps_per_window=6", "+runner.stable.min_ess_fraction=0.1"]
 
 NO_REWEIGHTING = "one simulation per step"
 
 VARIANTS = {
-    NO_REWEIGHTING: ["runner.stable.steps_per_window=1"],
+    NO_REWEIGHTING: [*BOLTZMANN, "+runner.stable.steps_per_window=1"],
     "six steps": SIX_STEPS,
     "six steps, adaptive learning rate": [*SIX_STEPS, "+runner.stable.max_lr_scale=3.0"],
 }
@@ -65,16 +84,57 @@ def windows(seeds: int) -> list[Row]:
     return rows
 
 
-def _until_stable(folder: Path, seed: int, overrides: list[str]) -> tuple[float, float]:
+def rounds(seeds: int) -> list[Row]:
+    """Measure the MD until a failure rate is verified with each objective, for several seeds."""
+    simulated: dict[str, list[float]] = {objective: [] for objective in OBJECTIVES}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(seeds):
+            for objective, overrides in OBJECTIVES.items():
+                report = _run(
+                    Path(folder) / f"{objective} {seed}",
+                    seed,
+                    [
+                        f"runner.stable.schedule.max_failures_per_ns={MAX_FAILURES_PER_NS}",
+                        f"runner.stable.schedule.max_windows={MAX_WINDOWS}",
+                        *overrides,
+                    ],
+                )
+                (verification,) = report["verifications"]
+                ending = "verified" if verification["is_verified"] else "not verified"
+                print(f"seed {seed}, {objective}: {report['md_steps']} MD steps, {ending}", flush=True)
+                simulated[objective].append(report["md_steps"])
+    case = f"aspirin recipe to {MAX_FAILURES_PER_NS} failures per ns, {seeds} seeds"
+    return [
+        *(row("rounds", case, f"{objective}: MD steps", simulated[objective], "") for objective in OBJECTIVES),
+        row(
+            "rounds",
+            case,
+            "MD steps, observables / failure margin",
+            ratios(simulated["observables"], simulated["failure margin"]),
+            "",
+        ),
+    ]
+
+
+def _run(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """Return the report of a run of the recipe with a short evaluation."""
     command = [
         *(str(Path(sys.executable).parent / "fairchem"), "-c", "recipes/aspirin_mace.yaml"),
         *(f"seed={seed}", f"job.run_dir={folder}", "+job.timestamp_id=run", "runner.evaluation.horizons_ps=[0.1]"),
-        *("runner.stable.schedule.max_windows=20", *overrides),
-        "runner.stable.schedule.max_failures_per_ns=30000",  # one window
-        *(f"runner.stable.n_replicas={REPLICAS}", f"runner.evaluation.n_replicas={REPLICAS}"),
+        *overrides,
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     report: dict[str, Any] = json.loads((folder / "run" / "report.json").read_text())
+    return report
+
+
+def _until_stable(folder: Path, seed: int, overrides: list[str]) -> tuple[float, float]:
+    short = [
+        "runner.stable.schedule.max_windows=20",
+        "runner.stable.schedule.max_failures_per_ns=30000",  # one window
+        *(f"runner.stable.n_replicas={REPLICAS}", f"runner.evaluation.n_replicas={REPLICAS}"),
+    ]
+    report = _run(folder, seed, [*short, *overrides])
     records = report["windows"]
     # Windows count in full, including the one that shows that no replica fails.
     last = next(

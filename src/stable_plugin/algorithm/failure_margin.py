@@ -42,16 +42,16 @@ from stable_plugin.md.internal_coordinates import equivalent_atoms
 from stable_plugin.md.system import System
 from stable_plugin.units import BOLTZMANN
 
-MARGIN_AT_THRESHOLD_KT = 8.0
+MARGIN_AT_THRESHOLD_KT = 12.0
 """The constant c: margin of a frame at the threshold of a detector."""
 
-MAX_MARGIN_KT = 12.0
+MAX_MARGIN_KT = 16.0
 """With this energy, a state has a probability of 6e-6; more would only distort the potential."""
 
-MIN_SEVERITY = 0.4
+MIN_SEVERITY = 0.5
 """Frames below this severity are thermal."""
 
-DENSE_SEVERITY = 0.6
+DENSE_SEVERITY = 0.7
 """Frames above this severity are kept as often as the detector looks: a bond breaks within 10 fs."""
 
 MAX_SEVERITY = 4.0
