@@ -45,7 +45,7 @@ class SimulatedReplicas:
             self.state, every, every, self._generator, active=active.to(device), stop_unstable=True, continues=True
         )
         self.state = window.end
-        return self._values().masked_fill(window.unstable.cpu(), inf).nan_to_num(nan=inf).tolist()
+        return self._values().masked_fill(window.unstable.cpu(), inf).nan_to_num(nan=inf, posinf=inf).tolist()
 
     def copy(self, rows: Sequence[int]) -> list[list[Tensor]]:
         if not rows:
