@@ -241,7 +241,7 @@ def test_splitting_counts_energies_outside_the_limits(limited):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "spliting"}, r"method='spliting' is not a method: pass 'direct' or 'splitting'"),
+        ({"method": "sampling"}, r"method='sampling' is not a method: pass 'direct' or 'splitting'"),
         ({"integrator": NoseHooverChain(500.0)}, r"integrator=NoseHooverChain.*stay equal without noise. Use Langevin"),
         ({"integrator": Langevin(500.0, 1.0, 0.0)}, r"friction_per_ps above 0"),
         ({"n_replicas": 7}, r"n_replicas=7 is too few for method='splitting': pass at least 8"),

@@ -74,7 +74,7 @@ class Evaluator:
             2 fs, up to the first horizon.
         method: How the failure rate is estimated: ``"direct"`` counts failures of the replicas; ``"splitting"`` also estimates
             rates far below one per simulated time, from copies of replicas that came near a failure, see
-            :func:`~stable_plugin.evaluation.splitting.split`. The verdict up to the longest horizon is then by it.
+            ``stable_plugin.evaluation.splitting``. The verdict up to the longest horizon is then by it.
         preflight: Whether to scan the potential for holes and faults before the simulation, see
             :func:`~stable_plugin.evaluation.check_potential`.
         execution: How the simulator runs its steps; chosen automatically if None.
