@@ -214,6 +214,12 @@ def _add_evaluate(commands: Any) -> None:
         default=None,
         help="published criterion of failure (default: limits from the reference frames)",
     )
+    command.add_argument(
+        "--method",
+        choices=["direct", "splitting"],
+        default="direct",
+        help="splitting estimates failure rates far below one per simulated time (default: direct, by counting)",
+    )
     command.add_argument("--replicas", metavar="N", type=int, default=32, help="replicas (default: 32)")
     command.add_argument(
         "--ps",
@@ -309,6 +315,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         detector=options.detector if options.threshold is None else BondDeviation(threshold=options.threshold),
         n_replicas=options.replicas,
         horizons_ps=options.ps,
+        method=options.method,
         seed=options.seed,
     )
     loader = {"task_name": options.task_name} if options.task_name else {}

@@ -50,6 +50,12 @@ def definitions(report: Mapping[str, Any]) -> dict[str, str]:
             "out. Above, within: the largest distance of a block of the reference from its other blocks that is expected, at "
             "95 %. Without it, the reference or the simulation is too short."
         )
+    if any(each.get("splitting") for each in [*stages.values(), *evaluations(report, "extended").values()]):
+        terms["Splitting"] = (
+            "Adaptive multilevel splitting: the quarter of the replicas that stayed furthest from a failure is replaced by copies "
+            "of others, with exact weights, until failures are reached. The rate is -ln(1 - p) over the simulated time, with the "
+            "probability p of a failure from the start frames. Interval: from the spread of independent runs, 95 %."
+        )
     if "limits" not in detector:
         del terms["Limits"]
     if "before" in stages:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from ase import Atoms
@@ -23,6 +23,7 @@ from stable_plugin.evaluation.distributions import DistributionTest
 from stable_plugin.evaluation.energies import energy_limits, stop_at_energy_failures
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.evaluation.preflight import check_potential
+from stable_plugin.evaluation.simulated_splitting import check_splitting, estimate_by_splitting
 from stable_plugin.evaluation.simulation import ReplicaTrajectories, SimulationSettings, simulate_replicas
 from stable_plugin.evaluation.summaries import Evaluation, ObservableComparison, curves, summarize
 from stable_plugin.evaluation.trajectories import (
@@ -31,7 +32,7 @@ from stable_plugin.evaluation.trajectories import (
     write_to_label,
     write_trajectories,
 )
-from stable_plugin.evaluation.verdict import MAX_FAILURES_PER_NS
+from stable_plugin.evaluation.verdict import MAX_FAILURES_PER_NS, Method, judge_by_splitting
 from stable_plugin.md import Execution, Integrator, Langevin
 from stable_plugin.md.cells import optional, stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
@@ -71,6 +72,9 @@ class Evaluator:
             compared with the reference.
         other_conditions: Whether to count failures also at 0.7 and 1.4 times the temperature, and at timesteps of 0.5, 1 and
             2 fs, up to the first horizon.
+        method: How the failure rate is estimated: ``"direct"`` counts failures of the replicas; ``"splitting"`` also estimates
+            rates far below one per simulated time, from copies of replicas that came near a failure, see
+            ``stable_plugin.evaluation.splitting``. The verdict up to the longest horizon is then by it.
         preflight: Whether to scan the potential for holes and faults before the simulation, see
             :func:`~stable_plugin.evaluation.check_potential`.
         execution: How the simulator runs its steps; chosen automatically if None.
@@ -110,6 +114,7 @@ class Evaluator:
         max_failures_per_ns: float = MAX_FAILURES_PER_NS,
         equilibration_fraction: float = SimulationSettings.equilibration_fraction,
         other_conditions: bool = False,
+        method: Method = "direct",
         preflight: bool = False,
         execution: Execution | None = None,
         bonds: Sequence[tuple[int, int]] | None = None,
@@ -132,6 +137,9 @@ class Evaluator:
         self.settings = SimulationSettings(**shared)
         self.other_conditions = checks.flag("other_conditions", other_conditions)
         self.preflight = checks.flag("preflight", preflight)
+        if method not in get_args(Method):
+            raise ValueError(f"method={method!r} is not a method: pass 'direct' or 'splitting'.")
+        self.method = method
         checks.count("max_systems", max_systems, at_least=1)
         all_starts = split_by_composition(read_frames(starts, "starts"))
         all_reference = None if reference is None else read_frames(reference, "reference")
@@ -156,6 +164,7 @@ class Evaluator:
                         detector=copy.deepcopy(detector),
                         observables=copy.deepcopy(observables),
                         other_conditions=other_conditions,
+                        method=method,
                         preflight=preflight,
                         **shared,
                     )
@@ -238,6 +247,8 @@ class Evaluator:
         self.detector.bind(self.system, self.reference, *optional(cell))
         self.detector.check_reference(self.reference, "reference", *optional(cell))
         self.detector.check_reference(self.starts, "starts", *optional(self._start_cells))
+        if self.method == "splitting":
+            check_splitting(self.settings.integrator, self.detector, self.settings.n_replicas)
         # The evaluated module may be on another device, so its execution settings are not checked here.
         settings = replace(self.settings, execution=Execution())
         simulator = settings.simulator(find_potential(NoInteraction(), self.system), self.detector)
@@ -303,6 +314,7 @@ class Evaluator:
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)
         energetic: dict[int, str] = {}
+        limits = None
         if self._watches_energies:
             limits = energy_limits(
                 potential, reference, self.settings.integrator.temperature_K, cell, self.settings.n_replicas
@@ -332,6 +344,13 @@ class Evaluator:
             }
             for horizon in horizons_ps
         ]
+        if self.method == "splitting":
+            found = estimate_by_splitting(
+                potential, self.detector, self.starts, self.settings, self._start_cells, limits
+            )
+            longest = horizons_ps.index(max(horizons_ps))
+            verdict = judge_by_splitting(summaries[longest]["verdict"], found.failures_per_ns, found.interval)
+            summaries[longest] |= {"splitting": found.as_dict(), "verdict": verdict}
         if self.preflight:
             summaries[0]["preflight"] = self._check_before(module)
         if self.other_conditions:

@@ -277,6 +277,8 @@ def _simulation_rows(
         _row("Median stable time", stages, part, wording.median),
         _row("Failure rate", stages, part, wording.rate),
     ]
+    if any(summary.get("splitting") for summary in part.values()):
+        rows.append(_row("Failure rate by splitting", stages, part, wording.rate_by_splitting))
     if any(summary.get("offending_atoms") for summary in part.values()):
         rows.append(_row("Atoms that caused failures", stages, part, wording.offending_atoms))
     names = dict.fromkeys(name for summary in part.values() for name in summary.get("observables") or {})

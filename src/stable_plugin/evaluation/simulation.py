@@ -13,6 +13,7 @@ from stable_plugin.config import StABlEConfig
 from stable_plugin.detectors import Detector
 from stable_plugin.evaluation.verdict import MAX_FAILURES_PER_NS
 from stable_plugin.md import Execution, Integrator, Langevin, Simulator
+from stable_plugin.md.state import State
 from stable_plugin.md.window import NEVER
 from stable_plugin.models import Potential
 from stable_plugin.runtime import checks
@@ -111,6 +112,30 @@ class ReplicaTrajectories:
         return None if self.cell is None else self.cell[replica]
 
 
+def start_state(
+    simulator: Simulator,
+    starts: Tensor,
+    settings: SimulationSettings,
+    generator: torch.Generator,
+    cell: Tensor | None = None,
+) -> State:
+    """Return replicas in start frames, spread evenly over them, with thermal velocities.
+
+    Args:
+        simulator: Simulator of the replicas.
+        starts: Start frames, (n_starts, n_atoms, 3) in Å.
+        settings: How many replicas.
+        generator: Source of the velocities.
+        cell: Cells of the start frames, (n_starts, 3, 3) in Å; that of the system if None.
+    """
+    chosen = _spread(starts, settings)
+    return simulator.prepare(starts[chosen], generator, cell=None if cell is None else cell[chosen])
+
+
+def _spread(starts: Tensor, settings: SimulationSettings) -> Tensor:
+    return torch.linspace(0, len(starts) - 1, settings.n_replicas).round().long()
+
+
 def simulate_replicas(
     potential: Potential,
     detector: Detector,
@@ -132,9 +157,8 @@ def simulate_replicas(
     """
     simulator = settings.simulator(potential, detector)
     generator = torch.Generator(potential.device).manual_seed(settings.seed)
-    chosen = torch.linspace(0, len(starts) - 1, settings.n_replicas).round().long()
-    own_cell = None if cell is None else cell[chosen]
-    state = simulator.prepare(starts[chosen], generator, cell=own_cell)
+    own_cell = None if cell is None else cell[_spread(starts, settings)]
+    state = start_state(simulator, starts, settings, generator, cell)
     simulator.forces.expected_steps = settings.n_steps
     record_every, step_ps = settings.record_every, settings.integrator.timestep_fs / 1000.0
     active = torch.ones(settings.n_replicas, dtype=torch.bool, device=potential.device)

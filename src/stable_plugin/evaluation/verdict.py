@@ -13,6 +13,7 @@ MAX_FAILURES_PER_NS = 1.0
 """Failure rate that a potential may have by default."""
 
 State = Literal["holds", "fails", "not known"]
+Method = Literal["direct", "splitting"]
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,24 @@ class StabilityVerdict:
             the lower end is above it, ``"not known"`` otherwise.
         failures: Number of replicas that failed.
         followed_ns: Time that the replicas were followed, each up to its failure, summed, in ns.
-        failures_per_ns: Failure rate in 1/ns.
+        failures_per_ns: Failure rate in 1/ns; None if splitting has found no failure.
         interval: Ends of its 95 % interval in 1/ns.
         max_failures_per_ns: Failure rate that was asked for, in 1/ns.
         further_ns: Time in ns to follow replicas for longer until the verdict is known, if they fail at the same rate; None
-            if it is known.
+            if it is known, or by splitting.
         watched: What the replicas were watched by.
+        method: How the rate and its interval were found: by counting these failures, or by splitting.
     """
 
     state: State
     failures: int
     followed_ns: float
-    failures_per_ns: float
+    failures_per_ns: float | None
     interval: tuple[float, float]
     max_failures_per_ns: float
     further_ns: float | None
     watched: str
+    method: Method = "direct"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the verdict for JSON."""
@@ -58,7 +61,7 @@ def judge(
         max_failures_per_ns: Failure rate that the potential may have, in 1/ns.
     """
     rate = failure_rate_per_ns(failures, followed_ps)
-    state = _state(failures, followed_ps, max_failures_per_ns)
+    state = _state(rate.low, rate.high, max_failures_per_ns)
     return StabilityVerdict(
         state=state,
         failures=failures,
@@ -71,12 +74,36 @@ def judge(
     )
 
 
+def judge_by_splitting(
+    counted: Mapping[str, Any], failures_per_ns: float | None, interval: tuple[float, float]
+) -> dict[str, Any]:
+    """Return the verdict by a failure rate from splitting, for JSON.
+
+    Args:
+        counted: Verdict on the replicas that were simulated directly, see :meth:`StabilityVerdict.as_dict`.
+        failures_per_ns: Failure rate in 1/ns; None if no failure was found.
+        interval: Ends of its 95 % interval in 1/ns.
+    """
+    return {
+        **counted,
+        "state": _state(*interval, counted["max_failures_per_ns"]),
+        "failures_per_ns": failures_per_ns,
+        "interval": interval,
+        "further_ns": None,
+        "method": "splitting",
+    }
+
+
 def sentence(verdict: Mapping[str, Any]) -> str:
     """Return the verdict in words.
 
     Args:
         verdict: See :meth:`StabilityVerdict.as_dict`.
     """
+    if verdict.get("method") == "splitting":
+        more = "; pass more replicas" if verdict["state"] == "not known" else ""
+        asked = f"{number(verdict['max_failures_per_ns'])} per ns asked for"
+        return f"{verdict['state'].capitalize()}: {splitting_rate(verdict)} by splitting ({asked}){more}."
     low, high = verdict["interval"]
     count = verdict["failures"]
     seen = f"{count or 'no'} {'failure' if count == 1 else 'failures'} in {_time(verdict['followed_ns'])}"
@@ -91,22 +118,34 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     return f"Not known: {seen} ({bound}); {more}."
 
 
+def splitting_rate(found: Mapping[str, Any]) -> str:
+    """Return a failure rate from splitting with its interval; without failures, the upper bound.
+
+    Args:
+        found: With ``failures_per_ns`` and ``interval`` in 1/ns.
+    """
+    low, high = found["interval"]
+    if found["failures_per_ns"] is None:
+        return f"no failure found, at most {number(high)} per ns (95 %)"
+    return f"{number(found['failures_per_ns'])} failures per ns (95 %: {number(low)} to {number(high)})"
+
+
 def _time(time_ns: float) -> str:
     return f"{number(1000.0 * time_ns)} ps" if time_ns < 1.0 else f"{number(time_ns)} ns"
 
 
-def _state(failures: int, followed_ps: float, max_failures_per_ns: float) -> State:
-    rate = failure_rate_per_ns(failures, followed_ps)
-    if rate.high <= max_failures_per_ns:
+def _state(low: float, high: float, max_failures_per_ns: float) -> State:
+    if high <= max_failures_per_ns:
         return "holds"
-    return "fails" if rate.low > max_failures_per_ns else "not known"
+    return "fails" if low > max_failures_per_ns else "not known"
 
 
 def _further_ps(failures: int, followed_ps: float, max_failures_per_ns: float) -> float:
     """Return how much longer to follow the replicas, in ps, to a precision of 10 %."""
     factor = 1.1
     while factor < 1e6:
-        if _state(int(failures * factor), followed_ps * factor, max_failures_per_ns) != "not known":
+        rate = failure_rate_per_ns(int(failures * factor), followed_ps * factor)
+        if _state(rate.low, rate.high, max_failures_per_ns) != "not known":
             break
         factor *= 1.1
     return followed_ps * (factor - 1.0)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from scipy import stats
 
 from stable_plugin.evaluation.formatting import duration, number
-from stable_plugin.evaluation.verdict import sentence
+from stable_plugin.evaluation.verdict import sentence, splitting_rate
 
 EvaluationSummary = Mapping[str, Any]
 Verdict = Literal["better", "worse", "unclear"]
@@ -183,6 +183,12 @@ def rate(summary: EvaluationSummary) -> str:
     if summary["unstable"] == 0:
         return f"0 failures seen, at most {number(high)} per ns (95 %)"
     return f"{number(summary['failures_per_ns'])} per ns (95 %: {number(low)} to {number(high)})"
+
+
+def rate_by_splitting(summary: EvaluationSummary) -> str:
+    """Return the failure rate by splitting with its interval, and the simulated time that it took."""
+    found = summary.get("splitting")
+    return f"{splitting_rate(found)}, from {number(found['followed_ns'])} ns" if found else "–"
 
 
 def offending_atoms(summary: EvaluationSummary) -> str:

@@ -59,6 +59,11 @@ class Integrator(ReprMixin, ABC):
         self.timestep = timestep_fs * FS
         self.kT = BOLTZMANN * temperature_K
 
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether each step draws noise, so that copies of a replica part."""
+        return False
+
     def holding(self, n_fixed: int) -> Self:
         """Return the integrator for a system with fixed atoms, a copy if there are any.
 

@@ -71,6 +71,11 @@ class Langevin(Integrator):
         self.friction_per_ps = checks.number("friction_per_ps", friction_per_ps, at_least=0)
         self.decay = exp(-friction_per_ps * self.timestep / PS)
 
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether there is friction, and so noise."""
+        return self.decay < 1.0
+
     def step(self, state: State, masses: Tensor, force: ForceFunction, generator: torch.Generator) -> State:
         half = 0.5 * self.timestep
         noise = torch.randn(
