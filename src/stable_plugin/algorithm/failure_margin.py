@@ -24,7 +24,8 @@ h, Huber's function                            :func:`one_sided_huber`
 =============================================  ====================================================
 
 A harmonic coordinate at its limit, z standard deviations off, has an energy of z²/2 kT; the limits of the default
-detectors are at z ≈ 6, and ``c`` asks for less than half of that energy, because the others may be below their means.
+detectors are at z ≈ 6, and ``c`` asks for two thirds of that energy: the rest of the molecule may be below its mean, and
+bonds are softer than harmonic.
 """
 
 from __future__ import annotations
