@@ -6,22 +6,24 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from springs import SOFT, STIFF, TEMPERATURE, make_loop, simulated
+from threaded_contexts import ThreadedContexts
 from toys import TRIATOMIC, PairRepulsion, Springs, triatomic
 
 from stable_plugin import AnyOf, BondDeviation, ClosestContact, RunawayTemperature, Schedule, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.algorithm.failure_margin import FailureMargin, margin_kT, one_sided_huber
 from stable_plugin.algorithm.frame_buffer import FrameBuffer, NearFailures
+from stable_plugin.algorithm.reweighting import SINGLE_PROCESS
 from stable_plugin.models import ModulePotential
 from stable_plugin.units import BOLTZMANN
 
 KT = BOLTZMANN * TEMPERATURE
 
 
-def margin_of(potential, reference, detector=None, chunk=4):
+def margin_of(potential, reference, detector=None, context=SINGLE_PROCESS):
     detector = detector or BondDeviation(0.3, None)
     detector.bind(potential.system, reference)
-    return FailureMargin(BoltzmannEstimator(potential, TEMPERATURE, chunk), detector, reference)
+    return FailureMargin(BoltzmannEstimator(potential, TEMPERATURE, 4, context), detector, reference)
 
 
 def stretched(*lengths):
@@ -95,6 +97,22 @@ def test_frames_that_are_high_enough_exert_no_pull(reference):
 def test_estimate_without_frames_is_zero(reference):
     estimate, falls_short = margin_of(triatomic(STIFF), reference).estimate(None, torch.Generator())
     assert estimate.loss == 0.0 and estimate.gradients[0].item() == 0.0 and len(falls_short) == 0
+
+
+def test_estimate_is_over_the_frames_of_all_processes(reference):
+    positions = stretched(1.2, 1.3, 1.4, 1.6)[:, 0]
+    frames = NearFailures(positions, torch.tensor([0.1, 6.0, 9.0, 12.0], dtype=torch.float64), everything(positions))
+    few = reference[:20]  # all of them are drawn
+
+    def of(rank, context):
+        margin = margin_of(triatomic(2.0), few, context=context)
+        own = [frames.select(torch.tensor([0, 1, 2])), frames.select(torch.tensor([3])), None][rank]
+        return margin.estimate(own, torch.Generator())[0]
+
+    alone, _ = margin_of(triatomic(2.0), few).estimate(frames, torch.Generator())
+    for each in ThreadedContexts(3).run(of):
+        assert each.loss == pytest.approx(alone.loss, rel=1e-9)
+        torch.testing.assert_close(each.gradients[0], alone.gradients[0], rtol=1e-9, atol=0.0)
 
 
 def waters(shift=2.8):

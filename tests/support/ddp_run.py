@@ -37,6 +37,7 @@ def main(folder, n_processes, epochs, checkpoint=None):
     seed_everything(1)
     callback = Recorder(
         integrator=Langevin(500.0, 0.5, 1.0),
+        objective="boltzmann",
         n_replicas=4,
         window_ps=0.01,
         record_every_fs=2.5,

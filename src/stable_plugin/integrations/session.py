@@ -38,7 +38,7 @@ MAX_NONFINITE_STEPS = 3
 
 
 class NonFiniteGradientError(FloatingPointError):
-    """The gradient of the observables was not finite in several consecutive optimizer steps."""
+    """The gradient of the objective was not finite in several consecutive optimizer steps."""
 
 
 class Session:
@@ -151,7 +151,7 @@ class Session:
 
         Raises:
             ValueError: If the optimizer does not hold the parameters of the simulated potential.
-            NonFiniteGradientError: If the observables' gradient was not finite three times in a row.
+            NonFiniteGradientError: If the gradient of an objective was not finite three times in a row.
         """
         parameters = self.loop.potential.trainable_parameters()
         _check_optimizer(optimizer, parameters)
@@ -212,11 +212,11 @@ class Session:
         latest = self.loop.windows[-1].window
         if self._n_nonfinite == MAX_NONFINITE_STEPS:
             raise NonFiniteGradientError(
-                f"the gradient of the observables was not finite in {MAX_NONFINITE_STEPS} consecutive optimizer steps up to "
+                f"the gradient of the objective was not finite in {MAX_NONFINITE_STEPS} consecutive optimizer steps up to "
                 f"window {latest}; none of them was taken, the weights are those before. Lower the learning rate, or set a "
                 "smaller discard limit of the detector."
             )
-        log.warning("window %d: the gradient of the observables is not finite: this step is skipped.", latest)
+        log.warning("window %d: the gradient of the objective is not finite: this step is skipped.", latest)
         return True
 
     def after_step(self, optimizers: Iterable[optim.Optimizer]) -> None:

@@ -54,7 +54,7 @@ def test_callback_adds_weighted_gradient(tmp_path, frames):
     trainer(tmp_path, callback, max_epochs=1).fit(module, ExtxyzDataModule(frames, batch_size=10))
     own, joint = callback.seen
     # The learning rate is almost zero, so the same window gives the same estimate again.
-    callback.loop._data.steps = 0
+    callback.loop._steps = 0
     estimate = observable_gradient(callback.loop)
     for before, after, gradient in zip(own, joint, estimate.gradients, strict=True):
         torch.testing.assert_close(after, before + 7.0 * gradient, rtol=1e-4, atol=1e-6)
@@ -241,7 +241,7 @@ class NonFinite(StABlECallback):
             estimate = gradient()
             estimates.append(estimate)
             if len(estimates) in self.nonfinite_steps:
-                estimate.gradients[0].view(-1)[0] = torch.nan
+                estimate["observables"].gradients[0].view(-1)[0] = torch.nan
             return estimate
 
         self.loop.gradient = sometimes_nonfinite
@@ -256,7 +256,7 @@ def fit_nonfinite(folder, frames, *steps):
 
 def test_callback_skips_nonfinite_gradient(tmp_path, frames, caplog):
     callback, module = fit_nonfinite(tmp_path, frames, 2, 3)
-    assert caplog.text.count("gradient of the observables is not finite: this step is skipped") == 2
+    assert caplog.text.count("gradient of the objective is not finite: this step is skipped") == 2
     assert weights(module).isfinite().all()
     assert not torch.equal(weights(module), callback.weights_before)
 

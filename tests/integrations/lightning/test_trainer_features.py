@@ -159,10 +159,10 @@ def test_mixin_skips_nonfinite_gradient(tmp_path, frames):
     losses, gradient = [], module._stable.session.gradient
 
     def nonfinite():
-        estimate = gradient()
-        return estimate and replace(
-            estimate, gradients=[torch.full_like(each, torch.nan) for each in estimate.gradients]
-        )
+        return {
+            name: replace(estimate, gradients=[torch.full_like(each, torch.nan) for each in estimate.gradients])
+            for name, estimate in gradient().items()
+        }
 
     def watched():
         losses.append(StABlEMixin.stable_loss(module))
