@@ -40,7 +40,7 @@ def make_drawing_loop():
         check_every_fs=2.5,
         schedule=Schedule(lr_patience=1, max_lr_cuts=0, probe_every=1),
         steps_per_window=2,
-        execution=Execution(threads=1),
+        execution=Execution(threads=1, compile=False),
     )
 
 

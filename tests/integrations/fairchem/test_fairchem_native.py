@@ -105,7 +105,7 @@ def test_native_run_refuses_second_callback(folder):
 def test_native_run_ends_at_third_nonfinite_gradient(folder, monkeypatch):
     (folder / "nonfinite.py").write_text("def loss(mean, target):\n    return (mean - target).sum() * float('nan')\n")
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-    nonfinite = {**STABLE, "loss": {"_target_": "nonfinite.loss", "_partial_": True}}
+    nonfinite = {**STABLE, "objective": "boltzmann", "loss": {"_target_": "nonfinite.loss", "_partial_": True}}
     config = native_config(folder, "esen", epochs=20, callbacks=[nonfinite])
     with pytest.raises(AssertionError, match="not finite in 3 consecutive optimizer steps"):
         run_fairchem(folder, config)
