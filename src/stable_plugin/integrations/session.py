@@ -296,6 +296,7 @@ class Session:
             "loop": self._loop.state_dict(),
             "energy_zero": self._zero.state_dict(),
             "resume": self.resume.state_dict(),
+            "users_loss": self.users_loss,
             "n_logged_windows": self._n_logged_windows,
         }
         return {
@@ -324,6 +325,7 @@ class Session:
         own = states[context.rank]
         self._loaded, self._pending = state_dict, own
         self.resume.load_state_dict(own["resume"])
+        self.users_loss = own["users_loss"]
         self.weight.load_state_dict(state_dict["weight"])
         self.margin_weight.load_state_dict(state_dict["margin_weight"])
 

@@ -145,9 +145,6 @@ class StABlECallback(Callback):
         # Saving a checkpoint calls step() too, to create the state of a new optimizer.
         if not (self._in_train_step and self._active(self._unit)):
             return
-        # fairchem notes the loss of a step after it: this one is that of the step before.
-        loss = getattr(self._unit, "last_loss", None)
-        self.session.users_loss = None if loss is None else float(loss)
         numbers = self.session.before_step(optimizer)
         if numbers is None:
             return
@@ -165,7 +162,11 @@ class StABlECallback(Callback):
         def wrapped(state: State, data: Any) -> Any:
             self._in_train_step = True
             try:
-                return train_step(state, data)
+                result = train_step(state, data)
+                # fairchem notes the loss of a step after it, so the weight of the margin follows that of the step before.
+                loss = getattr(unit, "last_loss", None)
+                self.session.users_loss = None if loss is None else float(loss)
+                return result
             except (StopSignaled, NonFiniteGradientError) as error:
                 # A resumed run takes this step again.
                 unit.optimizer.zero_grad(set_to_none=True)
