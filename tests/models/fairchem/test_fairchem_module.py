@@ -78,6 +78,7 @@ def test_callback_repairs_within_fit(tmp_path, data):
         start_epoch=1,
         n_replicas=2,
         window_ps=0.05,
+        steps_per_window=2,
         schedule=Schedule(max_failures_per_ns=5000.0, max_windows=1),
     )
     ours = module()
