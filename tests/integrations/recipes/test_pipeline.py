@@ -163,7 +163,7 @@ MISTAKES = [
     ("runner.data.train=missing.extxyz", "runner.data: train='missing.extxyz' is not a file"),
     ("runner.stable.record_every_fs=7.0", "runner.stable: record_every=14 steps is not a multiple"),
     ("+runner.stable_trainer.log_every_n_step=1", "did you mean log_every_n_steps?"),
-    ("runner.stable.detector._target_=os.system", "runner.stable.detector._target_='os.system' is part of Python's"),
+    ("+runner.stable.detector._target_=os.system", "runner.stable.detector._target_='os.system' is part of Python's"),
     ("job.seed=-1", "seed=-1"),
 ]
 
