@@ -33,7 +33,7 @@ FRAMES = {"train": 2, "valid": 1, "target": 3, "reference": 4, "heldout": 2}
 """Frames to keep of each file of a recipe."""
 
 SIZE = {
-    "epochs": 1, "replicas": 2, "window_ps": 0.005, "windows": 1, "max_failures_per_ns": 4e5, "judged": 2,
+    "epochs": 1, "replicas": 2, "window_ps": 0.005, "steps": 3, "windows": 1, "max_failures_per_ns": 4e5, "judged": 2,
     "horizons_ps": [0.01],
 }  # fmt: skip
 
@@ -56,13 +56,12 @@ TINY = {
         "runner.evaluation.n_replicas": 2,
         "runner.evaluation.horizons_ps": [0.01],
     },
-    "peptide_esen": {**STEPS, "runner.stable.steps_per_window": 3, "size": "quick", "sizes.quick": SIZE},
+    "peptide_esen": {**STEPS, "size": "quick", "sizes.quick": SIZE},
     "water_mace": {
         "size": "quick",
         "sizes.quick": SIZE,
         "runner.stable.record_every_fs": 5.0,
         "runner.evaluation.record_every_fs": 5.0,
-        "runner.stable.steps_per_window": 3,
         **{f"runner.evaluation.dynamics.{index}.interval_fs": 5.0 for index in range(4)},
         **{f"runner.evaluation.dynamics.{index}.max_lag_ps": 0.01 for index in range(4)},
         "runner.evaluation.dynamics.3.fit_from_ps": 0.0,
