@@ -90,7 +90,7 @@ callback = StABlECallback(
     learning_rate=0.005,
     steps_per_window=40 if FULL else 3,
     schedule=Schedule(
-        max_failures_per_ns=40.0 if FULL else 3e5,
+        max_failures_per_ns=100.0 if FULL else 3e5,
         max_windows=14 if FULL else 1,
     ),
     seed=2,
