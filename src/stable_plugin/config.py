@@ -307,13 +307,13 @@ class StABlEConfig(SystemConfig):
             potential_maker(self.potential)
         if not callable(self.loss):
             raise ValueError(f"loss={self.loss!r} is not a function: pass one of (mean, target) that returns a scalar.")
-        if not self.uses_observables:
-            for name in ("observables", "local", "even_sampling", "loss"):
-                if not _is_default(next(each for each in fields(self) if each.name == name), getattr(self, name)):
-                    raise ValueError(
-                        f"{name}={_shown(getattr(self, name))} is not used by objective='margin', which needs no observables: set "
-                        f"objective='both' or 'boltzmann', or leave {name} out."
-                    )
+        for each in fields(self) if not self.uses_observables else ():
+            value = getattr(self, each.name)
+            if each.name in ("observables", "local", "even_sampling", "loss") and not _is_default(each, value):
+                raise ValueError(
+                    f"{each.name}={_shown(value)} is not used by objective='margin', which needs no observables: set "
+                    f"objective='both' or 'boltzmann', or leave {each.name} out."
+                )
         if self.n_replicas * (self.window_steps // self.record_steps) < MIN_FRAMES:
             raise ValueError(
                 f"record_every_fs={self.record_every_fs:g} gives fewer than two frames per window of "
@@ -377,6 +377,11 @@ class StABlEConfig(SystemConfig):
     def check_steps(self) -> int:
         """Timesteps between two calls of the detector."""
         return checks.steps("check_every_fs", self.check_every_fs, self.integrator.timestep_fs)
+
+    @property
+    def recorded_steps(self) -> int:
+        """Timesteps between two recorded frames: the margin learns from the few frames in which a bond breaks."""
+        return self.check_steps if self.uses_margin else self.record_steps
 
     @property
     def uses_margin(self) -> bool:

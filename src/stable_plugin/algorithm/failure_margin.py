@@ -37,7 +37,7 @@ from torch import Tensor
 
 from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate, SurrogateTerm
 from stable_plugin.algorithm.frame_buffer import NearFailures
-from stable_plugin.detectors import AnyOf, Detector
+from stable_plugin.detectors import Detector
 from stable_plugin.md.cells import optional
 from stable_plugin.md.internal_coordinates import equivalent_atoms
 from stable_plugin.md.system import System
@@ -106,7 +106,7 @@ class FailureMargin:
     ) -> None:
         self.estimator = estimator
         self.context = estimator.context
-        self.detectors = [each for each in _parts(detector) if each.supports_margin]
+        self.detectors = [each for each in detector.parts if each.supports_margin]
         if not self.detectors:
             raise ValueError(
                 f"detector={detector!r} has no part whose failures cost energy, such as BondLimits, AngleLimits or "
@@ -221,11 +221,6 @@ class FailureMargin:
         return detector.measure(positions, torch.zeros_like(positions), *optional(cell)).double()
 
 
-def _parts(detector: Detector) -> list[Detector]:
-    """Return a detector, or those that it combines."""
-    return [part for each in detector.detectors for part in _parts(each)] if isinstance(detector, AnyOf) else [detector]
-
-
 class _Molecules:
     """Molecules and framework of a system, and which of its atoms have the same mean energy."""
 
@@ -237,12 +232,15 @@ class _Molecules:
         # Atoms of a framework have sites of their own, as those of a surface.
         classes = torch.tensor(equivalent_atoms(system), device=self._labels.device)
         own = int(classes.max()) + 1 + torch.arange(system.n_atoms, device=classes.device)
-        self._classes = torch.where(self._framework, own, classes).unique(return_inverse=True)[1]
+        _, self._classes, self._counts = torch.where(self._framework, own, classes).unique(
+            return_inverse=True, return_counts=True
+        )
 
     def mean(self, per_atom: Tensor) -> Tensor:
         """Return the mean over equivalent atoms, (n_atoms,)."""
-        sums = per_atom.new_zeros(int(self._classes.max()) + 1).index_add(0, self._classes, per_atom)
-        return (sums / torch.bincount(self._classes))[self._classes]
+        sums = per_atom.new_zeros(len(self._counts)).index_add(0, self._classes, per_atom)
+        mean: Tensor = sums / self._counts
+        return mean[self._classes]
 
     def around(self, frames: Tensor, failing: Sequence[tuple[int, ...]], cell: Tensor | None) -> Tensor:
         """Return the atoms of the molecules, and of the surroundings in a framework, that atoms belong to.

@@ -63,9 +63,7 @@ class ReplicaPool:
         self.streams = streams
         self.context = context
         self._structures, self._cell = structures, cell
-        self._n_steps = config.window_steps
-        # The margin learns from the few frames in which a bond breaks.
-        self._record_every = config.check_steps if config.uses_margin else config.record_steps
+        self._n_steps, self._record_every = config.window_steps, config.recorded_steps
         taken = (context.rank * config.n_replicas + torch.arange(config.n_replicas)) % len(structures)
         # No forces yet: ordinary training may have long to go until the first window.
         self.probe_start = simulator.place(structures[taken], streams.noise, cell=None if cell is None else cell[taken])

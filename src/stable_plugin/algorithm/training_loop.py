@@ -75,6 +75,8 @@ class TrainingLoop:
         self.lr_scale = LearningRateScale(config.max_lr_scale, config.steps_per_window, config.min_ess_fraction)
         self.windows: list[WindowRecord] = []
         self.on_progress: Callable[[Progress], None] = lambda progress: None
+        # Every how many recorded frames the observables see one.
+        self._stride = config.record_steps // config.recorded_steps
         self._data: WindowData | None = None
         self._steps: int | None = None
 
@@ -236,8 +238,7 @@ class TrainingLoop:
     def _remember(self, window: Window) -> None:
         """Keep the frames of a window that are near failures."""
         if self.margin is not None:
-            stride = self.config.record_steps // self.config.check_steps
-            frames = self.margin.near_failures(window.positions, window.valid, stride, window.cell)
+            frames = self.margin.near_failures(window.positions, window.valid, self._stride, window.cell)
             self.buffer.add(frames, self.replicas.streams.choices)
 
     def _learn_from(self, window: Window) -> None:
@@ -245,7 +246,7 @@ class TrainingLoop:
         self.replicas.begin_learning_phase(window, continues=self.margin is not None)
         self._steps = 0
         if self.config.uses_observables:
-            self._data = self._collect(self._for_observables(window))
+            self._data = self._collect(window.every(self._stride))
 
     def _log_verification(self) -> None:
         replica_ps = self.tracker.look_ps / (self.replicas.n_replicas * self.context.size)
@@ -316,10 +317,6 @@ class TrainingLoop:
         done = (self._steps - 1) / max(self.config.steps_per_window - 1, 1)
         return FINAL_LR_FACTOR + (1.0 - FINAL_LR_FACTOR) * 0.5 * (1.0 + cos(pi * done))
 
-    def _for_observables(self, window: Window) -> Window:
-        """Return a window with the frames that observables are computed from."""
-        return window if self.margin is None else window.every(self.config.record_steps // self.config.check_steps)
-
     def _collect(self, window: Window) -> WindowData:
         with self.replicas.model_calls():
             return self.estimator.collect(
@@ -343,7 +340,7 @@ class TrainingLoop:
         replicas = self.replicas.n_replicas * self.context.size
         low, high = binomial_limits(failures, replicas)
         bound = self.tracker.bound_per_ns
-        seen = self._for_observables(window)
+        seen = window.every(self._stride)
         self.windows.append(
             WindowRecord(
                 window=len(self.windows) + 1,

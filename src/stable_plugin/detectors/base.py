@@ -88,6 +88,11 @@ class Detector(ReprMixin, ABC):
         """
 
     @property
+    def parts(self) -> list[Detector]:
+        """The detectors that this one combines; itself if it is a single one."""
+        return [self]
+
+    @property
     def averaging_fs(self) -> float:
         """Time in fs that a replica is followed before it can be classified as unstable."""
         return 0.0
@@ -215,6 +220,10 @@ class AnyOf(Detector):
     def set_check_interval(self, interval_fs: float) -> None:
         for detector in self.detectors:
             detector.set_check_interval(interval_fs)
+
+    @property
+    def parts(self) -> list[Detector]:
+        return [part for detector in self.detectors for part in detector.parts]
 
     @property
     def averaging_fs(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,13 +120,23 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
     return errors
 
 
+def predictions(module: Any, frames: Sequence[Atoms]) -> Iterator[tuple[list[Atoms], Tensor, Tensor]]:
+    """Yield the frames of each system, with their energies and forces as :func:`predict` returns them.
+
+    Args:
+        module: Module that holds the potential.
+        frames: Frames of any compositions.
+    """
+    for own in group_by_system(frames):
+        yield own, *predict(find_potential(module, System.from_atoms(own[0], bonds=[])), own)
+
+
 def _predict_all(module: Any, labeled: Sequence[Atoms]) -> tuple[list[Atoms], list[float], list[Tensor]]:
     """Return the frames by system, with their predicted energies and the errors of their forces."""
     frames: list[Atoms] = []
     energies: list[float] = []
     force_errors: list[Tensor] = []
-    for own in group_by_system(labeled):
-        predicted, forces = predict(find_potential(module, System.from_atoms(own[0], bonds=[])), own)
+    for own, predicted, forces in predictions(module, labeled):
         frames += own
         energies += predicted.tolist()
         force_errors += list(forces - torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in own])))

@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from stable_plugin.detectors import AnyOf, Detector
+from stable_plugin.detectors import Detector
 from stable_plugin.detectors.limits import Limits
 from stable_plugin.evaluation.simulation import SimulationSettings, start_state
 from stable_plugin.evaluation.splitting import SplittingEstimate, estimate, split
@@ -65,8 +65,8 @@ class SimulatedReplicas:
 
     def _values(self) -> Tensor:
         """Return the values of all replicas, (n_replicas,) on the CPU."""
-        state, system = self.state, self.simulator.potential.system
-        cell = None if not system.periodic or bool((state.cell == system.cell).all()) else state.cell
+        state = self.state
+        cell = self.simulator.different_cells(state)
         values = self.simulator.detector.measure(state.positions, state.velocities, *optional(cell)).double().cpu()
         if self._energies is None:
             return values
@@ -90,7 +90,7 @@ def check_splitting(integrator: Integrator, detector: Detector, n_replicas: int)
             f"method='splitting' with integrator={integrator!r}: copies of a replica stay equal without noise. Use Langevin with "
             "friction_per_ps above 0, or set method='direct'."
         )
-    looking_back = [str(each) for each in _parts(detector) if each.state_dict() is not None]
+    looking_back = [str(each) for each in detector.parts if each.state_dict() is not None]
     if looking_back:
         raise ValueError(
             f"method='splitting' with detector={' or '.join(looking_back)}: it looks back in time, so a copy of a replica cannot "
@@ -101,12 +101,6 @@ def check_splitting(integrator: Integrator, detector: Detector, n_replicas: int)
             f"n_replicas={n_replicas} is too few for method='splitting': pass at least {MIN_REPLICAS}, 32 or more for a "
             "narrow interval."
         )
-
-
-def _parts(detector: Detector) -> list[Detector]:
-    if isinstance(detector, AnyOf):
-        return [part for each in detector.detectors for part in _parts(each)]
-    return [detector]
 
 
 def estimate_by_splitting(

@@ -107,7 +107,7 @@ def split(replicas: Replicas, n_replicas: int, n_checks: int, generator: torch.G
     factor, variance, n_levels = 1.0, 0.0, 0
     while (level := sorted(each.highest for each in trajectories)[kth]) < inf:
         lowest = [row for row, each in enumerate(trajectories) if each.highest <= level]
-        others = [row for row in range(n_replicas) if row not in set(lowest)]
+        others = [row for row, each in enumerate(trajectories) if each.highest > level]
         factor *= len(others) / n_replicas
         if not others:
             break

@@ -140,7 +140,7 @@ class Session:
         return estimates
 
     def before_step(self, optimizer: optim.Optimizer) -> dict[str, float] | None:
-        """Add the observable's gradient to the parameters, and set the learning rate of the next step.
+        """Add the gradients of the objectives to the parameters, and set the learning rate of the next step.
 
         Args:
             optimizer: The optimizer whose step follows.

@@ -179,11 +179,11 @@ class Simulator:
     def refresh(self, state: State) -> State:
         """Return the state with forces and energies of the present weights."""
         with self.potential.frozen():
-            edges = self.potential.edges(state.positions, self._different_cells(state))
+            edges = self.potential.edges(state.positions, self.different_cells(state))
             energies, forces = self.forces.plain(state.positions, edges)
         return state.replace(energies=energies, forces=forces)
 
-    def _different_cells(self, state: State) -> Tensor | None:
+    def different_cells(self, state: State) -> Tensor | None:
         """Return the cells of the replicas, (n_replicas, 3, 3), or None if all have that of the system."""
         system = self.potential.system
         return None if not system.periodic or bool((state.cell == system.cell).all()) else state.cell
@@ -277,7 +277,7 @@ class Simulator:
         if self.potential.device.type == "cpu":
             keep_freed_memory()
         self.neighbors.invalidate()
-        self._cells_differ = self._different_cells(start) is not None
+        self._cells_differ = self.different_cells(start) is not None
         self._margin = self._thermal_displacement()
         self.detector.set_degrees_of_freedom(self.integrator.degrees_of_freedom(self.potential.system.n_atoms))
         self.detector.set_check_interval(self.check_every * self.integrator.timestep_fs)

@@ -10,13 +10,11 @@ from typing import Any
 from ase import Atoms
 from torch import nn
 
-from stable_plugin.evaluation.label_errors import predict
+from stable_plugin.evaluation.label_errors import predictions
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
-from stable_plugin.md.compositions import group_by_system
 from stable_plugin.md.frames import Frames, read_frames
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
-from stable_plugin.md.system import System
-from stable_plugin.models import find_potential, load_potential
+from stable_plugin.models import load_potential
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +61,7 @@ def pseudo_labeled(frames: Sequence[Atoms], module: nn.Module) -> list[Atoms]:
         module: Module that holds the potential.
     """
     labeled = []
-    for own in group_by_system(frames):
-        energies, forces = predict(find_potential(module, System.from_atoms(own[0], bonds=[])), own)
+    for own, energies, forces in predictions(module, frames):
         for frame, energy, force in zip(own, energies.tolist(), forces.numpy(), strict=True):
             copy = frame.copy()  # without the calculator
             copy.info[ENERGY_KEY], copy.arrays[FORCES_KEY] = energy, force
