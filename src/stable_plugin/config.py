@@ -50,6 +50,9 @@ MIN_FRAMES = 2
 TYPICAL_LEARNING_WINDOWS = 10
 """Learning windows of a typical repair."""
 
+HEATING = 1.3
+"""Temperature of learning windows of the margin over that of the integrator, if the user does not choose it."""
+
 MAX_FORCE_MAE_GROWTH = 0.10
 """Relative growth of the force error above which a report or the callback warns."""
 
@@ -261,6 +264,13 @@ class StABlEConfig(SystemConfig):
     margin_frames: Annotated[int, Count()] = 128
     """Frames near failures in each optimizer step; a quarter as many of the reference are compared with."""
 
+    learning_temperature_ratio: Annotated[float, Number(at_least=1, at_most=3, hint="Or 'auto'.")] | Literal["auto"] = (
+        "auto"
+    )
+    """Temperature of learning windows over that of ``integrator``, at which probes and verifications are always: hotter
+    replicas fail in the same ways, and sooner. ``auto`` takes 1.3, or 1 where observables are learned from, whose means
+    belong to one temperature."""
+
     loss: Loss = mean_squared_error
     """Loss of an observable's mean and its target."""
 
@@ -314,6 +324,11 @@ class StABlEConfig(SystemConfig):
                     f"{each.name}={_shown(value)} is not used by objective='margin', which needs no observables: set "
                     f"objective='both' or 'boltzmann', or leave {each.name} out."
                 )
+        if self.uses_observables and self.heating > 1.0:
+            raise ValueError(
+                f"learning_temperature_ratio={self.learning_temperature_ratio!r} with objective={self.objective!r}: means of "
+                "observables belong to one temperature. Set it to 1 or 'auto', or objective='margin'."
+            )
         if self.n_replicas * (self.window_steps // self.record_steps) < MIN_FRAMES:
             raise ValueError(
                 f"record_every_fs={self.record_every_fs:g} gives fewer than two frames per window of "
@@ -377,6 +392,13 @@ class StABlEConfig(SystemConfig):
     def check_steps(self) -> int:
         """Timesteps between two calls of the detector."""
         return checks.steps("check_every_fs", self.check_every_fs, self.integrator.timestep_fs)
+
+    @property
+    def heating(self) -> float:
+        """Temperature of learning windows over that of the integrator."""
+        if self.learning_temperature_ratio == "auto":
+            return 1.0 if self.uses_observables else HEATING
+        return self.learning_temperature_ratio
 
     @property
     def recorded_steps(self) -> int:

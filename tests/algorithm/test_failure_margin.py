@@ -1,5 +1,7 @@
 """The failure margin against losses and gradients that are written out with autograd."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -232,3 +234,31 @@ def test_buffer_resumes():
     empty = FrameBuffer()
     empty.load_state_dict(FrameBuffer().state_dict())
     assert len(empty) == 0
+
+
+def test_margin_of_hot_frames_has_the_thermal_energy_in_it(reference):
+    """Half a kT for each of the three vibrations of a molecule of three atoms."""
+    margin = margin_of(triatomic(STIFF), reference)
+    window = stretched(1.26, 1.45)
+    cold, hot = (margin.near_failures(window, everything(window), 1, heating=heating) for heating in (1.0, 1.4))
+    torch.testing.assert_close(hot.margin - cold.margin, torch.full_like(cold.margin, 0.5 * 0.4 * 3))
+    assert torch.equal(hot.positions, cold.positions)
+
+
+def test_fixed_atoms_have_no_thermal_energy(reference):
+    """Six modes of the two atoms that move."""
+    potential = triatomic(STIFF)
+    fixed = replace(potential.system, fixed=torch.tensor([False, False, True]))
+    margin = margin_of(ModulePotential(potential.module, fixed), reference)
+    window = stretched(1.26)
+    cold, hot = (margin.near_failures(window, everything(window), 1, heating=heating) for heating in (1.0, 1.4))
+    assert (hot.margin - cold.margin).item() == pytest.approx(0.5 * 0.4 * 6)
+
+
+def test_learning_windows_are_hotter_and_probes_are_not(reference):
+    loop = make_loop(triatomic(SOFT), reference, objective="margin", observables=None, steps_per_window=1, learning_temperature_ratio=1.3)
+    while len(loop.windows) < 3:
+        loop.gradient()
+    temperatures = {record.phase: record.temperature_K for record in loop.windows}
+    assert temperatures == {"probe": TEMPERATURE, "learn": pytest.approx(1.3 * TEMPERATURE)}
+    assert [record.observable_loss is None for record in loop.windows] == [r.phase == "learn" for r in loop.windows]

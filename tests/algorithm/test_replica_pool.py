@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from ase import Atoms
-from springs import SOFT, STIFF, make_loop
+from springs import SOFT, STIFF, TEMPERATURE, make_loop
 from threaded_contexts import ThreadedContexts
 from toys import TRIATOMIC, Springs, triatomic
 
 from stable_plugin import System
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
+from stable_plugin.md.state import kinetic_temperature
 from stable_plugin.models import ModulePotential
 from stable_plugin.runtime.distributed import DistributedContext
 
@@ -249,3 +250,25 @@ def test_pool_repr_shows_its_size(reference):
     assert repr(make_pool(SOFT, reference)) == (
         "ReplicaPool(n_replicas=24, n_structures=10, window_steps=200, record_every=20)"
     )
+
+
+def test_heated_replicas_have_the_velocities_of_learning_windows(reference):
+    pool = make_pool(STIFF, reference, objective="margin", observables=None, learning_temperature_ratio=2.0, n_replicas=400)
+    pool.begin_learning_phase(simulated(pool), continues=True)
+    positions = pool.learning_start.positions
+    pool.heat_learning_start()
+    masses = pool.simulator.potential.system.masses
+    temperature = kinetic_temperature(pool.learning_start.velocities, masses).mean().item()
+    # 3600 momenta: a standard deviation of 2.4 %.
+    assert temperature == pytest.approx(2.0 * TEMPERATURE, rel=0.08)
+    assert torch.equal(pool.learning_start.positions, positions)
+
+
+def test_learning_windows_run_at_their_own_temperature(reference):
+    pool = make_pool(STIFF, reference, objective="margin", observables=None, learning_temperature_ratio=2.0)
+    assert pool.learning_simulator.integrator.temperature_K == 2.0 * TEMPERATURE
+    assert pool.simulator.integrator.temperature_K == TEMPERATURE
+    assert pool.learning_simulator.forces is pool.simulator.forces, "the model is compiled once"
+    hot = pool.simulate(pool.refreshed_learning_start(), lambda steps: None, learning=True)
+    cold = simulated(pool)
+    assert not torch.equal(hot.positions, cold.positions)

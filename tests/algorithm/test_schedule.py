@@ -323,3 +323,19 @@ def test_state_dict_holds_plain_values():
 @example(value="1")
 def test_schedule_names_any_invalid_argument(name, value):
     check_argument_is_named(Schedule, name, value)
+
+
+def test_few_failures_end_learning_until_a_verification_has_failed():
+    tracker = PhaseTracker(Schedule(max_failures_per_ns=100.0, probe_every=3))
+    assert tracker.after_probe(5, 10.0, 0.5) == "learn"
+    tracker.after_learning_window(3, 10.0)
+    assert tracker.after_learning_steps() == "learn", "300 failures per ns"
+    tracker.after_learning_window(0, 10.0)
+    assert tracker.after_learning_steps() == "probe"
+    assert tracker.after_probe(0, 10.0, 0.0) == "verify"
+    assert tracker.after_verification_window(10, 10.0) == "learn"
+    phases = []
+    for _ in range(3):
+        tracker.after_learning_window(0, 10.0)
+        phases.append(tracker.after_learning_steps())
+    assert phases == ["learn", "learn", "probe"]

@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from scipy import stats
 
-from stable_plugin import BondLimits
+from stable_plugin import (
+    AngleLimits,
+    AnyOf,
+    BondDeviation,
+    BondLimits,
+    ContactLimits,
+    RunawayTemperature,
+    System,
+    TemperatureLimits,
+)
 from stable_plugin.detectors.limits import PRIOR_FRAMES, thermal_limits
 
 ALONE = torch.zeros(1, dtype=torch.long)
@@ -82,3 +92,27 @@ def test_limits_scale_with_the_square_root_of_the_temperature():
     assert ratio.item() == pytest.approx(2.0, rel=1e-3)
     # A colder simulation keeps the limits of its reference.
     assert BondLimits(250.0, reference_temperature_K=1000.0).scale == BondLimits(250.0).scale == 1.0
+
+
+def test_limits_of_hotter_replicas_are_those_of_their_temperature():
+    """A detector of 300 K for replicas at 390 K has the limits of one that is made for 390 K from the same reference."""
+    atoms = molecule("C2H6")
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.tensor(atoms.positions) + 0.05 * torch.randn(200, 8, 3, generator=generator, dtype=torch.float64)
+    system = System.from_atoms(atoms)
+    for kind in (BondLimits, AngleLimits, ContactLimits):
+        made, heated = kind(390.0, reference_temperature_K=300.0), kind(300.0).heated(1.3)
+        for detector in (made, heated):
+            detector.bind(system, reference)
+        moved = reference + 0.1
+        moved[:, 0] += 0.3
+        velocities = torch.zeros_like(moved)
+        torch.testing.assert_close(heated.measure(moved, velocities), made.measure(moved, velocities))
+
+
+def test_combined_detectors_are_heated_together():
+    heated = AnyOf([BondDeviation(0.25, 0.26), RunawayTemperature(1000.0), TemperatureLimits(300.0)]).heated(1.44)
+    bonds, runaway, limits = heated.parts
+    assert (bonds.threshold, bonds.discard) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert runaway.threshold == pytest.approx(1440.0)
+    assert limits.temperature_K == pytest.approx(432.0)

@@ -69,6 +69,12 @@ def assemble(
     simulator.forces.expected_steps = config.window_steps * config.schedule.expected_windows(
         config.window_ps, config.n_replicas * context.size
     )
+    learning_simulator = None
+    if config.heating > 1.0:
+        detector = chosen.detector.heated(config.heating)
+        detector.bind(potential.system, reference, *optional(reference_cell))
+        integrator = config.integrator.changed(temperature_K=config.heating * config.integrator.temperature_K)
+        learning_simulator = simulator.changed(integrator, detector)
     estimator = WindowEstimator(
         BoltzmannEstimator(potential, config.integrator.temperature_K, config.chunk, context),
         chosen.observables,
@@ -81,5 +87,5 @@ def assemble(
     if config.uses_margin:
         n_reference = ceil(config.margin_frames / 4)
         margin = FailureMargin(estimator.estimator, chosen.detector, reference, reference_cell, n_reference)
-    replicas = ReplicaPool(simulator, structures, config, streams, context, cell)
+    replicas = ReplicaPool(simulator, structures, config, streams, context, cell, learning_simulator)
     return TrainingLoop(config, replicas, estimator, margin, name)

@@ -135,7 +135,9 @@ class FailureMargin:
         worst = torch.stack(severities).nan_to_num(nan=torch.inf).max(dim=0)
         return worst.values, worst.indices
 
-    def near_failures(self, positions: Tensor, valid: Tensor, stride: int, cell: Tensor | None = None) -> NearFailures:
+    def near_failures(
+        self, positions: Tensor, valid: Tensor, stride: int, cell: Tensor | None = None, heating: float = 1.0
+    ) -> NearFailures:
         """Return the frames of a window that are near a failure or beyond it.
 
         Args:
@@ -143,6 +145,7 @@ class FailureMargin:
             valid: Which of them are usable, (n_times, n_replicas).
             stride: Every how many frames those below :data:`DENSE_SEVERITY` are taken, too.
             cell: Cells of the frames, (n_times, n_replicas, 3, 3) in Å; that of the system if None.
+            heating: Temperature of the window over that of the reference.
         """
         sparse = torch.zeros(len(positions), 1, dtype=torch.bool, device=positions.device)
         sparse[stride - 1 :: stride] = True
@@ -153,7 +156,8 @@ class FailureMargin:
         kept = kept & (severity < MAX_SEVERITY)
         frames, severity, kind = frames[kept], severity[kept], kind[kept]
         cells = None if cells is None else cells[kept]
-        return NearFailures(frames, margin_kT(severity), self._failing_atoms(frames, kind, cells), cells)
+        atoms = self._failing_atoms(frames, kind, cells)
+        return NearFailures(frames, margin_kT(severity) + self._thermal_kT(atoms, heating), atoms, cells)
 
     def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> tuple[Estimate, Tensor]:
         """Return the loss of frames with its gradient, and which frames fall short, (n_frames,).
@@ -186,6 +190,15 @@ class FailureMargin:
             self._joined_cells(frames.select(short), cell, len(reference)),
         ).gradients
         return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0), short
+
+    def _thermal_kT(self, atoms: Tensor, heating: float) -> Tensor:
+        """Return how much more energy the vibrations of atoms have in a hotter window, (n_frames,) in units of kT."""
+        fixed = self.estimator.potential.system.fixed
+        if fixed is not None:
+            n_modes = 3 * (atoms & ~fixed).sum(dim=1)
+        else:
+            n_modes = 3 * atoms.sum(dim=1) - (6 if self._molecules.is_one_molecule else 0)
+        return 0.5 * (heating - 1.0) * n_modes.clamp_min(0)
 
     def _draw_reference(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         drawn = torch.randperm(len(self._reference), generator=generator)[: self._n_reference]

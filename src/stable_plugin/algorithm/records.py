@@ -21,7 +21,8 @@ class WindowRecord:
         unstable_high: Upper end of the interval.
         failures: Replicas of all processes that became unstable in this window.
         exposure_ps: Time until then or to the end of the window, summed over the replicas, in ps.
-        observable_loss: Loss of the observables over the window as simulated.
+        observable_loss: Loss of the observables over the window as simulated; None if it is hotter than their targets.
+        temperature_K: Temperature of the window in K.
         bound_per_ns: Upper bound of the failure rate in 1/ns, from the present probe or verification up to here; None in a
             learning window.
         ess_fraction: Effective fraction of the sample at the last optimizer step on it.
@@ -40,7 +41,8 @@ class WindowRecord:
     unstable_high: float
     failures: int
     exposure_ps: float
-    observable_loss: float
+    observable_loss: float | None
+    temperature_K: float
     bound_per_ns: float | None = None
     ess_fraction: float | None = None
     margin_loss: float | None = None

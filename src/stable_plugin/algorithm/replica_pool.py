@@ -43,6 +43,7 @@ class ReplicaPool:
         streams: Random streams.
         context: Processes that train together.
         cell: Cells of the start frames, (n_frames, 3, 3) in Å; that of the system if None.
+        learning_simulator: Simulates learning windows, if these are hotter.
 
     Attributes:
         probe_start: State that all probes start from, drawn once.
@@ -58,8 +59,10 @@ class ReplicaPool:
         streams: RandomStreams,
         context: DistributedContext,
         cell: Tensor | None = None,
+        learning_simulator: Simulator | None = None,
     ) -> None:
         self.simulator = simulator
+        self.learning_simulator = learning_simulator or simulator
         self.streams = streams
         self.context = context
         self._structures, self._cell = structures, cell
@@ -87,11 +90,12 @@ class ReplicaPool:
         """Number of replicas of this process."""
         return self.state.n_replicas
 
-    def simulate(self, start: State, on_block: Callable[[int], None]) -> Window:
+    def simulate(self, start: State, on_block: Callable[[int], None], *, learning: bool = False) -> Window:
         """Simulate a window.
 
         Args:
             start: State to start from, with the forces of the present weights.
+            learning: Whether this is a learning window.
             on_block: Called with the steps done so far; may raise to interrupt the window.
 
         Returns:
@@ -101,7 +105,8 @@ class ReplicaPool:
             UnusablePotentialError: If all replicas of all processes together leave fewer than two usable frames.
         """
         with self.streams.isolated():
-            window = self.simulator.run(start, self._n_steps, self._record_every, self.streams.noise, on_block)
+            simulator = self.learning_simulator if learning else self.simulator
+            window = simulator.run(start, self._n_steps, self._record_every, self.streams.noise, on_block)
         self.streams.mark()
         self._forces = self.simulator.forces.state_dict()
         self._refuse_unusable(window)
@@ -120,20 +125,27 @@ class ReplicaPool:
                 drawn anew, so that nothing is learned from the start states of probes.
             continues: Whether stable replicas continue from the end of the window instead.
         """
+        simulator = self.learning_simulator
         if window is None:
             everyone = torch.ones(self.n_replicas, dtype=torch.bool, device=self.state.positions.device)
-            self.learning_start = self._restart(everyone, self.state)
+            self.learning_start = self._restart(everyone, self.state, simulator)
         else:
-            self.learning_start = self._restart(window.unstable, window.end if continues else window.start)
+            self.learning_start = self._restart(window.unstable, window.end if continues else window.start, simulator)
+
+    def heat_learning_start(self) -> None:
+        """Draw the velocities of the next learning window anew, at its temperature."""
+        velocities = self.learning_simulator.place(self.learning_start.positions, self.streams.noise).velocities
+        self.streams.mark()
+        self.learning_start = self.learning_start.replace(velocities=velocities)
 
     def refreshed_learning_start(self) -> State:
         """Return the start of a learning window, with the forces of the present weights."""
         with self.model_calls():
-            return self.simulator.refresh(self.learning_start)
+            return self.learning_simulator.refresh(self.learning_start)
 
     def advance(self, window: Window) -> None:
         """Let stable replicas continue from the end of a window; unstable ones restart."""
-        self.state = self._restart(window.unstable, window.end)
+        self.state = self._restart(window.unstable, window.end, self.simulator)
 
     @contextmanager
     def model_calls(self) -> Iterator[None]:
@@ -190,7 +202,7 @@ class ReplicaPool:
         self._forces = state["forces"]
         self.streams.load_state_dict(state["streams"])
 
-    def _restart(self, replicas: Tensor, state: State) -> State:
+    def _restart(self, replicas: Tensor, state: State, simulator: Simulator) -> State:
         """Return the state with the flagged replicas in start frames drawn at random.
 
         The state before a failure may already be doomed (a bond that is about to break), so restart from a fresh frame.
@@ -198,7 +210,7 @@ class ReplicaPool:
         drawn = torch.randint(len(self._structures), (state.n_replicas,), generator=self.streams.choices)
         with self.model_calls():
             cell = None if self._cell is None else self._cell[drawn]
-            fresh = self.simulator.prepare(self._structures[drawn], self.streams.noise, cell=cell)
+            fresh = simulator.prepare(self._structures[drawn], self.streams.noise, cell=cell)
         self.streams.mark()
         return fresh.select(replicas, state)
 

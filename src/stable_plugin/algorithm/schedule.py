@@ -135,12 +135,13 @@ class PhaseTracker:
         """Count a learning window; the phase stays until the window is used up.
 
         Args:
-            failures: Replicas that became unstable in it, if a probe is due as soon as these are few.
+            failures: Replicas that became unstable in it, if a probe is due as soon as these are few. Once a verification has
+                failed, few failures say nothing new, and ``probe_every`` windows cost less than the next verification.
             exposure_ps: Time until then or to its end, summed over the replicas, in ps.
         """
         self.learning_windows += 1
         self.windows_since_probe += 1
-        if failures is not None and failures <= self._tolerated(exposure_ps):
+        if failures is not None and self.verifications == 0 and failures <= self._tolerated(exposure_ps):
             self.windows_since_probe = self.schedule.probe_every
 
     def after_learning_steps(self) -> Phase:

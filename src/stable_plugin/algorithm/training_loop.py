@@ -206,6 +206,7 @@ class TrainingLoop:
         self._remember(window)
         if phase == "learn" and self.margin is not None:
             self._learn_from(window)
+            self._heat()
         elif phase == "learn":
             self.replicas.begin_learning_phase(None)
         elif phase == "verify":
@@ -225,6 +226,7 @@ class TrainingLoop:
         if phase == "learn":
             # This window was simulated under the present weights: it is the first one to learn from.
             self._learn_from(window)
+            self._heat()
         self.replicas.advance(window)
 
     def _learning_window(self) -> None:
@@ -238,8 +240,14 @@ class TrainingLoop:
     def _remember(self, window: Window) -> None:
         """Keep the frames of a window that are near failures."""
         if self.margin is not None:
-            frames = self.margin.near_failures(window.positions, window.valid, self._stride, window.cell)
+            heating = self.windows[-1].temperature_K / self.config.integrator.temperature_K
+            frames = self.margin.near_failures(window.positions, window.valid, self._stride, window.cell, heating)
             self.buffer.add(frames, self.replicas.streams.choices)
+
+    def _heat(self) -> None:
+        """Let the replicas of a probe or a verification go on at the temperature of learning windows."""
+        if self.config.heating > 1.0:
+            self.replicas.heat_learning_start()
 
     def _learn_from(self, window: Window) -> None:
         """Take the next optimizer steps after this window."""
@@ -333,14 +341,14 @@ class TrainingLoop:
                 Progress(phase, done_ps, self.simulated_ps + done_ps, latest, self.unstable_fraction, self.name)
             )
 
-        return self.replicas.simulate(start, show), time.perf_counter() - began
+        return self.replicas.simulate(start, show, learning=phase == "learn"), time.perf_counter() - began
 
     def _record(self, phase: Phase, window: Window, wall_s: float) -> None:
         failures, exposure_ps = self.replicas.failures(window)
         replicas = self.replicas.n_replicas * self.context.size
         low, high = binomial_limits(failures, replicas)
         bound = self.tracker.bound_per_ns
-        seen = window.every(self._stride)
+        simulator = self.replicas.learning_simulator if phase == "learn" else self.simulator
         self.windows.append(
             WindowRecord(
                 window=len(self.windows) + 1,
@@ -352,12 +360,17 @@ class TrainingLoop:
                 failures=failures,
                 exposure_ps=exposure_ps,
                 bound_per_ns=None if phase == "learn" or not isfinite(bound) else bound,
-                observable_loss=self.estimator.observed_loss(seen.frames(), seen.frame_cells()),
+                temperature_K=simulator.integrator.temperature_K,
+                observable_loss=self._observed_loss(window) if simulator is self.simulator else None,
                 wall_s=wall_s,
                 system=self.name,
             )
         )
         self.replicas.streams.window = len(self.windows)
+
+    def _observed_loss(self, window: Window) -> float:
+        seen = window.every(self._stride)
+        return self.estimator.observed_loss(seen.frames(), seen.frame_cells())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that this process needs to continue as if it had not been interrupted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -86,6 +87,14 @@ class Detector(ReprMixin, ABC):
         Args:
             interval_fs: In fs.
         """
+
+    def heated(self, ratio: float) -> Detector:
+        """Return a copy for replicas that are hotter, with wider limits where these are thermal; bind it before use.
+
+        Args:
+            ratio: Temperature of the replicas over that of those that this detector is for, at least 1.
+        """
+        return copy.copy(self)
 
     @property
     def parts(self) -> list[Detector]:
@@ -220,6 +229,9 @@ class AnyOf(Detector):
     def set_check_interval(self, interval_fs: float) -> None:
         for detector in self.detectors:
             detector.set_check_interval(interval_fs)
+
+    def heated(self, ratio: float) -> Detector:
+        return AnyOf([detector.heated(ratio) for detector in self.detectors])
 
     @property
     def parts(self) -> list[Detector]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
+from math import sqrt
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -54,6 +57,12 @@ class BondDeviation(Detector):
         super().__init__(threshold, discard)
         self._system: System | None = None
         self._lengths: Tensor | None = None
+
+    def heated(self, ratio: float) -> Self:
+        hotter = copy.copy(self)
+        hotter.threshold = sqrt(ratio) * self.threshold
+        hotter.discard = None if self.discard is None else max(self.discard, hotter.threshold)
+        return hotter
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         if len(system.bonds) == 0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from math import sqrt
+from typing import Self
 
 import numpy as np
 import torch
@@ -125,6 +127,11 @@ class LimitDetector(Detector):
         self.temperature_K = checks.number("temperature_K", temperature_K, above=0)
         self.false_alarms = checks.number("false_alarms", false_alarms, above=0, at_most=0.1)
 
+    def heated(self, ratio: float) -> Self:
+        hotter = copy.copy(self)
+        hotter.temperature_K = ratio * self.temperature_K
+        return hotter
+
 
 class ReferenceLimitDetector(LimitDetector):
     """Base class of detectors whose limits come from the fluctuations of the reference.
@@ -147,6 +154,11 @@ class ReferenceLimitDetector(LimitDetector):
         if reference_temperature_K is not None:
             checks.number("reference_temperature_K", reference_temperature_K, above=0)
         self.reference_temperature_K = reference_temperature_K
+
+    def heated(self, ratio: float) -> Self:
+        hotter = super().heated(ratio)
+        hotter.reference_temperature_K = self.reference_temperature_K or self.temperature_K
+        return hotter
 
     @property
     def scale(self) -> float:

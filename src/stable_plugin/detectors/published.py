@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-from typing import Any, Literal
+import copy
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -184,6 +185,11 @@ class TemperatureExplosion(Detector):
 
     def set_degrees_of_freedom(self, number: int) -> None:
         self._freedom = number
+
+    def heated(self, ratio: float) -> Self:
+        hotter = copy.copy(self)
+        hotter.temperature_K = ratio * self.temperature_K
+        return hotter
 
     def set_check_interval(self, interval_fs: float) -> None:
         self._checks_per_look = max(1, round(self.interval_fs / interval_fs))

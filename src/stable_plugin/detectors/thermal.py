@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
 from ase.units import kB
 from scipy import stats
@@ -62,6 +65,12 @@ class RunawayTemperature(Detector):
 
     def set_degrees_of_freedom(self, number: int) -> None:
         self._degrees_of_freedom = number
+
+    def heated(self, ratio: float) -> Self:
+        hotter = copy.copy(self)
+        hotter.threshold = ratio * self.threshold
+        hotter.discard = None if self.discard is None else ratio * self.discard
+        return hotter
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._masses is None:

@@ -26,6 +26,7 @@ _MAX_LIST_ITEMS = 12
 _WINDOW_COLUMNS = {
     "window": "Window",
     "phase": "Phase",
+    "temperature_K": "Temperature / K",
     "simulated_ps": "Simulated time / ps",
     "unstable_fraction": "Unstable replicas",
     "bound_per_ns": "Failures at most / 1/ns",

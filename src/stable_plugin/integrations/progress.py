@@ -110,7 +110,8 @@ def _describe(progress: Progress) -> str:
     if progress.unstable_fraction is not None:
         parts.append(f"unstable {progress.unstable_fraction:.0%}")
     if progress.latest is not None:
-        parts.append(f"loss {progress.latest.observable_loss:.2e}")
+        if progress.latest.observable_loss is not None:
+            parts.append(f"loss {progress.latest.observable_loss:.2e}")
         if progress.latest.ess_fraction is not None:
             parts.append(f"ESS {progress.latest.ess_fraction:.2f}")
     return " · ".join(parts)

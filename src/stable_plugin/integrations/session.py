@@ -274,15 +274,15 @@ class Session:
         self._n_logged_windows = len(self.loop.windows)
         for record in windows:
             log.info(
-                "%swindow %d (%s): %.0f %% of the replicas unstable (%.0f to %.0f %%), observable loss %.2e, %.2f ps "
-                "simulated, %.0f s",
+                "%swindow %d (%s, %.0f K): %.0f %% of the replicas unstable (%.0f to %.0f %%)%s, %.2f ps simulated, %.0f s",
                 f"{record.system}: " if record.system else "",
                 record.window,
                 record.phase,
+                record.temperature_K,
                 100.0 * record.unstable_fraction,
                 100.0 * record.unstable_low,
                 100.0 * record.unstable_high,
-                record.observable_loss,
+                "" if record.observable_loss is None else f", observable loss {record.observable_loss:.2e}",
                 record.simulated_ps,
                 record.wall_s,
             )
@@ -358,10 +358,11 @@ def _numbers(record: WindowRecord) -> dict[str, float]:
         f"{prefix}/{record.phase}/unstable_fraction": record.unstable_fraction,
         f"{prefix}/{record.phase}/unstable_fraction_low": record.unstable_low,
         f"{prefix}/{record.phase}/unstable_fraction_high": record.unstable_high,
-        f"{prefix}/{record.phase}/observable_loss": record.observable_loss,
         f"{prefix}/window": record.window,
         f"{prefix}/simulated_ps": record.simulated_ps,
     }
+    if record.observable_loss is not None:
+        numbers[f"{prefix}/{record.phase}/observable_loss"] = record.observable_loss
     if record.bound_per_ns is not None:
         numbers[f"{prefix}/{record.phase}/failures_per_ns_bound"] = record.bound_per_ns
     return numbers

@@ -136,6 +136,25 @@ class Simulator:
             f"skin_A={self.neighbors.skin}, execution={self.execution!r})"
         )
 
+    def changed(self, integrator: Integrator, detector: Detector) -> Simulator:
+        """Return a simulator with the same potential, compiled once for both.
+
+        Args:
+            integrator: Integrator with the same timestep.
+            detector: Decides which replicas are unstable.
+        """
+        other = Simulator(
+            self.potential,
+            integrator,
+            detector,
+            check_every_fs=self.check_every * integrator.timestep_fs,
+            block_steps=self.block_steps,
+            skin_A=self.neighbors.skin,
+            execution=self.execution,
+        )
+        other.forces = self.forces
+        return other
+
     def prepare(
         self,
         positions: Tensor,
