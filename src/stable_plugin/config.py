@@ -50,7 +50,7 @@ MIN_FRAMES = 2
 TYPICAL_LEARNING_WINDOWS = 10
 """Learning windows of a typical repair."""
 
-HEATING = 1.3
+HEATING = 1.5
 """Temperature of learning windows of the margin over that of the integrator, if the user does not choose it."""
 
 MAX_FORCE_MAE_GROWTH = 0.10
@@ -268,7 +268,7 @@ class StABlEConfig(SystemConfig):
         "auto"
     )
     """Temperature of learning windows over that of ``integrator``, at which probes and verifications are always: hotter
-    replicas fail in the same ways, and sooner. ``auto`` takes 1.3, or 1 where observables are learned from, whose means
+    replicas fail in the same ways, and sooner. ``auto`` takes 1.5, or 1 where observables are learned from, whose means
     belong to one temperature."""
 
     loss: Loss = mean_squared_error
