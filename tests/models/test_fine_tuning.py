@@ -220,3 +220,28 @@ def test_energies_of_another_code_move_the_isolated_atoms(caplog):
     module.prepare(frames)
     assert module.total_energies(frames) == pytest.approx([frame.info["REF_energy"] for frame in frames], abs=1e-6)
     assert "as those of two codes do" in caplog.text
+
+
+def test_only_the_named_parameters_are_trained_and_the_file_is_not_frozen(tmp_path):
+    pytest.importorskip("mace")
+    from stable_plugin.models.mace import MACEModule
+
+    model = tiny_mace([1, 8])
+    frames = mace_frames(model)
+    for frame in frames:
+        frame.arrays["REF_forces"][:] = 0.1
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    module = MACEModule(model, E0s="model", lr=0.05, trainable="readouts.*")
+    Trainer(max_epochs=2, **QUIET).fit(module, ExtxyzDataModule(frames, batch_size=2))
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved and all(name.startswith("readouts.") for name in moved)
+    module.save_potential(tmp_path / "tuned.model")
+    written = torch.load(tmp_path / "tuned.model", weights_only=False)
+    assert all(parameter.requires_grad for parameter in written.parameters())
+    assert not all(parameter.requires_grad for parameter in module.model.parameters()), "training can go on"
+
+
+def test_names_of_no_parameter_are_an_error():
+    module = FineTuningModule(springs(), potential=ModulePotential, trainable=["log_k", "readout*"])
+    with pytest.raises(ValueError, match=r"trainable='readout\*' matches no parameter of Springs: .* log_k"):
+        module.prepare(stretched())

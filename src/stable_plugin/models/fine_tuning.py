@@ -54,6 +54,7 @@ class FineTuningModule(PotentialModule):
         weight_decay: Weight decay of that optimizer.
         optimizer: Maps parameters to an optimizer; replaces the default.
         scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
+        trainable: Names of the parameters to train, as patterns like ``"readouts.*"``; the others are frozen. All are trained if None.
 
     Raises:
         TypeError: If the model is not a torch module.
@@ -87,6 +88,7 @@ class FineTuningModule(PotentialModule):
         weight_decay: float = 0.0,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        trainable: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model", "family", "arguments", "potential", "optimizer", "scheduler"])
@@ -124,7 +126,8 @@ class FineTuningModule(PotentialModule):
         """Write a file of the family, or the weights (``state_dict``) of the model if it writes none."""
         if self._is_family_file:
             assert self._family is not None
-            self._family.save(self.model, path)
+            with self.unfrozen():
+                self._family.save(self.model, path)
         else:
             save_new({name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}, path)
 

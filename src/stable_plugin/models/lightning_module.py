@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +45,7 @@ class PotentialModule(LightningModule):
     model_argument: str
     potential_suffix: str
     _is_prepared = False
+    _frozen: Sequence[nn.Parameter] = ()
     optimizer: Callable[[Any], torch.optim.Optimizer] | None
     scheduler: Callable[[torch.optim.Optimizer], Any] | None
 
@@ -128,7 +131,11 @@ class PotentialModule(LightningModule):
         self.isolated_energies = dict(isolated_energies or {})
         if self.model is not None:
             self._align_isolated_atoms(frames)
-            return
+        else:
+            self._build(frames)
+        self._freeze_others(self.options.trainable)
+
+    def _build(self, frames: Sequence[Atoms]) -> None:
         try:
             self.build(frames)
             # A loader draws random numbers even if it does not shuffle.
@@ -142,6 +149,33 @@ class PotentialModule(LightningModule):
                 f"{', '.join(f'{name}={value!r}' for name, value in self.options.items())}."
             ) from error
         self.zero_grad()
+
+    def _freeze_others(self, trainable: str | Sequence[str] | None) -> None:
+        """Freeze the parameters whose names match none of the patterns."""
+        if trainable is None:
+            return
+        trainable = [trainable] if isinstance(trainable, str) else trainable
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        for pattern in trainable:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"trainable={pattern!r} matches no parameter of {type(self.model).__name__}: those that can be trained "
+                    f"are {', '.join(names)}."
+                )
+        for name, parameter in self.model.named_parameters():
+            if name in names and not any(fnmatchcase(name, pattern) for pattern in trainable):
+                self._frozen = [*self._frozen, parameter.requires_grad_(False)]
+
+    @contextmanager
+    def unfrozen(self) -> Iterator[None]:
+        """Release the parameters that are not in ``trainable``, so that a file that is written can be trained as a whole."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
 
     def _align_isolated_atoms(self, frames: Sequence[Atoms]) -> None:
         """Move the isolated-atom energies of an existing model to those of the labels, as ``E0s`` demands."""

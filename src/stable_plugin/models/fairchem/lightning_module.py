@@ -63,6 +63,7 @@ class FairchemModule(PotentialModule):
         weight_decay: Weight decay of that optimizer.
         optimizer: Maps parameters to an optimizer; replaces the default.
         scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
+        trainable: Names of the parameters to train, as patterns like ``"readouts.*"``; the others are frozen. All are trained if None.
         seed: Seed of the weights of a new model.
 
     Raises:
@@ -88,6 +89,7 @@ class FairchemModule(PotentialModule):
         weight_decay: float = 1e-3,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        trainable: str | Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -134,7 +136,8 @@ class FairchemModule(PotentialModule):
     def save_potential(self, path: Path) -> None:
         """Write a fairchem inference checkpoint."""
         assert self.model is not None
-        save_fairchem(self.model, path)
+        with self.unfrozen():
+            save_fairchem(self.model, path)
 
     def shift_energies(self, per_atom_eV: float) -> None:
         """Add a constant in eV to the reference energy of every element, which changes no force."""

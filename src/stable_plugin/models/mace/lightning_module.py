@@ -74,6 +74,7 @@ class MACEModule(PotentialModule):
         weight_decay: Weight decay of that optimizer.
         optimizer: Maps parameters or groups of them to an optimizer; replaces the default.
         scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
+        trainable: Names of the parameters to train, as patterns like ``"readouts.*"``; the others are frozen. All are trained if None.
         seed: Seed of the weights of a new model.
 
     Raises:
@@ -106,6 +107,7 @@ class MACEModule(PotentialModule):
         weight_decay: float = 5e-7,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        trainable: str | Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -150,7 +152,8 @@ class MACEModule(PotentialModule):
 
     def save_potential(self, path: Path) -> None:
         """Write a ``.model`` file."""
-        save_mace(self.model, path)
+        with self.unfrozen():
+            save_mace(self.model, path)
 
     def shift_energies(self, per_atom_eV: float) -> None:
         """Add a constant in eV to the energy of every isolated atom, which changes no force."""
