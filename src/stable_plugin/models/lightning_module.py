@@ -132,10 +132,10 @@ class PotentialModule(LightningModule):
         if self.model is not None:
             self._align_isolated_atoms(frames)
         else:
-            self._build(frames)
+            self._build_checked(frames)
         self._freeze_others(self.options.trainable)
 
-    def _build(self, frames: Sequence[Atoms]) -> None:
+    def _build_checked(self, frames: Sequence[Atoms]) -> None:
         try:
             self.build(frames)
             # A loader draws random numbers even if it does not shuffle.
