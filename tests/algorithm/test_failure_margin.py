@@ -236,23 +236,43 @@ def test_buffer_resumes():
     assert len(empty) == 0
 
 
-def test_margin_of_hot_frames_has_the_thermal_energy_in_it(reference):
-    """Half a kT for each of the three vibrations of a molecule of three atoms."""
-    margin = margin_of(triatomic(STIFF), reference)
-    window = stretched(1.26, 1.45)
-    cold, hot = (margin.near_failures(window, everything(window), 1, heating=heating) for heating in (1.0, 1.4))
-    torch.testing.assert_close(hot.margin - cold.margin, torch.full_like(cold.margin, 0.5 * 0.4 * 3))
+def hot_window(reference, stretch, n=3):
+    """Return a window of reference frames whose bonds are longer by a factor, and one frame near a failure."""
+    center = reference[:n].mean(dim=1, keepdim=True)
+    return torch.cat([center + stretch * (reference[:n] - center), stretched(1.26)[:, 0]])[:, None]
+
+
+def gain(margin, window, heating):
+    """Return by how much heating raises the margin of the frames of a window that are near failures, (n_frames,) in kT."""
+    cold, hot = (margin.near_failures(window, everything(window), 1, heating=each) for each in (1.0, heating))
     assert torch.equal(hot.positions, cold.positions)
+    return hot.margin - cold.margin
 
 
-def test_fixed_atoms_have_no_thermal_energy(reference):
-    """Six modes of the two atoms that move."""
+def test_margin_of_hot_frames_has_their_thermal_energy_in_it(reference):
+    potential, few = triatomic(STIFF), reference[:50]
+    window = hot_window(few, 1.02)
+    with torch.no_grad():
+        energies = potential.module(window[:3, 0]).mean() - potential.module(few).mean()
+    assert 0.0 < energies.item() / KT < 1.5
+    assert gain(margin_of(potential, few), window, 2.0).tolist() == pytest.approx([energies.item() / KT])
+
+
+def test_thermal_energy_is_at_most_that_of_equipartition(reference):
+    """Half a kT for each of the three vibrations of a molecule of three atoms, or the six modes of two that move."""
     potential = triatomic(STIFF)
+    window = hot_window(reference, 1.08)
+    assert gain(margin_of(potential, reference), window, 1.4).tolist() == pytest.approx([0.5 * 0.4 * 3] * 2)
     fixed = replace(potential.system, fixed=torch.tensor([False, False, True]))
-    margin = margin_of(ModulePotential(potential.module, fixed), reference)
-    window = stretched(1.26)
-    cold, hot = (margin.near_failures(window, everything(window), 1, heating=heating) for heating in (1.0, 1.4))
-    assert (hot.margin - cold.margin).item() == pytest.approx(0.5 * 0.4 * 6)
+    held = ModulePotential(potential.module, fixed)
+    assert gain(margin_of(held, reference), window, 1.4).tolist() == pytest.approx([0.5 * 0.4 * 6] * 2)
+
+
+def test_colder_or_missing_frames_leave_the_margin(reference):
+    margin = margin_of(triatomic(STIFF), reference)
+    at_rest = torch.cat([torch.tensor(TRIATOMIC.positions)[None, None], stretched(1.26)])
+    assert gain(margin, at_rest, 1.4).tolist() == [0.0]
+    assert gain(margin, stretched(1.26), 1.4).tolist() == [0.0]
 
 
 def test_learning_windows_are_hotter_and_probes_are_not(reference):

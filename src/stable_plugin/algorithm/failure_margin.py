@@ -61,6 +61,9 @@ MAX_SEVERITY = 4.0
 HUBER_KT = 3.0
 """Shortfall in kT up to which the loss is quadratic."""
 
+LEVEL_FRAMES = 64
+"""Frames whose mean energy tells how much thermal energy a hotter window has."""
+
 FRAMEWORK_RADIUS_A = 4.0
 """Distance from the failing atoms up to which the energies of a framework count."""
 
@@ -145,7 +148,8 @@ class FailureMargin:
             valid: Which of them are usable, (n_times, n_replicas).
             stride: Every how many frames those below :data:`DENSE_SEVERITY` are taken, too.
             cell: Cells of the frames, (n_times, n_replicas, 3, 3) in Å; that of the system if None.
-            heating: Temperature of the window over that of the reference.
+            heating: Temperature of the window over that of the reference. The margin of frames of a hotter window is larger
+                by what the frames that are not near failures have more energy than the reference.
         """
         sparse = torch.zeros(len(positions), 1, dtype=torch.bool, device=positions.device)
         sparse[stride - 1 :: stride] = True
@@ -154,10 +158,13 @@ class FailureMargin:
         severity, kind = self.severity(frames, cells)
         kept = (severity > DENSE_SEVERITY) | (sparse & (severity > MIN_SEVERITY))
         kept = kept & (severity < MAX_SEVERITY)
-        frames, severity, kind = frames[kept], severity[kept], kind[kept]
-        cells = None if cells is None else cells[kept]
-        atoms = self._failing_atoms(frames, kind, cells)
-        return NearFailures(frames, margin_kT(severity) + self._thermal_kT(atoms, heating), atoms, cells)
+        near, kind, near_cells = frames[kept], kind[kept], None if cells is None else cells[kept]
+        atoms, margin = self._failing_atoms(near, kind, near_cells), margin_kT(severity[kept])
+        if heating > 1.0:
+            thermal = _evenly(severity < MIN_SEVERITY)
+            gain = self._energy_gain(frames[thermal], None if cells is None else cells[thermal])
+            margin = margin + self._thermal_kT(atoms, gain, heating)
+        return NearFailures(near, margin, atoms, near_cells)
 
     def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> tuple[Estimate, Tensor]:
         """Return the loss of frames with its gradient, and which frames fall short, (n_frames,).
@@ -191,14 +198,28 @@ class FailureMargin:
         ).gradients
         return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0), short
 
-    def _thermal_kT(self, atoms: Tensor, heating: float) -> Tensor:
-        """Return how much more energy the vibrations of atoms have in a hotter window, (n_frames,) in units of kT."""
+    def _energy_gain(self, frames: Tensor, cell: Tensor | None) -> Tensor:
+        """Return how much more energy atoms have in frames than in the reference, (n_atoms,) in eV; zero without frames."""
+        if len(frames) == 0:
+            return frames.new_zeros(frames.shape[1], dtype=torch.float64)
+        chosen = _evenly(torch.ones(len(self._reference), dtype=torch.bool, device=self._reference.device))
+        cells = None if self._reference_cell is None else self._reference_cell[chosen]
+        before = self.estimator.atomic_energies(self._reference[chosen], cells).mean(dim=0)
+        return self._molecules.mean(self.estimator.atomic_energies(frames, cell).mean(dim=0) - before)
+
+    def _thermal_kT(self, atoms: Tensor, gain: Tensor, heating: float) -> Tensor:
+        """Return the energy of additional thermal motion, (n_frames,) in units of kT, from zero to that of equipartition.
+
+        It is measured, as replicas that have just been heated have not reached equipartition.
+        """
         fixed = self.estimator.potential.system.fixed
         if fixed is not None:
             n_modes = 3 * (atoms & ~fixed).sum(dim=1)
         else:
             n_modes = 3 * atoms.sum(dim=1) - (6 if self._molecules.is_one_molecule else 0)
-        return 0.5 * (heating - 1.0) * n_modes.clamp_min(0)
+        most = 0.5 * (heating - 1.0) * n_modes.clamp_min(0).to(gain)
+        measured = (atoms.to(gain) * gain).sum(dim=1) / (BOLTZMANN * self.estimator.temperature_K)
+        return measured.clamp_min(0.0).minimum(most)
 
     def _draw_reference(self, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         drawn = torch.randperm(len(self._reference), generator=generator)[: self._n_reference]
@@ -232,6 +253,13 @@ class FailureMargin:
     @staticmethod
     def _values(detector: Detector, positions: Tensor, cell: Tensor | None) -> Tensor:
         return detector.measure(positions, torch.zeros_like(positions), *optional(cell)).double()
+
+
+def _evenly(chosen: Tensor) -> Tensor:
+    """Return up to :data:`LEVEL_FRAMES` of the chosen frames, evenly spread, as their numbers."""
+    numbers = chosen.nonzero()[:, 0]
+    spread = torch.linspace(0, max(len(numbers) - 1, 0), min(LEVEL_FRAMES, len(numbers)), dtype=torch.float64)
+    return numbers[spread.round().long().to(numbers.device)]
 
 
 class _Molecules:

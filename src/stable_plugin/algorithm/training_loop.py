@@ -241,7 +241,8 @@ class TrainingLoop:
         """Keep the frames of a window that are near failures."""
         if self.margin is not None:
             heating = self.windows[-1].temperature_K / self.config.integrator.temperature_K
-            frames = self.margin.near_failures(window.positions, window.valid, self._stride, window.cell, heating)
+            with self.replicas.model_calls():
+                frames = self.margin.near_failures(window.positions, window.valid, self._stride, window.cell, heating)
             self.buffer.add(frames, self.replicas.streams.choices)
 
     def _heat(self) -> None:
