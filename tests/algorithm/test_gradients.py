@@ -138,3 +138,12 @@ def test_margin_weight_follows_the_users_mean_loss():
 
 def test_margin_weight_may_be_fixed():
     assert MarginWeight(3.0)(100.0) == 3.0
+
+
+def test_a_vanishing_loss_is_warned_of_once(caplog):
+    weight = MarginWeight()
+    assert [weight(loss) for loss in (0.0, 0.0, 3.0)] == pytest.approx([0.0, 0.0, 0.3])
+    assert [record.message for record in caplog.records] == [
+        "margin_weight='auto' is 0.3 times your loss, which is 0: failures have next to no weight. Pass a number, for instance "
+        "margin_weight=1 with labels of the potential itself."
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any, Literal
@@ -9,11 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+
 MAX_WEIGHT_RATIO = 150.0
 """Bound of the automatic weight relative to the first one of the run."""
 
 MARGIN_FRACTION = 0.3
 """Factor of the margin relative to the user's loss, with the automatic weight."""
+
+SMALLEST_LOSS = 1e-4
+"""A user's loss that says nothing about the scale of the labels' errors, in the unit of any usual loss."""
 
 
 class ObservableWeight:
@@ -95,6 +101,13 @@ class MarginWeight:
             return float(self.weight)
         if users_loss is not None and isfinite(users_loss):
             self._sum, self._n_steps = self._sum + users_loss, self._n_steps + 1
+            if self._n_steps == 1 and abs(users_loss) < SMALLEST_LOSS:
+                log.warning(
+                    "margin_weight='auto' is %g times your loss, which is %.2g: failures have next to no weight. Pass a number, "
+                    "for instance margin_weight=1 with labels of the potential itself.",
+                    MARGIN_FRACTION,
+                    users_loss,
+                )
         return MARGIN_FRACTION * self._sum / max(self._n_steps, 1)
 
     def state_dict(self) -> dict[str, float]:

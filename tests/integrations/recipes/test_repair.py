@@ -110,6 +110,8 @@ def test_repair_without_labels_keeps_those_of_the_model(trained, tmp_path, monke
     (folder,) = (tmp_path / "runs" / "repair").iterdir()
     report = json.loads((folder / "report.json").read_text())
     assert report["optimizer_steps"] > 0
+    # The automatic weight would be zero: the model has no error on its own labels.
+    assert report["settings"]["stable"]["margin_weight"] == 1.0
     assert main(["repair", str(given), "bare.xyz", "-o", str(tmp_path / "other.model"), *QUICK]) != 0, "no labels"
 
 

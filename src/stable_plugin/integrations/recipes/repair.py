@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 RATE_FRACTION = 0.2
 """Learning rate relative to the default of the module, which is meant for a new model."""
 
+UNLABELED_MARGIN_WEIGHT = 1.0
+"""Weight of the margin beside labels of the potential itself, whose loss is zero at first and gives no automatic weight. With the
+usual weight of 100 of squared forces in eV/Å, a shortfall of 1 kT is worth an error of 0.1 eV/Å."""
+
 MAX_WINDOWS = 20
 """Learning windows after which a repair ends; the report then says that stability was not verified."""
 
@@ -116,6 +120,7 @@ def repair_recipe(
                 "n_replicas": StABlEConfig.n_replicas,
                 "window_ps": StABlEConfig.window_ps,
                 "learning_rate": RATE_FRACTION * signature(module).parameters["lr"].default,
+                "margin_weight": UNLABELED_MARGIN_WEIGHT if unlabeled else StABlEConfig.margin_weight,
                 "schedule": {"_target_": "stable_plugin.Schedule", "max_windows": MAX_WINDOWS},
                 "seed": StABlEConfig.seed,
             },
