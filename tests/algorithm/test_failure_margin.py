@@ -276,7 +276,14 @@ def test_colder_or_missing_frames_leave_the_margin(reference):
 
 
 def test_learning_windows_are_hotter_and_probes_are_not(reference):
-    loop = make_loop(triatomic(SOFT), reference, objective="margin", observables=None, steps_per_window=1, learning_temperature_ratio=1.3)
+    loop = make_loop(
+        triatomic(SOFT),
+        reference,
+        objective="margin",
+        observables=None,
+        steps_per_window=1,
+        learning_temperature_ratio=1.3,
+    )
     while len(loop.windows) < 3:
         loop.gradient()
     temperatures = {record.phase: record.temperature_K for record in loop.windows}

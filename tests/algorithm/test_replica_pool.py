@@ -253,7 +253,9 @@ def test_pool_repr_shows_its_size(reference):
 
 
 def test_heated_replicas_have_the_velocities_of_learning_windows(reference):
-    pool = make_pool(STIFF, reference, objective="margin", observables=None, learning_temperature_ratio=2.0, n_replicas=400)
+    pool = make_pool(
+        STIFF, reference, objective="margin", observables=None, learning_temperature_ratio=2.0, n_replicas=400
+    )
     pool.begin_learning_phase(simulated(pool), continues=True)
     positions = pool.learning_start.positions
     pool.heat_learning_start()

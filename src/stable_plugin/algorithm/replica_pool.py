@@ -95,8 +95,8 @@ class ReplicaPool:
 
         Args:
             start: State to start from, with the forces of the present weights.
-            learning: Whether this is a learning window.
             on_block: Called with the steps done so far; may raise to interrupt the window.
+            learning: Whether this is a learning window.
 
         Returns:
             The window.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-import copy
 from typing import Any, Literal, Self
 
 import torch
