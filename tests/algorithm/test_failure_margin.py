@@ -77,7 +77,7 @@ def test_gradient_is_that_of_the_loss(reference):
     margin = margin_of(potential, reference)
     positions = stretched(1.2, 1.3, 1.4, 1.6)[:, 0]
     limits = torch.tensor([0.1, 6.0, 9.0, 12.0], dtype=torch.float64)
-    estimate, falls_short = margin.estimate(
+    estimate, shortfall = margin.estimate(
         NearFailures(positions, limits, everything(positions)), torch.Generator().manual_seed(0)
     )
     drawn = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))[:32]
@@ -85,20 +85,21 @@ def test_gradient_is_that_of_the_loss(reference):
     loss = one_sided_huber(limits - above / KT).mean()
     (expected,) = torch.autograd.grad(loss, potential.trainable_parameters())
     assert estimate.loss == pytest.approx(loss.item(), rel=1e-9)
-    assert falls_short.tolist() == (limits > above / KT).tolist() and falls_short.any() and not falls_short.all()
+    torch.testing.assert_close(shortfall, (limits - above / KT).clamp_min(0.0))
+    assert shortfall.any() and not shortfall.all()
     torch.testing.assert_close(estimate.gradients[0], expected, rtol=1e-9, atol=0.0)
 
 
 def test_frames_that_are_high_enough_exert_no_pull(reference):
     positions = stretched(1.2, 1.3)[:, 0]
     low = NearFailures(positions, torch.tensor([1e-3, 1e-3], dtype=torch.float64), everything(positions))
-    estimate, falls_short = margin_of(triatomic(STIFF), reference).estimate(low, torch.Generator())
-    assert estimate.loss == 0.0 and estimate.gradients[0].item() == 0.0 and not falls_short.any()
+    estimate, shortfall = margin_of(triatomic(STIFF), reference).estimate(low, torch.Generator())
+    assert estimate.loss == 0.0 and estimate.gradients[0].item() == 0.0 and not shortfall.any()
 
 
 def test_estimate_without_frames_is_zero(reference):
-    estimate, falls_short = margin_of(triatomic(STIFF), reference).estimate(None, torch.Generator())
-    assert estimate.loss == 0.0 and estimate.gradients[0].item() == 0.0 and len(falls_short) == 0
+    estimate, shortfall = margin_of(triatomic(STIFF), reference).estimate(None, torch.Generator())
+    assert estimate.loss == 0.0 and estimate.gradients[0].item() == 0.0 and len(shortfall) == 0
 
 
 def test_estimate_is_over_the_frames_of_all_processes(reference):
@@ -206,12 +207,20 @@ def test_buffer_prefers_frames_that_fall_short():
     buffer.add(frames_of(*range(1, 21)), torch.Generator())
     assert buffer.n_short == 20
     taken = buffer.draw(20, torch.Generator().manual_seed(1)).margin
-    buffer.update(taken > 18.0)
+    buffer.update((taken - 18.0).clamp_min(0.0))
     assert buffer.n_short == 2
     for seed in range(5):
         few = drawn(buffer, 6, seed)
         assert len(set(few)) == 6 and {19.0, 20.0} <= set(few)
         assert len({19.0, 20.0} & set(drawn(buffer, 2, seed))) >= 1
+
+
+def test_buffer_draws_in_proportion_to_the_shortfall():
+    buffer = FrameBuffer()
+    buffer.add(frames_of(1, 3), torch.Generator())
+    generator = torch.Generator().manual_seed(0)
+    often = sum(buffer.draw(1, generator).margin.item() == 3.0 for _ in range(1000))
+    assert often == pytest.approx(750, abs=4 * (1000 * 0.75 * 0.25) ** 0.5)
 
 
 def test_full_buffer_drops_frames_at_random():
@@ -227,7 +236,7 @@ def test_full_buffer_drops_frames_at_random():
 def test_buffer_resumes():
     buffer, other = FrameBuffer(), FrameBuffer()
     buffer.add(frames_of(1, 2, 3, 4), torch.Generator())
-    buffer.update(buffer.draw(4, torch.Generator()).margin > 3.0)
+    buffer.update((buffer.draw(4, torch.Generator()).margin - 3.0).clamp_min(0.0))
     other.load_state_dict(buffer.state_dict())
     assert other.n_short == 1
     assert drawn(other, 3) == drawn(buffer, 3)

@@ -167,7 +167,7 @@ class FailureMargin:
         return NearFailures(near, margin, atoms, near_cells)
 
     def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> tuple[Estimate, Tensor]:
-        """Return the loss of frames with its gradient, and which frames fall short, (n_frames,).
+        """Return the loss of frames with its gradient, and how far each falls short of its margin, (n_frames,) in kT.
 
         Every process calls this, also one without frames.
 
@@ -196,7 +196,7 @@ class FailureMargin:
             [SurrogateTerm(0.0, weights.new_empty(0), weights, 1.0)],
             self._joined_cells(frames.select(short), cell, len(reference)),
         ).gradients
-        return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0), short
+        return Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0), shortfall.detach().clamp_min(0.0)
 
     def _energy_gain(self, frames: Tensor, cell: Tensor | None) -> Tensor:
         """Return how much more energy atoms have in frames than in the reference, (n_atoms,) in eV; zero without frames."""

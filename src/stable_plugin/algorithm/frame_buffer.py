@@ -57,8 +57,9 @@ class FrameBuffer:
     """Frames near failures of all windows so far, on the CPU; when it is full, frames drawn at random make room.
 
     A failure that has become rare is not seen in most windows. Without its frames, the next steps could bring it back.
-    Frames that fell short of their margins when they were used last, or have not been used yet, make up half of each draw:
-    most others exert no pull. Source: prioritized replay, T. Schaul et al., ICLR 2016, arXiv:1511.05952.
+    Half of each draw is in proportion to how far frames fell short of their margins when they were used last, and to the whole
+    margin of new ones: most others exert no pull, and one weak bond among many is not drowned by frames that lack little.
+    Source: proportional prioritization, T. Schaul et al., ICLR 2016, arXiv:1511.05952.
 
     Args:
         max_bytes: Memory of the positions.
@@ -67,11 +68,11 @@ class FrameBuffer:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
         self._frames: NearFailures | None = None
-        self._falls_short = torch.empty(0, dtype=torch.bool)
+        self._shortfall = torch.empty(0, dtype=torch.float64)
         self._drawn = torch.empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
-        return len(self._falls_short)
+        return len(self._shortfall)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(<{len(self)} frames>, max_bytes={self.max_bytes})"
@@ -85,14 +86,14 @@ class FrameBuffer:
         """
         frames = frames.to(torch.device("cpu"))
         self._frames = frames if self._frames is None else self._frames.joined(frames)
-        self._falls_short = torch.cat([self._falls_short, torch.ones(len(frames), dtype=torch.bool)])
+        self._shortfall = torch.cat([self._shortfall, frames.margin.double()])
         most = max(1, self.max_bytes // (frames.positions.shape[1:].numel() * frames.positions.element_size()))
         if len(self) > most:
             kept = torch.randperm(len(self), generator=generator)[:most].sort().values
-            self._frames, self._falls_short = self._frames.select(kept), self._falls_short[kept]
+            self._frames, self._shortfall = self._frames.select(kept), self._shortfall[kept]
 
     def draw(self, number: int, generator: torch.Generator) -> NearFailures | None:
-        """Return different frames drawn at random, up to half of them from those that fall short; None if there are none.
+        """Return different frames drawn at random, up to half of them by how far they fall short; None if there are none.
 
         Args:
             number: Number of frames; all are taken if there are fewer.
@@ -101,34 +102,36 @@ class FrameBuffer:
         if self._frames is None or len(self) == 0:
             return None
         order = torch.randperm(len(self), generator=generator)
-        short = self._falls_short[order]
-        first = order[short][: (number + 1) // 2]
+        n_short = min(self.n_short, (number + 1) // 2)
+        first = order[:0]
+        if n_short:
+            first = torch.multinomial(self._shortfall, n_short, generator=generator)
         taken = torch.zeros(len(self), dtype=torch.bool)
         taken[first] = True
         self._drawn = torch.cat([first, order[~taken[order]][: number - len(first)]])
         return self._frames.select(self._drawn)
 
-    def update(self, falls_short: Tensor) -> None:
-        """Note which frames of the latest draw fall short of their margins.
+    def update(self, shortfall: Tensor) -> None:
+        """Note how far the frames of the latest draw fall short of their margins.
 
         Args:
-            falls_short: (n_drawn,).
+            shortfall: (n_drawn,) in kT, zero for those that do not.
         """
-        self._falls_short[self._drawn] = falls_short.cpu()
+        self._shortfall[self._drawn] = shortfall.double().cpu()
 
     @property
     def n_short(self) -> int:
         """Number of frames that fall short of their margins, or have not been used yet."""
-        return int(self._falls_short.sum())
+        return int((self._shortfall > 0.0).sum())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the frames as plain data for a checkpoint."""
         frames = None if self._frames is None else self._frames._tensors()
-        return {"frames": frames, "falls_short": self._falls_short.clone()}
+        return {"frames": frames, "shortfall": self._shortfall.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         cpu, frames = torch.device("cpu"), state["frames"]
         self._frames = None if frames is None else NearFailures(**frames).to(cpu)
-        self._falls_short = state["falls_short"].to(cpu).clone()
+        self._shortfall = state["shortfall"].to(cpu).clone()
         self._drawn = self._drawn[:0]

@@ -295,9 +295,9 @@ class TrainingLoop:
         choices = self.replicas.streams.choices
         frames = self.buffer.draw(self.config.margin_frames, choices)
         with self.replicas.model_calls():
-            estimate, falls_short = margin.estimate(frames, choices)
+            estimate, shortfall = margin.estimate(frames, choices)
         if frames is not None:
-            self.buffer.update(falls_short)
+            self.buffer.update(shortfall)
         return estimate
 
     def _first_estimate(self) -> Estimate | None:
