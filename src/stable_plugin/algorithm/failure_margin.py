@@ -25,7 +25,8 @@ h, Huber's function                            :func:`one_sided_huber`
 
 A harmonic coordinate at its limit, z standard deviations off, has an energy of z²/2 kT; the limits of the default
 detectors are at z ≈ 6, and ``c`` asks for two thirds of that energy: the rest of the molecule may be below its mean, and
-bonds are softer than harmonic.
+bonds are softer than harmonic. The margin of frames from a hotter window has the energy of the additional thermal motion
+added to it.
 """
 
 from __future__ import annotations
