@@ -27,13 +27,14 @@ class RecordingBar:
 
 
 def window(unstable, loss, ess):
-    return WindowRecord(1, "learn", 1.0, unstable, 0.0, 1.0, 1, 1.0, loss, ess_fraction=ess)
+    return WindowRecord(1, "learn", 1.0, unstable, 0.0, 1.0, 1, 1.0, loss, 300.0, ess_fraction=ess)
 
 
 STEPS = [
     Progress("probe", 0.1, 1.1, None),
     Progress("verify", 0.2, 1.2, window(0.9, 0.5, None), 0.25),
     Progress("learn", 0.05, 1.25, window(0.9, 0.00123, 0.875), 0.5),
+    Progress("learn", 0.05, 1.65, window(0.9, None, None), 0.5),  # hotter than the targets
 ]
 
 
@@ -57,6 +58,7 @@ def test_progress_line_starts_again_with_each_window(monkeypatch, terminal):
         ("StABlE probe · 1.10 ps", 0.1),
         ("StABlE verify · 1.20 ps · unstable 25% · loss 5.00e-01", 0.2),
         ("StABlE learn · 1.25 ps · unstable 50% · loss 1.23e-03 · ESS 0.88", 0.05),
+        ("StABlE learn · 1.65 ps · unstable 50%", 0.05),
     ]
     assert [bar.settings["total"] for bar in made] == [0.4, 0.4]
     assert [bar.closed for bar in made] == [True, False]
