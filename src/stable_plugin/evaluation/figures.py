@@ -253,7 +253,8 @@ def _windows(windows: Sequence[Mapping[str, Any]]) -> Drawing:
         "StABlE training",
         "Top: fraction of replicas that the training detector flagged as unstable in the window. The line joins probes, "
         "which all start from the same states, with exact 95 % intervals; other windows start where earlier ones "
-        "succeeded, and are no measure of progress. Bottom: loss of the observables in the window. The threshold in "
+        "succeeded or are hotter, and are no measure of progress. Bottom: loss of the observables in windows at the "
+        "temperature of their targets. The threshold in "
         "training is usually tighter than in the evaluation, so these fractions differ from the failures counted there.",
     )
 
