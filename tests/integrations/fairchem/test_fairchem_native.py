@@ -91,7 +91,11 @@ def test_native_run_simulates_and_resumes(folder):
     repeated = final["processes"][0]["loop"]["windows"]
     for one, other in zip(windows, repeated, strict=True):
         assert one["unstable_fraction"] == other["unstable_fraction"]
-        assert one["observable_loss"] == pytest.approx(other["observable_loss"], rel=1e-6)
+        for name in (
+            "observable_loss",
+            "margin_loss",
+        ):  # one is unknown in hotter windows, the other where nothing is learned
+            assert one[name] == other[name] or one[name] == pytest.approx(other[name], rel=1e-6)
     assert all(torch.allclose(tensor, resumed[name], rtol=1e-5, atol=1e-7) for name, tensor in weights.items())
 
 

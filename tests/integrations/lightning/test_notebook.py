@@ -81,7 +81,7 @@ def test_fit_in_notebook_logs_one_line_per_window(tmp_path, bar):
     text = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
     (n_windows,) = re.findall(r"^windows: (\d+)$", text, re.MULTILINE)
     assert int(n_windows) >= 2
-    assert re.findall(r"window (\d+) \((?:probe|learn|verify)\)", text) == [
+    assert re.findall(r"window (\d+) \((?:probe|learn|verify), \d+ K\)", text) == [
         str(1 + index) for index in range(int(n_windows))
     ]
     assert not re.search(r"StABlE (probe|learn|verify)", text), "states of a progress line"
