@@ -147,6 +147,7 @@ OUT_OF_RANGE = {
     "gradient_ratio": (0.0, None),
     "margin_frames": (0, 1.5),
     "margin_weight": (-1.0, "Auto", None),
+    "learning_temperature_ratio": (0.9, 3.1, "Auto", None),
     "steps_per_window": (0, 1.5),
     "min_ess_fraction": (0.0, 1.1),
     "max_lr_scale": (0.9, None),
@@ -369,3 +370,11 @@ def test_systems_of_plain_hydra(convert, tmp_path):
 def test_systems_name_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"systems\[1\]\.structures='.*nothing\.extxyz' is not a file"):
         StABlEConfig(systems=[{"structures": waters()}, {"structures": str(tmp_path / "nothing.extxyz")}])
+
+
+def test_learning_windows_of_observables_are_not_hotter():
+    assert StABlEConfig().heating == 1.5
+    assert StABlEConfig(learning_temperature_ratio=1.0).heating == 1.0
+    assert StABlEConfig(objective="both").heating == 1.0
+    with pytest.raises(ValueError, match=r"learning_temperature_ratio=1.2 with objective='both': means of observables"):
+        StABlEConfig(objective="both", learning_temperature_ratio=1.2)
