@@ -197,9 +197,8 @@ class FailureMargin:
             [SurrogateTerm(0.0, weights.new_empty(0), weights, 1.0)],
             self._joined_cells(frames.select(short), cell, len(reference)),
         ).gradients
-        return Estimate(
-            float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0
-        ), shortfall.detach().clamp_min(0.0)
+        estimate = Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0)
+        return estimate, shortfall.detach().clamp_min(0.0)
 
     def _energy_gain(self, frames: Tensor, cell: Tensor | None) -> Tensor:
         """Return how much more energy atoms have in frames than in the reference, (n_atoms,) in eV; zero without frames."""

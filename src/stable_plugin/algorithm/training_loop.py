@@ -206,7 +206,6 @@ class TrainingLoop:
         self._remember(window)
         if phase == "learn" and self.margin is not None:
             self._learn_from(window)
-            self._heat()
         elif phase == "learn":
             self.replicas.begin_learning_phase(None)
         elif phase == "verify":
@@ -226,7 +225,6 @@ class TrainingLoop:
         if phase == "learn":
             # This window was simulated under the present weights: it is the first one to learn from.
             self._learn_from(window)
-            self._heat()
         self.replicas.advance(window)
 
     def _learning_window(self) -> None:
@@ -245,14 +243,11 @@ class TrainingLoop:
                 frames = self.margin.near_failures(window.positions, window.valid, self._stride, window.cell, heating)
             self.buffer.add(frames, self.replicas.streams.choices)
 
-    def _heat(self) -> None:
-        """Let the replicas of a probe or a verification go on at the temperature of learning windows."""
-        if self.config.heating > 1.0:
-            self.replicas.heat_learning_start()
-
     def _learn_from(self, window: Window) -> None:
         """Take the next optimizer steps after this window."""
         self.replicas.begin_learning_phase(window, continues=self.margin is not None)
+        if self.config.heating > 1.0 and self.windows[-1].phase != "learn":
+            self.replicas.heat_learning_start()
         self._steps = 0
         if self.config.uses_observables:
             self._data = self._collect(window.every(self._stride))
