@@ -76,7 +76,7 @@ before = evaluator.evaluate(module.model).summaries[0]
 #
 # - The detector is the default: bonds, angles, planes, configurations, rings and contacts within limits from the
 #   fluctuations of the reference.
-# - After each window, 40 optimizer steps learn from the frames near failures of all windows so far.
+# - After each window, 100 optimizer steps learn from the frames near failures of all windows so far.
 # - Training ends by itself (`max_epochs=-1`): when fewer than `max_failures_per_ns` fail, or after `max_windows`.
 
 # %%
@@ -88,7 +88,7 @@ callback = StABlECallback(
     window_ps=0.4 if FULL else 0.01,
     record_every_fs=25.0 if FULL else 5.0,
     learning_rate=0.005,
-    steps_per_window=40 if FULL else 3,
+    steps_per_window=100 if FULL else 3,
     schedule=Schedule(
         max_failures_per_ns=100.0 if FULL else 3e5,
         max_windows=14 if FULL else 1,

@@ -126,7 +126,6 @@ def fabricated(
                 "observable_loss": None if number == 1 else 0.24 * float(np.exp(-0.5 * min(abs(number - 4), 7))),
                 "ess_fraction": 0.31 + 0.06 * number if 3 <= number <= 10 else None,
                 "steps": 6 if 3 <= number <= 10 else 0,
-                "learning_rate": 1e-3 if 3 <= number <= 10 else None,
                 "wall_s": 34.8,
             }
             for number, unstable_fraction in enumerate(unstable_fractions, start=1)

@@ -28,7 +28,6 @@ class WindowRecord:
         ess_fraction: Effective fraction of the sample at the last optimizer step on it.
         margin_loss: Loss of the failure margin at the last optimizer step after it.
         steps: Optimizer steps taken on it.
-        learning_rate: Learning rate of the last of these steps.
         wall_s: Wall time of the simulation in s.
         system: Name of the system, where several are trained on; windows are then numbered for each.
     """
@@ -47,7 +46,6 @@ class WindowRecord:
     ess_fraction: float | None = None
     margin_loss: float | None = None
     steps: int = 0
-    learning_rate: float | None = None
     wall_s: float = 0.0
     system: str = ""
 

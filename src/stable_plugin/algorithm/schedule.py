@@ -144,9 +144,14 @@ class PhaseTracker:
         if failures is not None and self.verifications == 0 and failures <= self._tolerated(exposure_ps):
             self.windows_since_probe = self.schedule.probe_every
 
+    @property
+    def is_probe_due(self) -> bool:
+        """Whether a probe follows the learning window at hand."""
+        return self.windows_since_probe >= self.schedule.probe_every or self._is_used_up()
+
     def after_learning_steps(self) -> Phase:
         """Return the phase that follows when the frames at hand are used up: ``learn``, or ``probe`` when one is due."""
-        if self.phase == "learn" and (self.windows_since_probe >= self.schedule.probe_every or self._is_used_up()):
+        if self.phase == "learn" and self.is_probe_due:
             self.phase = "probe"
         return self.phase
 

@@ -35,11 +35,13 @@ class SystemsLoop:
 
     Attributes:
         windows: Records of the windows of all systems, in the order in which they were simulated.
+        learning_rates: Learning rates of the optimizer steps so far.
     """
 
     def __init__(self, loops: Mapping[str, TrainingLoop], weights: Sequence[float]) -> None:
         self.loops = dict(loops)
         self.windows: list[WindowRecord] = []
+        self.learning_rates: list[float] = []
         self._weights = dict(zip(loops, weights, strict=True))
         self._learning: list[str] = []
         # What is at hand for the next step, also if the simulation of a later system is interrupted.
@@ -118,11 +120,6 @@ class SystemsLoop:
         outdated = self._outdated()
         return [each for name, loop in self.loops.items() for each in loop.verifications(outdated=name in outdated)]
 
-    def record_learning_rate(self, learning_rate: float) -> None:
-        """Record the learning rate of a step in the windows that it is taken on."""
-        for name in self._learning:
-            self.loops[name].record_learning_rate(learning_rate)
-
     def simulation_phase(self) -> None:
         """Simulate the systems that do not learn until they have something to learn from, or are verified."""
         for name in self.loops:
@@ -137,14 +134,18 @@ class SystemsLoop:
                 del self._done_at[name]
             self.simulation_phase()
 
-    def gradient(self) -> Estimates | None:
-        """Return the weighted averages of the systems' gradients, one for each objective, or None when training is done; simulate when needed."""
+    def gradient(self, users_loss: float | None = None) -> Estimates | None:
+        """Return the weighted averages of the systems' gradients, or None when training is done; simulate when needed.
+
+        Args:
+            users_loss: The user's loss at the present weights, averaged over the processes; None if it is not known.
+        """
         while True:
             for name in self.loops:
                 if name in self._estimates:
                     continue
                 with self._collected(name) as loop:
-                    own = None if loop.phase == "done" else loop.gradient()
+                    own = None if loop.phase == "done" else loop.gradient(users_loss)
                 if own is None:
                     self._note_done(name)
                 else:
@@ -217,6 +218,7 @@ class SystemsLoop:
             "n_gradients": self._n_gradients,
             "done_at": dict(self._done_at),
             "learning": list(self._learning),
+            "learning_rates": list(self.learning_rates),
             "estimates": {
                 name: {objective: vars(each) for objective, each in own.items()}
                 for name, own in self._estimates.items()
@@ -243,6 +245,7 @@ class SystemsLoop:
         self.windows = [next(records[name]) for name in state["order"]]
         self._n_gradients, self._done_at = state["n_gradients"], dict(state["done_at"])
         self._learning = list(state["learning"])
+        self.learning_rates = list(state["learning_rates"])
         device = self.potential.device
         self._estimates = {
             name: {objective: _loaded(each, device) for objective, each in own.items()}

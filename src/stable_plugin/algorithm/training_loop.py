@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from math import ceil, cos, isfinite, pi
+from math import ceil, isfinite
 from typing import Any
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
@@ -19,6 +19,7 @@ from stable_plugin.algorithm.frame_buffer import FrameBuffer
 from stable_plugin.algorithm.records import Progress, Verification, WindowRecord
 from stable_plugin.algorithm.replica_pool import ReplicaPool
 from stable_plugin.algorithm.schedule import Phase, PhaseTracker
+from stable_plugin.algorithm.step_plan import StepPlan
 from stable_plugin.algorithm.step_size import LearningRateScale
 from stable_plugin.algorithm.window_data import WindowData, WindowEstimator
 from stable_plugin.config import StABlEConfig
@@ -32,10 +33,6 @@ from stable_plugin.runtime.intervals import binomial_limits
 log = logging.getLogger(__name__)
 
 REMEDY = "Raise learning_rate, or allow more windows or patience in the schedule."
-
-FINAL_LR_FACTOR = 0.05
-"""Factor of the learning rate at the last step after a window. The weights that are simulated next have settled, and noise of
-the steps does not bring failures back."""
 
 
 class TrainingLoop:
@@ -53,6 +50,7 @@ class TrainingLoop:
 
     Attributes:
         windows: Records of the windows simulated so far.
+        learning_rates: Learning rates of the optimizer steps so far.
         buffer: Frames near failures of all windows so far.
         on_progress: Called every few steps of a simulation; may raise to interrupt it.
     """
@@ -73,7 +71,9 @@ class TrainingLoop:
         self.buffer = FrameBuffer()
         self.tracker = PhaseTracker(config.schedule)
         self.lr_scale = LearningRateScale(config.max_lr_scale, config.steps_per_window, config.min_ess_fraction)
+        self.plan = StepPlan(config.steps_per_window)
         self.windows: list[WindowRecord] = []
+        self.learning_rates: list[float] = []
         self.on_progress: Callable[[Progress], None] = lambda progress: None
         # Every how many recorded frames the observables see one.
         self._stride = config.record_steps // config.recorded_steps
@@ -137,10 +137,6 @@ class TrainingLoop:
         )
         return [verification]
 
-    def record_learning_rate(self, learning_rate: float) -> None:
-        """Record the learning rate of a step in the window that it is taken on."""
-        self.windows[-1].learning_rate = learning_rate
-
     def probe_again(self) -> None:
         """Begin with a probe, because the weights have changed since the last verification."""
         self.tracker.probe_again()
@@ -157,12 +153,17 @@ class TrainingLoop:
 
     @property
     def lr_factor(self) -> float:
-        """Factor of the next step's learning rate: cuts of the schedule, step size, and the fall after each window."""
-        return self.tracker.lr_factor * self.lr_scale.factor * self._annealing()
+        """Factor of the next step's learning rate: cuts of the schedule, step size, and the fall in each cycle of steps."""
+        planned = 1.0 if self.margin is None else self.plan.lr_factor
+        return self.tracker.lr_factor * self.lr_scale.factor * planned
 
-    def gradient(self) -> Estimates | None:
-        """Return the gradient of each objective, or None when training is done; simulate when needed."""
-        estimates = self._estimates_of_next_step()
+    def gradient(self, users_loss: float | None = None) -> Estimates | None:
+        """Return the gradient of each objective for the next step, or None when training is done; simulate when needed.
+
+        Args:
+            users_loss: The user's loss at the present weights, averaged over the processes; None if it is not known.
+        """
+        estimates = self._estimates() if self._steps is not None and self._is_step_due(users_loss) else {}
         if not estimates:
             self._steps = self._data = None
             self.tracker.after_learning_steps()
@@ -174,6 +175,8 @@ class TrainingLoop:
             if self._steps is None:
                 return None
             self.lr_scale.begin_window()
+            self.plan.begin_window()
+            self._is_step_due(users_loss)
             estimates = self._estimates()
         assert self._steps is not None
         self._steps += 1
@@ -271,11 +274,13 @@ class TrainingLoop:
             REMEDY,
         )
 
-    def _estimates_of_next_step(self) -> Estimates:
-        """Return the estimates for a further step after the latest window; none if its steps are used up."""
-        if self._steps is None or self.phase != "learn" or self._steps >= self.config.steps_per_window:
-            return {}
-        return self._estimates()
+    def _is_step_due(self, users_loss: float | None) -> bool:
+        """Return whether a further step follows the latest window."""
+        if self.phase != "learn":
+            return False
+        if self.margin is None:
+            return (self._steps or 0) < self.config.steps_per_window
+        return self.plan.take_step(users_loss, settle=self.tracker.is_probe_due)
 
     def _estimates(self) -> Estimates:
         estimates: Estimates = {}
@@ -313,13 +318,6 @@ class TrainingLoop:
             return None
         with self.replicas.model_calls():
             return self.estimator.estimate(self._data, weights)
-
-    def _annealing(self) -> float:
-        """Return a factor that falls with the steps after a window, as in warm restarts (Loshchilov and Hutter, ICLR 2017)."""
-        if self.margin is None or not self._steps:
-            return 1.0
-        done = (self._steps - 1) / max(self.config.steps_per_window - 1, 1)
-        return FINAL_LR_FACTOR + (1.0 - FINAL_LR_FACTOR) * 0.5 * (1.0 + cos(pi * done))
 
     def _collect(self, window: Window) -> WindowData:
         with self.replicas.model_calls():
@@ -378,6 +376,8 @@ class TrainingLoop:
             "data": None if self._data is None else self._data.state_dict(),
             "buffer": self.buffer.state_dict(),
             "lr_scale": self.lr_scale.state_dict(),
+            "plan": self.plan.state_dict(),
+            "learning_rates": list(self.learning_rates),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -401,6 +401,8 @@ class TrainingLoop:
         self.buffer.load_state_dict(state["buffer"])
         self._data = None if data is None else WindowData.from_state_dict(data, self.potential.device)
         self.lr_scale.load_state_dict(state["lr_scale"])
+        self.plan.load_state_dict(state["plan"])
+        self.learning_rates = list(state["learning_rates"])
 
 
 def _reason(phase: Phase, outdated: bool) -> str:

@@ -135,7 +135,7 @@ class Session:
         """Return the gradient of each objective for the next optimizer step, or None when training is done."""
         self._hold_energies(EnergyZero.mark)
         with self._monitored() as loop:
-            estimates = loop.gradient()
+            estimates = loop.gradient(self._mean_over_processes(self.users_loss))
         self._has_gradient = estimates is not None
         return estimates
 
@@ -176,7 +176,7 @@ class Session:
         if "observables" in estimates:
             numbers["stable/ess_fraction"] = estimates["observables"].ess_fraction
         rate = self._learning_rate.set(optimizer, self.config.learning_rate, self.loop.lr_factor)
-        self.loop.record_learning_rate(rate)
+        self.loop.learning_rates.append(rate)
         return {**numbers, "stable/simulated_ps": self.loop.simulated_ps}
 
     def _factor(self, objective: str, estimate: Estimate, own: Sequence[Tensor]) -> float:

@@ -1,5 +1,6 @@
 """The aspirin recipe, made tiny, through both commands."""
 
+import csv
 import json
 import shutil
 import signal
@@ -71,6 +72,16 @@ def test_pipeline_writes_all_results(run):
     assert "stable/unstable_fraction" in (folder / "stable" / "csv" / "version_0" / "metrics.csv").read_text()
     for path in (folder / "trajectories" / "before").glob("*.extxyz"):
         assert len(read(path, 0)) == 21
+
+
+def test_learning_rates_of_all_steps_are_kept_for_the_control(run):
+    """The first ones are zero, while the level of the loss is measured; then they fall from the recipe's in each cycle."""
+    rates = json.loads((run[0] / "learning_rates.json").read_text())
+    assert len(rates) == json.loads((run[0] / "stable_phase.json").read_text())["optimizer_steps"]
+    assert rates[:20] == [0.0] * 20
+    assert rates[20] == pytest.approx(0.015) and rates[-1] == pytest.approx(0.05 * 0.015)
+    with (run[0] / "control" / "csv" / "version_0" / "metrics.csv").open() as file:
+        assert sum(bool(row["train/loss"]) for row in csv.DictReader(file)) == len(rates)
 
 
 def test_pipeline_writes_mace_models(run):

@@ -138,7 +138,7 @@ class StABlEPipeline(RunFolder):
         module = self._trained("after", module, lambda: self._run_stable_phase(module))
         after = self._evaluated("after", module)
         phase = json.loads((self.folder / "stable_phase.json").read_text())
-        control = self._run_control(phase) if self.control else None
+        control = self._run_control() if self.control else None
         report = self._report(phase, before, after, control)
         if self.output is not None:
             self._write_output(self.output)
@@ -188,8 +188,9 @@ class StABlEPipeline(RunFolder):
             "verifications": [vars(entry) for entry in loop.verifications()],
             "wall_s": time.perf_counter() - began,
             "md_steps": loop.md_steps,
-            "optimizer_steps": sum(entry.steps for entry in loop.windows),
+            "optimizer_steps": len(loop.learning_rates),
         }
+        write_json(self.folder / "learning_rates.json", loop.learning_rates)
         write_json(self.folder / "stable_phase.json", phase)
 
     def _remove_energy_offset(self, module: Any) -> None:
@@ -200,10 +201,10 @@ class StABlEPipeline(RunFolder):
         if frames:
             module.shift_energies(-mean_energy_error(potential, frames))
 
-    def _run_control(self, phase: dict[str, Any]) -> Evaluation | None:
+    def _run_control(self) -> Evaluation | None:
         module = self.model  # its repaired weights are in their file
         module.load_weights(self._weights("before"))
-        rates = [entry["learning_rate"] for entry in phase["windows"] for _ in range(entry["steps"])]
+        rates = json.loads((self.folder / "learning_rates.json").read_text())
         if not rates:
             return None
         replay = ReplayLearningRates(rates)
