@@ -110,8 +110,9 @@ def test_page_of_a_minimal_report(tmp_path: Path) -> None:
 
 def test_page_without_labeled_frames(tmp_path: Path) -> None:
     report, _ = fabricated()
-    for stage in ("before", "control", "after"):
-        report[stage]["force_mae_mev_per_A"] = report[stage]["energy_mae_mev_per_atom"] = None
+    for part in (report, report["extended"]):
+        for stage in ("before", "control", "after"):
+            part[stage]["force_mae_mev_per_A"] = part[stage]["energy_mae_mev_per_atom"] = None
     page = written(tmp_path / "run", report)
     assert "meV" not in page.text and "force error" not in page.lead
     assert "meV" not in summary(report)

@@ -40,6 +40,16 @@ def test_verdict_tells_how_long_it_takes_to_know():
     assert judge(0, 1000.0 * total, "bonds", 1.0).state == "holds"
     text = sentence(verdict.as_dict())
     assert text.startswith("Not known: no failures in 32 ps (at most 115 per ns with 95 % confidence); another 3.")
+    assert text.endswith(" ns without a failure would show that it is below 1 per ns.")
+
+
+@pytest.mark.parametrize(("failures", "followed_ns", "side"), [(1, 0.1, "above"), (2, 4.0, "below")])
+def test_verdict_tells_what_the_same_rate_would_show(failures, followed_ns, side):
+    verdict = judge(failures, 1000.0 * followed_ns, "bonds", 1.0)
+    assert sentence(verdict.as_dict()).endswith(f" at this rate would show that it is {side} 1 per ns.")
+    factor = 1.0 + verdict.further_ns / followed_ns
+    later = judge(int(failures * factor + 1e-6), 1000.0 * followed_ns * factor, "bonds", 1.0)
+    assert later.state == ("fails" if side == "above" else "holds")
 
 
 def test_verdict_never_reads_zero_alone():

@@ -96,7 +96,7 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing], axes: Mapping
         all_systems=str(report.get("all_systems") or ""),
         systems=systems_table(report),
         warnings=report_warnings(report),
-        tiles=_tiles(stages),
+        tiles=_tiles(stages | wording.evaluations(report, "extended")),
         figures=[_figure(drawing) for drawing in drawings],
         stages={stage: STAGES[stage].label for stage in stages},
         groups=_groups(report, axes),

@@ -114,7 +114,9 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     if verdict["state"] == "fails":
         return f"Fails: {seen} ({rate}; {asked} asked for)."
     bound = f"at most {number(high)} per ns with 95 % confidence" if count == 0 else rate
-    more = f"another {_time(verdict['further_ns'])} would tell whether it is below {asked}"
+    side = "above" if count and verdict["failures_per_ns"] > verdict["max_failures_per_ns"] else "below"
+    provided = "at this rate" if count else "without a failure"
+    more = f"another {_time(verdict['further_ns'])} {provided} would show that it is {side} {asked}"
     return f"Not known: {seen} ({bound}); {more}."
 
 
