@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import molecule
 from springs import SOFT, STIFF, TEMPERATURE, make_loop, simulated
 from threaded_contexts import ThreadedContexts
-from toys import TRIATOMIC, PairRepulsion, Springs, triatomic
+from toys import TRIATOMIC, PairRepulsion, triatomic
 
 from stable_plugin import AnyOf, BondDeviation, ClosestContact, RunawayTemperature, Schedule, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
@@ -39,6 +39,12 @@ def everything(frames):
     return torch.ones(frames.shape[:2], dtype=torch.bool)
 
 
+def one_failure_each(positions, margin):
+    """Return frames of one molecule with a failure each."""
+    margin = torch.as_tensor(margin, dtype=torch.float64)
+    return NearFailures(positions, torch.arange(len(positions)), margin, everything(positions))
+
+
 def test_margin_grows_to_its_maximum():
     severity = torch.tensor([0.0, 0.5, 1.0, 2.0])
     torch.testing.assert_close(margin_kT(severity), torch.tensor([0.0, 3.0, 12.0, 16.0]))
@@ -55,9 +61,9 @@ def test_severity_is_zero_at_the_reference_mean_and_one_at_the_threshold(referen
     margin = margin_of(potential, reference)
     lengths = potential.system.distances(reference, potential.system.bonds)
     off = (lengths - lengths.mean(dim=0)).abs().amax(dim=1)
-    assert margin.severity(reference)[0].mean().item() == pytest.approx(0.0, abs=1e-9)
+    assert margin.severity(reference).mean().item() == pytest.approx(0.0, abs=1e-9)
     expected = (off - off.mean()) / (0.3 - off.mean())
-    torch.testing.assert_close(margin.severity(reference)[0], expected)
+    torch.testing.assert_close(margin.severity(reference), expected)
 
 
 def test_near_failures_are_dense_beyond_and_sparse_below(reference):
@@ -66,7 +72,7 @@ def test_near_failures_are_dense_beyond_and_sparse_below(reference):
     window = stretched(1.0, 1.19, 1.19, 1.26, 1.45, 8.0)
     found = margin.near_failures(window, torch.ones(6, 1, dtype=torch.bool), stride=2)
     assert found.positions[:, 1, 0].tolist() == pytest.approx([1.19, 1.26, 1.45])
-    torch.testing.assert_close(found.margin, margin_kT(margin.severity(found.positions)[0]))
+    torch.testing.assert_close(found.margin, margin_kT(margin.severity(found.positions)))
     assert found.atoms.all()
     valid = torch.tensor([True, False, True, False, True, True])[:, None]
     assert margin.near_failures(window, valid, stride=2).positions[:, 1, 0].tolist() == pytest.approx([1.45])
@@ -77,9 +83,7 @@ def test_gradient_is_that_of_the_loss(reference):
     margin = margin_of(potential, reference)
     positions = stretched(1.2, 1.3, 1.4, 1.6)[:, 0]
     limits = torch.tensor([0.1, 6.0, 9.0, 12.0], dtype=torch.float64)
-    estimate, shortfall = margin.estimate(
-        NearFailures(positions, limits, everything(positions)), torch.Generator().manual_seed(0)
-    )
+    estimate, shortfall = margin.estimate(one_failure_each(positions, limits), torch.Generator().manual_seed(0))
     drawn = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))[:32]
     above = potential.module(positions) - potential.module(reference[drawn]).mean()
     loss = one_sided_huber(limits - above / KT).mean()
@@ -92,7 +96,7 @@ def test_gradient_is_that_of_the_loss(reference):
 
 def test_frames_that_are_high_enough_exert_no_pull(reference):
     positions = stretched(1.2, 1.3)[:, 0]
-    low = NearFailures(positions, torch.tensor([1e-3, 1e-3], dtype=torch.float64), everything(positions))
+    low = one_failure_each(positions, [1e-3, 1e-3])
     estimate, shortfall = margin_of(triatomic(STIFF), reference).estimate(low, torch.Generator())
     assert estimate.loss == 0.0 and estimate.gradients[0].item() == 0.0 and not shortfall.any()
 
@@ -104,7 +108,7 @@ def test_estimate_without_frames_is_zero(reference):
 
 def test_estimate_is_over_the_frames_of_all_processes(reference):
     positions = stretched(1.2, 1.3, 1.4, 1.6)[:, 0]
-    frames = NearFailures(positions, torch.tensor([0.1, 6.0, 9.0, 12.0], dtype=torch.float64), everything(positions))
+    frames = one_failure_each(positions, [0.1, 6.0, 9.0, 12.0])
     few = reference[:20]  # all of them are drawn
 
     def of(rank, context):
@@ -125,25 +129,84 @@ def waters(shift=2.8):
     return atoms
 
 
-def test_only_the_molecules_that_fail_count():
+def soft_waters():
+    """Return a potential of two water molecules with atomic energies, and reference frames."""
     atoms = waters()
-    system = System.from_atoms(atoms)
-    potential = ModulePotential(Springs(system.bonds, 10.0, torch.full((4,), 0.97)), system)
-    reference = torch.tensor(atoms.positions) + torch.tensor(
-        np.random.default_rng(0).normal(scale=0.02, size=(20, 6, 3))
-    )
+    noise = np.random.default_rng(0).normal(scale=0.02, size=(20, 6, 3))
+    return PairRepulsion(System.from_atoms(atoms)), torch.tensor(atoms.positions) + torch.tensor(noise)
+
+
+def energies_of_molecules(potential, frames):
+    """Return the energies of the two molecules, (n_frames, 2) in eV."""
+    return potential.atomic_energies(frames, potential.edges(frames)).unflatten(1, (2, 3)).sum(dim=2)
+
+
+FIRST, SECOND = [True] * 3 + [False] * 3, [False] * 3 + [True] * 3
+LONGER = torch.tensor([0.0, 0.3, 0.0])
+
+
+def test_only_the_molecules_that_fail_count():
+    potential, reference = soft_waters()
     frames = reference[:2, None].clone()
-    frames[0, 0, 1] += torch.tensor([0.0, 0.3, 0.0])
-    frames[1, 0, 4] += torch.tensor([0.0, 0.3, 0.0])
-    found = margin_of(potential, reference).near_failures(frames, torch.ones(2, 1, dtype=torch.bool), stride=1)
-    assert found.atoms.tolist() == [[True] * 3 + [False] * 3, [False] * 3 + [True] * 3]
+    frames[0, 0, 1] += LONGER
+    frames[1, 0, 4] += LONGER
+    found = margin_of(potential, reference).near_failures(frames, everything(frames), stride=1)
+    assert found.frame.tolist() == [0, 1] and found.atoms.tolist() == [FIRST, SECOND]
     contacts = AnyOf([BondDeviation(0.5, None), ClosestContact(1.2, None)])
     frames = reference[:1, None].clone()
     frames[0, 0, 3:, 2] -= 1.7
-    found = margin_of(potential, reference, contacts).near_failures(
-        frames, torch.ones(1, 1, dtype=torch.bool), stride=1
-    )
-    assert found.atoms.all(), "a collision is of both molecules"
+    found = margin_of(potential, reference, contacts).near_failures(frames, everything(frames), stride=1)
+    assert found.atoms.tolist() == [[True] * 6], "a collision is of both molecules"
+
+
+def test_molecules_that_fail_in_one_frame_have_margins_of_their_own():
+    potential, reference = soft_waters()
+    frames = reference[:3, None].clone()
+    frames[1, 0, 1] += LONGER
+    frames[1, 0, 4] += 0.8 * LONGER
+    frames[2, 0, 4] += LONGER
+    margin = margin_of(potential, reference)
+    found = margin.near_failures(frames, everything(frames), stride=1)
+    assert len(found) == 2 and found.frame.tolist() == [0, 0, 1]
+    assert found.atoms.tolist() == [FIRST, SECOND, SECOND]
+    assert found.margin[0] == margin_kT(margin.severity(found.positions[:1]))[0]
+    apart = reference[1].clone()
+    apart[4] += 0.8 * LONGER
+    assert found.margin[1] == margin_kT(margin.severity(apart[None]))[0]
+
+
+def test_loss_of_several_failures_is_summed_in_each_frame():
+    potential, reference = soft_waters()
+    positions = reference[:2].clone()
+    positions[:, 1] += LONGER
+    positions[0, 4] += LONGER
+    atoms = torch.tensor([FIRST, SECOND, FIRST])
+    limits, frame = torch.tensor([50.0, 60.0, 70.0], dtype=torch.float64), torch.tensor([0, 0, 1])
+    margin = margin_of(potential, reference)
+    estimate, shortfall = margin.estimate(NearFailures(positions, frame, limits, atoms), torch.Generator())
+
+    own, level = energies_of_molecules(potential, positions), energies_of_molecules(potential, reference).mean()
+    above = torch.stack([own[0, 0], own[0, 1], own[1, 0]]) - level
+    loss = one_sided_huber(limits - above / KT).sum() / 2.0
+    (expected,) = torch.autograd.grad(loss, potential.trainable_parameters())
+    assert estimate.loss == pytest.approx(loss.item(), rel=1e-9)
+    short = (limits - above / KT).detach()
+    torch.testing.assert_close(shortfall, torch.stack([short[0] + short[1], short[2]]))
+    torch.testing.assert_close(estimate.gradients[0], expected, rtol=1e-9, atol=0.0)
+
+
+def test_thermal_energy_is_that_of_molecules_that_are_not_near_a_failure():
+    """In a hot liquid, every frame has a molecule near a failure."""
+    potential, reference = soft_waters()
+    hot = reference[:4].clone()
+    hot[:, 1] += LONGER
+    hot[:, 4] -= 0.1 * LONGER
+    margin, window = margin_of(potential, reference), hot[:, None]
+    cold, warm = (margin.near_failures(window, everything(window), 1, heating=each) for each in (1.0, 2.0))
+    with torch.no_grad():
+        gain = energies_of_molecules(potential, hot)[:, 1].mean() - energies_of_molecules(potential, reference).mean()
+    assert 0.0 < gain.item() / KT < 4.5
+    assert (warm.margin - cold.margin).tolist() == pytest.approx([gain.item() / KT] * 4)
 
 
 def test_only_the_surroundings_count_in_a_framework():
@@ -194,7 +257,7 @@ def test_margin_stiffens_soft_springs_until_stable(reference):
 
 def frames_of(*values):
     positions = torch.tensor(values, dtype=torch.float64)[:, None, None].expand(-1, 2, 3).contiguous()
-    return NearFailures(positions, positions[:, 0, 0], positions[:, :, 0] > 0)
+    return one_failure_each(positions, positions[:, 0, 0])
 
 
 def drawn(buffer, number, seed=0):
@@ -206,8 +269,8 @@ def test_buffer_prefers_frames_that_fall_short():
     assert buffer.draw(3, torch.Generator()) is None
     buffer.add(frames_of(*range(1, 21)), torch.Generator())
     assert buffer.n_short == 20
-    taken = buffer.draw(20, torch.Generator().manual_seed(1)).margin
-    buffer.update((taken - 18.0).clamp_min(0.0))
+    taken = buffer.draw(20, torch.Generator().manual_seed(1))
+    buffer.update((taken.sums(taken.margin) - 18.0).clamp_min(0.0))
     assert buffer.n_short == 2
     for seed in range(5):
         few = drawn(buffer, 6, seed)
@@ -233,10 +296,26 @@ def test_full_buffer_drops_frames_at_random():
     assert kept[0] <= 20 < kept[-1], "old and new frames stay"
 
 
+def test_buffer_keeps_the_failures_of_a_frame_together():
+    """Frames 0 to 3 have 1, 2, 0 and 1 failures; shortfalls of frames are sums over them."""
+    positions = torch.arange(4.0)[:, None, None].expand(-1, 2, 3).contiguous()
+    frame, margins = torch.tensor([0, 1, 1, 3]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    frames = NearFailures(positions, frame, margins, torch.ones(4, 2, dtype=torch.bool))
+    assert frames.sums(margins).tolist() == [1.0, 5.0, 0.0, 4.0]
+    some = frames.select(torch.tensor([3, 1]))
+    assert some.positions[:, 0, 0].tolist() == [3.0, 1.0]
+    assert some.frame.tolist() == [1, 1, 0] and some.margin.tolist() == [2.0, 3.0, 4.0]
+    masked = frames.select(torch.tensor([False, True, True, False]))
+    assert masked.frame.tolist() == [0, 0] and len(masked) == 2
+    twice = some.joined(frames)
+    assert twice.frame.tolist() == [1, 1, 0, 2, 3, 3, 5] and len(twice) == 6
+
+
 def test_buffer_resumes():
     buffer, other = FrameBuffer(), FrameBuffer()
     buffer.add(frames_of(1, 2, 3, 4), torch.Generator())
-    buffer.update((buffer.draw(4, torch.Generator()).margin - 3.0).clamp_min(0.0))
+    taken = buffer.draw(4, torch.Generator())
+    buffer.update((taken.sums(taken.margin) - 3.0).clamp_min(0.0))
     other.load_state_dict(buffer.state_dict())
     assert other.n_short == 1
     assert drawn(other, 3) == drawn(buffer, 3)

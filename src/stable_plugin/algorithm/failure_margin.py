@@ -10,7 +10,8 @@ one-sided: a frame that is high enough exerts no pull, and frames of failures th
     m(x) = \min(c\,u^2, m_\mathrm{max}), \qquad
     L = \frac{1}{N} \sum_i h\!\left(m(x_i) - \frac{U(x_i) - \langle U \rangle_\mathrm{ref}}{kT}\right)
 
-with the value v and the threshold t of each detector d, and Huber's function h of the positive part.
+with the value v and the threshold t of each detector d, and Huber's function h of the positive part. Where there are several
+molecules, each failure in a frame has its own u, m, and energy U, that of the molecules that fail.
 
 =============================================  ====================================================
 Equation                                       Code
@@ -123,8 +124,8 @@ class FailureMargin:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(str, self.detectors))})"
 
-    def severity(self, positions: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return how near to a failure frames are, and which detector says so, both (n_frames,).
+    def severity(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Return how near to a failure frames are, (n_frames,).
 
         The severity is zero at the mean value of the reference, and one at the threshold.
 
@@ -132,12 +133,9 @@ class FailureMargin:
             positions: (n_frames, n_atoms, 3) in Å.
             cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
-        severities = [
-            (self._values(detector, positions, cell) - typical) / (detector.threshold - typical)
-            for detector, typical in zip(self.detectors, self._typical, strict=True)
-        ]
-        worst = torch.stack(severities).nan_to_num(nan=torch.inf).max(dim=0)
-        return worst.values, worst.indices
+        return torch.stack([self._severity_by(number, positions, cell) for number in range(len(self.detectors))]).amax(
+            0
+        )
 
     def near_failures(
         self, positions: Tensor, valid: Tensor, stride: int, cell: Tensor | None = None, heating: float = 1.0
@@ -156,19 +154,18 @@ class FailureMargin:
         sparse[stride - 1 :: stride] = True
         frames, sparse = positions[valid], sparse.expand_as(valid)[valid]
         cells = None if cell is None else cell[valid]
-        severity, kind = self.severity(frames, cells)
-        kept = (severity > DENSE_SEVERITY) | (sparse & (severity > MIN_SEVERITY))
-        kept = kept & (severity < MAX_SEVERITY)
-        near, kind, near_cells = frames[kept], kind[kept], None if cells is None else cells[kept]
-        atoms, margin = self._failing_atoms(near, kind, near_cells), margin_kT(severity[kept])
+        worst = self.severity(frames, cells)
+        kept = (worst > DENSE_SEVERITY) | (sparse & (worst > MIN_SEVERITY))
+        kept = kept & (worst < MAX_SEVERITY)
+        near, near_cells = frames[kept], None if cells is None else cells[kept]
+        frame, severity, atoms = self._failures(near, near_cells)
+        margin = margin_kT(severity)
         if heating > 1.0:
-            thermal = _evenly(severity < MIN_SEVERITY)
-            gain = self._energy_gain(frames[thermal], None if cells is None else cells[thermal])
-            margin = margin + self._thermal_kT(atoms, gain, heating)
-        return NearFailures(near, margin, atoms, near_cells)
+            margin = margin + self._thermal_kT(atoms, self._energy_gain(frames, cells), heating)
+        return NearFailures(near, frame, margin, atoms, near_cells)
 
     def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> tuple[Estimate, Tensor]:
-        """Return the loss of frames with its gradient, and how far each falls short of its margin, (n_frames,) in kT.
+        """Return the loss of frames with its gradient, and how far each falls short of its margins, (n_frames,) in kT.
 
         Every process calls this, also one without frames.
 
@@ -178,19 +175,21 @@ class FailureMargin:
         """
         reference, cell = self._draw_reference(generator)
         frames = self._none(reference) if frames is None else frames.to(reference.device)
-        levels = self._molecules.mean(self.estimator.atomic_energies(reference, cell).mean(dim=0))
+        levels = self._molecules.mean(self.estimator.atomic_energies(reference, cell))
         energies = self.estimator.atomic_energies(frames.positions, frames.cell)
         atoms = frames.atoms.to(energies)
         kT = BOLTZMANN * self.estimator.temperature_K
-        shortfall = (frames.margin.to(energies) - (atoms * (energies - levels)).sum(dim=1) / kT).requires_grad_(True)
+        above = (atoms * (energies - levels)[frames.frame]).sum(dim=1) / kT
+        shortfall = (frames.margin.to(energies) - above).requires_grad_(True)
         n_all = max(self.context.count(len(frames), energies.device), 1)
         with torch.enable_grad():
             loss = one_sided_huber(shortfall).sum() / n_all
         (upstream,) = torch.autograd.grad(loss, shortfall)
-        short = upstream > 0.0
-        raised = -upstream[short, None] * atoms[short] / kT
+        raised = frames.sums(-upstream[:, None] * atoms / kT)
+        short = frames.sums(upstream) > 0.0
+        raised = raised[short]
         # The mean of the reference is lowered by as much as the frames are raised.
-        lowered = -self._molecules.mean(raised.sum(dim=0)).expand(len(reference), -1) / len(reference)
+        lowered = -self._molecules.mean(raised.sum(dim=0, keepdim=True)).expand(len(reference), -1) / len(reference)
         weights = torch.cat([raised, lowered])
         gradients = self.estimator.combine(
             torch.cat([frames.positions[short].to(reference), reference]),
@@ -198,16 +197,60 @@ class FailureMargin:
             self._joined_cells(frames.select(short), cell, len(reference)),
         ).gradients
         estimate = Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0)
-        return estimate, shortfall.detach().clamp_min(0.0)
+        return estimate, frames.sums(shortfall.detach().clamp_min(0.0))
+
+    def _failures(self, frames: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the failures that frames are near, as numbers of frames, severities, and atoms that count in each."""
+        if self._molecules.is_one_molecule:
+            everything = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
+            return torch.arange(len(frames), device=frames.device), self.severity(frames, cell), everything
+        by_molecule = self._severity_by_molecule(frames, cell)
+        frame, molecule = (by_molecule > MIN_SEVERITY).nonzero(as_tuple=True)
+        found = [(frame, by_molecule[frame, molecule], self._molecules.members(molecule))]
+        for number, detector in enumerate(self.detectors):
+            if detector.by_coordinate(frames[:0], *optional(None if cell is None else cell[:0])) is not None:
+                continue
+            severity = self._severity_by(number, frames, cell)
+            (frame,) = (severity > MIN_SEVERITY).nonzero(as_tuple=True)
+            own, cells = frames[frame], None if cell is None else cell[frame]
+            if len(own):
+                failing = detector.offending_atoms(own, torch.zeros_like(own), *optional(cells))
+                found.append((frame, severity[frame], self._molecules.around(own, failing, cells)))
+        frame, severity, atoms = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return frame, severity, atoms
+
+    def _severity_by_molecule(self, frames: Tensor, cell: Tensor | None) -> Tensor:
+        """Return the severities of molecules by their own coordinates, (n_frames, n_molecules)."""
+        worst = frames.new_full((len(frames), self._molecules.n_molecules), -torch.inf, dtype=torch.float64)
+        for detector, typical in zip(self.detectors, self._typical, strict=True):
+            found = detector.by_coordinate(frames, *optional(cell))
+            if found is not None:
+                values, atoms = found
+                severity = _severity(values.double(), typical, detector.threshold)
+                molecule = self._molecules.labels[atoms[:, 0]].expand(len(frames), -1)
+                worst = worst.scatter_reduce(1, molecule, severity, "amax")
+        return worst
+
+    def _severity_by(self, number: int, positions: Tensor, cell: Tensor | None) -> Tensor:
+        """Return the severities of frames by one of the detectors, (n_frames,)."""
+        detector = self.detectors[number]
+        return _severity(self._values(detector, positions, cell), self._typical[number], detector.threshold)
 
     def _energy_gain(self, frames: Tensor, cell: Tensor | None) -> Tensor:
-        """Return how much more energy atoms have in frames than in the reference, (n_atoms,) in eV; zero without frames."""
-        if len(frames) == 0:
-            return frames.new_zeros(frames.shape[1], dtype=torch.float64)
-        chosen = _evenly(torch.ones(len(self._reference), dtype=torch.bool, device=self._reference.device))
-        cells = None if self._reference_cell is None else self._reference_cell[chosen]
-        before = self.estimator.atomic_energies(self._reference[chosen], cells).mean(dim=0)
-        return self._molecules.mean(self.estimator.atomic_energies(frames, cell).mean(dim=0) - before)
+        """Return how much more energy atoms that are not near a failure have in frames than in the reference.
+
+        Returns:
+            (n_atoms,) in eV; zero where there are no such atoms.
+        """
+        if self._molecules.is_one_molecule:
+            calm = (self.severity(frames, cell) < MIN_SEVERITY)[:, None].expand(frames.shape[:2])
+        else:
+            calm = (self._severity_by_molecule(frames, cell) < MIN_SEVERITY)[:, self._molecules.labels]
+        hot, cold = (_evenly(each) for each in (calm.any(dim=1), self._reference.new_ones(len(self._reference)) > 0))
+        cells = None if self._reference_cell is None else self._reference_cell[cold]
+        before = self._molecules.mean(self.estimator.atomic_energies(self._reference[cold], cells))
+        energies = self.estimator.atomic_energies(frames[hot], None if cell is None else cell[hot])
+        return self._molecules.mean(energies - before, calm[hot])
 
     def _thermal_kT(self, atoms: Tensor, gain: Tensor, heating: float) -> Tensor:
         """Return the energy of additional thermal motion, (n_frames,) in units of kT, from zero to that of equipartition.
@@ -227,19 +270,6 @@ class FailureMargin:
         drawn = torch.randperm(len(self._reference), generator=generator)[: self._n_reference]
         return self._reference[drawn], None if self._reference_cell is None else self._reference_cell[drawn]
 
-    def _failing_atoms(self, frames: Tensor, kind: Tensor, cell: Tensor | None) -> Tensor:
-        """Return the atoms whose energies count, (n_frames, n_atoms)."""
-        found = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
-        if self._molecules.is_one_molecule:
-            return found
-        for number, detector in enumerate(self.detectors):
-            own = (kind == number).nonzero()[:, 0]
-            cells = None if cell is None else cell[own]
-            if len(own):
-                failing = detector.offending_atoms(frames[own], torch.zeros_like(frames[own]), *optional(cells))
-                found[own] = self._molecules.around(frames[own], failing, cells)
-        return found
-
     def _joined_cells(self, frames: NearFailures, cell: Tensor | None, n_reference: int) -> Tensor | None:
         """Return the cells of frames and of the reference, or None if all are that of the system."""
         if cell is None and frames.cell is None:
@@ -250,11 +280,15 @@ class FailureMargin:
 
     def _none(self, reference: Tensor) -> NearFailures:
         empty = reference[:0]
-        return NearFailures(empty, empty[:, 0, 0], empty[:, :, 0].bool())
+        return NearFailures(empty, empty[:, 0, 0].long(), empty[:, 0, 0], empty[:, :, 0].bool())
 
     @staticmethod
     def _values(detector: Detector, positions: Tensor, cell: Tensor | None) -> Tensor:
         return detector.measure(positions, torch.zeros_like(positions), *optional(cell)).double()
+
+
+def _severity(values: Tensor, typical: Tensor, threshold: float) -> Tensor:
+    return ((values - typical) / (threshold - typical)).nan_to_num(nan=torch.inf)
 
 
 def _evenly(chosen: Tensor) -> Tensor:
@@ -269,21 +303,36 @@ class _Molecules:
 
     def __init__(self, system: System) -> None:
         self._system = system
-        self._labels = system.molecules
-        self._framework = system.framework.to(self._labels.device)
-        self.is_one_molecule = int(self._labels.max()) == 0 and not system.is_extended
+        self.labels = system.molecules
+        self.n_molecules = int(self.labels.max()) + 1
+        self._framework = system.framework.to(self.labels.device)
+        self.is_one_molecule = self.n_molecules == 1 and not system.is_extended
         # Atoms of a framework have sites of their own, as those of a surface.
-        classes = torch.tensor(equivalent_atoms(system), device=self._labels.device)
+        classes = torch.tensor(equivalent_atoms(system), device=self.labels.device)
         own = int(classes.max()) + 1 + torch.arange(system.n_atoms, device=classes.device)
-        _, self._classes, self._counts = torch.where(self._framework, own, classes).unique(
-            return_inverse=True, return_counts=True
-        )
+        _, self._classes = torch.where(self._framework, own, classes).unique(return_inverse=True)
 
-    def mean(self, per_atom: Tensor) -> Tensor:
-        """Return the mean over equivalent atoms, (n_atoms,)."""
-        sums = per_atom.new_zeros(len(self._counts)).index_add(0, self._classes, per_atom)
-        mean: Tensor = sums / self._counts
-        return mean[self._classes]
+    def mean(self, values: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the mean over frames and equivalent atoms, (n_atoms,); zero where none counts.
+
+        Args:
+            values: (n_frames, n_atoms).
+            counted: Which of them count, (n_frames, n_atoms); all if None.
+        """
+        weights = torch.ones_like(values) if counted is None else counted.to(values)
+        total, weight = (self._class_sum(each.sum(dim=0)) for each in (weights * values, weights))
+        return (total / weight.clamp_min(1.0))[self._classes]
+
+    def members(self, molecules: Tensor) -> Tensor:
+        """Return the atoms of molecules, (n_molecules, n_atoms).
+
+        Args:
+            molecules: Their labels, (n_molecules,).
+        """
+        return self.labels == molecules[:, None]
+
+    def _class_sum(self, per_atom: Tensor) -> Tensor:
+        return per_atom.new_zeros(len(per_atom)).index_add(0, self._classes, per_atom)
 
     def around(self, frames: Tensor, failing: Sequence[tuple[int, ...]], cell: Tensor | None) -> Tensor:
         """Return the atoms of the molecules, and of the surroundings in a framework, that atoms belong to.
@@ -304,5 +353,5 @@ class _Molecules:
                         self._system.distances(frames[number : number + 1], pairs, own)[0] < FRAMEWORK_RADIUS_A
                     )
                 else:
-                    near[number] |= self._labels == self._labels[atom]
+                    near[number] |= self.labels == self.labels[atom]
         return near

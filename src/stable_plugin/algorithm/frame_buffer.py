@@ -14,16 +14,20 @@ MAX_BYTES = 2**28
 
 @dataclass(frozen=True)
 class NearFailures:
-    """Frames near or beyond a failure, and how high their energies should be.
+    """Frames near or beyond a failure, and how high the energies of what fails should be.
+
+    In a frame of a liquid several molecules may be near failures, each of its own.
 
     Attributes:
         positions: (n_frames, n_atoms, 3) in Å.
-        margin: Smallest energy above that of the reference, (n_frames,) in units of kT.
-        atoms: Atoms whose energies count, (n_frames, n_atoms).
+        frame: Number of the frame that each failure is in, (n_failures,).
+        margin: Smallest energy of each failure above that of the reference, (n_failures,) in units of kT.
+        atoms: Atoms whose energies count, (n_failures, n_atoms).
         cell: Cells of the frames, (n_frames, 3, 3) in Å; None if all are that of the system.
     """
 
     positions: Tensor
+    frame: Tensor
     margin: Tensor
     atoms: Tensor
     cell: Tensor | None = None
@@ -35,9 +39,20 @@ class NearFailures:
         """Return some of the frames.
 
         Args:
-            index: Their numbers, (n_selected,), or a mask, (n_frames,).
+            index: Their numbers, (n_selected,), none of them twice, or a mask, (n_frames,).
         """
-        return replace(self, **{name: value[index] for name, value in self._tensors().items()})
+        place = torch.full((len(self),), -1, device=self.frame.device)
+        place[index] = torch.arange(len(self.positions[index]), device=place.device)
+        frame = place[self.frame]
+        kept = frame >= 0
+        return replace(
+            self,
+            positions=self.positions[index],
+            frame=frame[kept],
+            margin=self.margin[kept],
+            atoms=self.atoms[kept],
+            cell=None if self.cell is None else self.cell[index],
+        )
 
     def to(self, device: torch.device) -> NearFailures:
         """Return the frames on a device."""
@@ -46,7 +61,16 @@ class NearFailures:
     def joined(self, other: NearFailures) -> NearFailures:
         """Return these frames and others, which come last."""
         own, more = self._tensors(), other._tensors()
+        more["frame"] = more["frame"] + len(self)
         return replace(self, **{name: torch.cat([own[name], more[name].to(own[name])]) for name in own})
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum of a quantity over the failures of each frame, (n_frames, ...).
+
+        Args:
+            values: Quantity of each failure, (n_failures, ...).
+        """
+        return values.new_zeros(len(self), *values.shape[1:]).index_add(0, self.frame, values)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -86,7 +110,7 @@ class FrameBuffer:
         """
         frames = frames.to(torch.device("cpu"))
         self._frames = frames if self._frames is None else self._frames.joined(frames)
-        self._shortfall = torch.cat([self._shortfall, frames.margin.double()])
+        self._shortfall = torch.cat([self._shortfall, frames.sums(frames.margin.double())])
         most = max(1, self.max_bytes // (frames.positions.shape[1:].numel() * frames.positions.element_size()))
         if len(self) > most:
             kept = torch.randperm(len(self), generator=generator)[:most].sort().values
@@ -115,7 +139,7 @@ class FrameBuffer:
         """Note how far the frames of the latest draw fall short of their margins.
 
         Args:
-            shortfall: (n_drawn,) in kT, zero for those that do not.
+            shortfall: Sum over the failures of each, (n_drawn,) in kT, zero for those that do not.
         """
         self._shortfall[self._drawn] = shortfall.double().cpu()
 

@@ -130,6 +130,19 @@ class Detector(ReprMixin, ABC):
         discarded = torch.isnan(value) if self.discard is None else ~(value <= self.discard)
         return ~(value <= self.threshold), discarded
 
+    def by_coordinate(self, positions: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return the value of each coordinate, of which :meth:`measure` is the largest, and the atoms of each.
+
+        Args:
+            positions: (n_frames, n_atoms, 3) in Å.
+            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
+
+        Returns:
+            Values, (n_frames, n_coordinates), and atoms, (n_coordinates, n_members); None unless each coordinate is of one
+            molecule.
+        """
+        return None
+
     def offending_atoms(
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
     ) -> list[tuple[int, ...]]:

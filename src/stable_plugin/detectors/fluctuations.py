@@ -80,6 +80,9 @@ class CoordinateLimits(ReferenceLimitDetector):
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         return self._relative(positions, cell)[1].amax(dim=-1)
 
+    def by_coordinate(self, positions: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._relative(positions, cell)[1], self.atoms
+
     def offending_atoms(
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
     ) -> list[tuple[int, ...]]:

@@ -73,6 +73,9 @@ class BondDeviation(Detector):
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
         return self._deviations(positions, cell).amax(dim=-1)
 
+    def by_coordinate(self, positions: Tensor, cell: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._deviations(positions, cell), self._bound_system.bonds
+
     def offending_atoms(
         self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None
     ) -> list[tuple[int, ...]]:
