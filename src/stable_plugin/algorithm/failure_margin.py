@@ -237,11 +237,7 @@ class FailureMargin:
         return _severity(self._values(detector, positions, cell), self._typical[number], detector.threshold)
 
     def _energy_gain(self, frames: Tensor, cell: Tensor | None) -> Tensor:
-        """Return how much more energy atoms that are not near a failure have in frames than in the reference.
-
-        Returns:
-            (n_atoms,) in eV; zero where there are no such atoms.
-        """
+        """Return the energy of atoms that are not near a failure, less that in the reference, (n_atoms,) in eV; zero without any."""
         if self._molecules.is_one_molecule:
             calm = (self.severity(frames, cell) < MIN_SEVERITY)[:, None].expand(frames.shape[:2])
         else:

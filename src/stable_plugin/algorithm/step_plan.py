@@ -66,11 +66,14 @@ class StepPlan:
         self._begin_cycle()
 
     def take_step(self, users_loss: float | None, *, settle: bool) -> bool:
-        """Count a step, and return whether it is taken: whether the steps after the present window go on.
+        """Count a step, if one is due.
 
         Args:
             users_loss: The user's loss at the present weights; None if it is not known.
             settle: Whether the user's loss is to be settled, as the weights are probed next.
+
+        Returns:
+            Whether a step is due: whether the steps after the present window go on.
         """
         if self.n_level_steps < min(LEVEL_STEPS, self.cycle_steps):
             self._measure_level(users_loss)

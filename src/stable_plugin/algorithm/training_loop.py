@@ -163,7 +163,7 @@ class TrainingLoop:
         Args:
             users_loss: The user's loss at the present weights, averaged over the processes; None if it is not known.
         """
-        estimates = self._estimates() if self._steps is not None and self._is_step_due(users_loss) else {}
+        estimates = self._estimates() if self._steps is not None and self._take_step(users_loss) else {}
         if not estimates:
             self._steps = self._data = None
             self.tracker.after_learning_steps()
@@ -176,7 +176,7 @@ class TrainingLoop:
                 return None
             self.lr_scale.begin_window()
             self.plan.begin_window()
-            self._is_step_due(users_loss)
+            self._take_step(users_loss)
             estimates = self._estimates()
         assert self._steps is not None
         self._steps += 1
@@ -274,8 +274,8 @@ class TrainingLoop:
             REMEDY,
         )
 
-    def _is_step_due(self, users_loss: float | None) -> bool:
-        """Return whether a further step follows the latest window."""
+    def _take_step(self, users_loss: float | None) -> bool:
+        """Count a step after the latest window, if one is due, and return whether it is."""
         if self.phase != "learn":
             return False
         if self.margin is None:
