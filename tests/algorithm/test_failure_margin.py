@@ -175,7 +175,7 @@ def test_molecules_that_fail_in_one_frame_have_margins_of_their_own():
     assert found.margin[1] == margin_kT(margin.severity(apart[None]))[0]
 
 
-def test_loss_of_several_failures_is_summed_in_each_frame():
+def test_loss_is_the_mean_over_all_failures():
     potential, reference = soft_waters()
     positions = reference[:2].clone()
     positions[:, 1] += LONGER
@@ -187,7 +187,7 @@ def test_loss_of_several_failures_is_summed_in_each_frame():
 
     own, level = energies_of_molecules(potential, positions), energies_of_molecules(potential, reference).mean()
     above = torch.stack([own[0, 0], own[0, 1], own[1, 0]]) - level
-    loss = one_sided_huber(limits - above / KT).sum() / 2.0
+    loss = one_sided_huber(limits - above / KT).mean()
     (expected,) = torch.autograd.grad(loss, potential.trainable_parameters())
     assert estimate.loss == pytest.approx(loss.item(), rel=1e-9)
     short = (limits - above / KT).detach()

@@ -11,7 +11,7 @@ one-sided: a frame that is high enough exerts no pull, and frames of failures th
     L = \frac{1}{N} \sum_i h\!\left(m(x_i) - \frac{U(x_i) - \langle U \rangle_\mathrm{ref}}{kT}\right)
 
 with the value v and the threshold t of each detector d, and Huber's function h of the positive part. Where there are several
-molecules, each failure in a frame has its own u, m, and energy U, that of the molecules that fail.
+molecules, each failure i in a frame has its own u, m, and energy U, that of the molecules that fail.
 
 =============================================  ====================================================
 Equation                                       Code
@@ -181,7 +181,7 @@ class FailureMargin:
         kT = BOLTZMANN * self.estimator.temperature_K
         above = (atoms * (energies - levels)[frames.frame]).sum(dim=1) / kT
         shortfall = (frames.margin.to(energies) - above).requires_grad_(True)
-        n_all = max(self.context.count(len(frames), energies.device), 1)
+        n_all = max(self.context.count(len(frames.margin), energies.device), 1)
         with torch.enable_grad():
             loss = one_sided_huber(shortfall).sum() / n_all
         (upstream,) = torch.autograd.grad(loss, shortfall)
