@@ -99,6 +99,15 @@ def test_page_of_a_single_evaluation(tmp_path: Path) -> None:
     ]
 
 
+def test_summary_has_no_number_that_one_stage_lacks() -> None:
+    """The zero of energy is fitted only where it explains most of the error."""
+    report, _ = fabricated()
+    report["before"]["energy_mae_fitted_zero_mev_per_atom"] = 7.5
+    assert "fitted" not in summary(report)
+    report["after"]["energy_mae_fitted_zero_mev_per_atom"] = 5.5
+    assert "with the zero of energy fitted per element 7.5 -> 5.5 meV/atom (held out)" in summary(report)
+
+
 def test_page_of_a_minimal_report(tmp_path: Path) -> None:
     entry = fabricated()[0]["before"] | {"force_mae_mev_per_A": None, "energy_mae_mev_per_atom": None}
     entry["observables"] = {"bond_lengths": None}

@@ -119,7 +119,7 @@ def _label_errors(evaluations: Sequence[wording.EvaluationSummary]) -> str:
     parts = [
         f"{name} {' -> '.join(number(evaluation.get(key)) for evaluation in evaluations)} {unit}"
         for key, (name, unit) in units.items()
-        if any(evaluation.get(key) is not None for evaluation in evaluations)
+        if all(evaluation.get(key) is not None for evaluation in evaluations)
     ]
     return f"{', '.join(parts)} (held out)." if parts else ""
 
