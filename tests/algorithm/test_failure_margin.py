@@ -11,7 +11,7 @@ from springs import SOFT, STIFF, TEMPERATURE, make_loop, simulated
 from threaded_contexts import ThreadedContexts
 from toys import TRIATOMIC, PairRepulsion, triatomic
 
-from stable_plugin import AnyOf, BondDeviation, ClosestContact, RunawayTemperature, Schedule, System
+from stable_plugin import AnyOf, BondDeviation, ClosestContact, ContactLimits, RunawayTemperature, Schedule, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.algorithm.failure_margin import FailureMargin, margin_kT, one_sided_huber
 from stable_plugin.algorithm.frame_buffer import FrameBuffer, NearFailures
@@ -173,6 +173,21 @@ def test_molecules_that_fail_in_one_frame_have_margins_of_their_own():
     apart = reference[1].clone()
     apart[4] += 0.8 * LONGER
     assert found.margin[1] == margin_kT(margin.severity(apart[None]))[0]
+
+
+def test_window_without_near_failures_gives_none():
+    """By the contacts of all detectors too, which count pairs of atoms."""
+    potential, reference = soft_waters()
+    window = reference[:3, None]
+    few = AnyOf([BondDeviation(0.5, None), ClosestContact(1.2, None), ContactLimits(300.0)])
+    for found in (
+        margin_of(potential, reference, few).near_failures(window, everything(window), 1, heating=1.5),
+        margin_of(triatomic(STIFF), reference[:, :3], BondDeviation(0.5, None)).near_failures(
+            window[:, :, :3], everything(window), 1, heating=1.5
+        ),
+        margin_of(potential, reference, few).near_failures(window, ~everything(window), 1, heating=1.5),
+    ):
+        assert len(found) == len(found.margin) == len(found.atoms) == 0
 
 
 def test_loss_is_the_mean_over_all_failures():

@@ -158,10 +158,10 @@ class FailureMargin:
         kept = (worst > DENSE_SEVERITY) | (sparse & (worst > MIN_SEVERITY))
         kept = kept & (worst < MAX_SEVERITY)
         near, near_cells = frames[kept], None if cells is None else cells[kept]
-        frame, severity, atoms = self._failures(near, near_cells)
+        frame, severity, atoms = self._failures(near, worst[kept], near_cells)
         margin = margin_kT(severity)
         if heating > 1.0:
-            margin = margin + self._thermal_kT(atoms, self._energy_gain(frames, cells), heating)
+            margin = margin + self._thermal_kT(atoms, self._energy_gain(frames, worst, cells), heating)
         return NearFailures(near, frame, margin, atoms, near_cells)
 
     def estimate(self, frames: NearFailures | None, generator: torch.Generator) -> tuple[Estimate, Tensor]:
@@ -199,16 +199,16 @@ class FailureMargin:
         estimate = Estimate(float(self.context.sum(loss.detach())), weights.new_empty(0), gradients, 1.0)
         return estimate, frames.sums(shortfall.detach().clamp_min(0.0))
 
-    def _failures(self, frames: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the failures that frames are near, as numbers of frames, severities, and atoms that count in each."""
-        if self._molecules.is_one_molecule:
+    def _failures(self, frames: Tensor, worst: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the failures in frames of a severity, as numbers of frames, severities, and atoms that count in each."""
+        if self._molecules.is_one_molecule or len(frames) == 0:
             everything = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
-            return torch.arange(len(frames), device=frames.device), self.severity(frames, cell), everything
+            return torch.arange(len(frames), device=frames.device), worst, everything
         by_molecule = self._severity_by_molecule(frames, cell)
         frame, molecule = (by_molecule > MIN_SEVERITY).nonzero(as_tuple=True)
         found = [(frame, by_molecule[frame, molecule], self._molecules.members(molecule))]
         for number, detector in enumerate(self.detectors):
-            if detector.by_coordinate(frames[:0], *optional(None if cell is None else cell[:0])) is not None:
+            if detector.by_coordinate(frames[:1], *optional(None if cell is None else cell[:1])) is not None:
                 continue
             severity = self._severity_by(number, frames, cell)
             (frame,) = (severity > MIN_SEVERITY).nonzero(as_tuple=True)
@@ -236,10 +236,10 @@ class FailureMargin:
         detector = self.detectors[number]
         return _severity(self._values(detector, positions, cell), self._typical[number], detector.threshold)
 
-    def _energy_gain(self, frames: Tensor, cell: Tensor | None) -> Tensor:
+    def _energy_gain(self, frames: Tensor, worst: Tensor, cell: Tensor | None) -> Tensor:
         """Return the energy of atoms that are not near a failure, less that in the reference, (n_atoms,) in eV; zero without any."""
         if self._molecules.is_one_molecule:
-            calm = (self.severity(frames, cell) < MIN_SEVERITY)[:, None].expand(frames.shape[:2])
+            calm = (worst < MIN_SEVERITY)[:, None].expand(frames.shape[:2])
         else:
             calm = (self._severity_by_molecule(frames, cell) < MIN_SEVERITY)[:, self._molecules.labels]
         hot, cold = (_evenly(each) for each in (calm.any(dim=1), self._reference.new_ones(len(self._reference)) > 0))

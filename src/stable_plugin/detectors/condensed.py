@@ -149,7 +149,7 @@ class CoordinationNumber(Detector):
 
     def _mean_coordination(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         assert self._system is not None and self._pairs is not None
-        chunk = max(1, MAX_DISTANCES // len(positions))
+        chunk = max(1, MAX_DISTANCES // max(1, len(positions)))
         counts = [
             (self._system.distances(positions, part, cell) < self.distance).sum(dim=-1)
             for part in self._pairs.split(chunk)

@@ -142,7 +142,7 @@ class ContactLimits(ReferenceLimitDetector):
             raise RuntimeError("ContactLimits has no reference yet: call bind(system, reference) first.")
         if self._search is None:
             ratio, shortest = [], []
-            n_pairs = max(1, MAX_DISTANCES // len(positions))
+            n_pairs = max(1, MAX_DISTANCES // max(1, len(positions)))
             for pairs, limit in zip(self._pairs.split(n_pairs), self._limit.split(n_pairs), strict=True):
                 distances = self._system.distances(positions, pairs, cell)
                 ratio.append((limit.to(distances) / distances).amax(dim=-1))

@@ -151,7 +151,7 @@ class _MinimumDistance(Detector):
         if self._search is not None:
             return -self._search.shortest(positions, self._radius, cell)[0]
         pairs = self._listed_pairs
-        chunk = max(1, MAX_DISTANCES // len(positions))
+        chunk = max(1, MAX_DISTANCES // max(1, len(positions)))
         shortest = [system.distances(positions, part, cell).amin(dim=-1) for part in pairs.split(chunk)]
         return -torch.stack(shortest).amin(dim=0)
 
