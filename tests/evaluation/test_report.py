@@ -63,7 +63,7 @@ def test_write_report_keeps_other_files(tmp_path: Path) -> None:
 
 def test_write_report_nonfinite_and_other_types(tmp_path: Path) -> None:
     report, curves = fabricated(control=None)
-    report["after"]["force_mae_mev_per_A"] = float("nan")
+    report["after"]["force_mae_mev_per_A"] = report["extended"]["after"]["force_mae_mev_per_A"] = float("nan")
     report["after"]["observables"]["bond_lengths"] = float("inf")
     report["after"]["unstable"] = np.int64(report["after"]["unstable"])
     report["settings"]["path"] = Path("models") / "a.pt"

@@ -138,7 +138,7 @@ def test_stable_training_repairs_a_fine_tuned_module(tmp_path):
         schedule=Schedule(max_failures_per_ns=1000.0, max_windows=1),
         steps_per_window=2,
     )
-    Trainer(max_epochs=3, callbacks=[callback], default_root_dir=tmp_path, **QUIET).fit(
+    Trainer(max_epochs=-1, callbacks=[callback], default_root_dir=tmp_path, **QUIET).fit(
         module, ExtxyzDataModule(frames, batch_size=4)
     )
     assert [window.phase for window in callback.windows] == ["probe", "learn", "probe"]
