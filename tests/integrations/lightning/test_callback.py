@@ -237,8 +237,8 @@ class NonFinite(StABlECallback):
         self.weights_before = weights(module)
         gradient, estimates = self.loop.gradient, []
 
-        def sometimes_nonfinite():
-            estimate = gradient()
+        def sometimes_nonfinite(users_loss):
+            estimate = gradient(users_loss)
             estimates.append(estimate)
             if len(estimates) in self.nonfinite_steps:
                 estimate["observables"].gradients[0].view(-1)[0] = torch.nan
