@@ -174,8 +174,6 @@ class TrainingLoop:
                     self.simulation_phase()
             if self._steps is None:
                 return None
-            self.lr_scale.begin_window()
-            self.plan.begin_window()
             self._take_step(users_loss)
             estimates = self._estimates()
         assert self._steps is not None
@@ -252,6 +250,8 @@ class TrainingLoop:
         if self.config.heating > 1.0 and self.windows[-1].phase != "learn":
             self.replicas.heat_learning_start()
         self._steps = 0
+        self.lr_scale.begin_window()
+        self.plan.begin_window()
         if self.config.uses_observables:
             self._data = self._collect(window.every(self._stride))
 
