@@ -238,6 +238,13 @@ def test_only_the_surroundings_count_in_a_framework():
         frames, torch.ones(1, 1, dtype=torch.bool), stride=1
     )
     assert found.atoms[0].tolist() == [True] * 3 + [False] * 9
+    hot = torch.cat([frames, frames])
+    hotter = margin_of(potential, reference, ClosestContact(1.2, None)).near_failures(
+        hot, everything(hot), stride=1, heating=2.0
+    )
+    assert hotter.margin.tolist() == [found.margin.item()] * 2, (
+        "all frames are near a failure, none tells the thermal energy"
+    )
 
 
 def test_detector_without_a_margin_is_refused(reference):

@@ -238,10 +238,10 @@ class FailureMargin:
 
     def _energy_gain(self, frames: Tensor, worst: Tensor, cell: Tensor | None) -> Tensor:
         """Return the energy of atoms that are not near a failure, less that in the reference, (n_atoms,) in eV; zero without any."""
-        if self._molecules.is_one_molecule:
-            calm = (worst < MIN_SEVERITY)[:, None].expand(frames.shape[:2])
-        else:
-            calm = (self._severity_by_molecule(frames, cell) < MIN_SEVERITY)[:, self._molecules.labels]
+        calm = (worst < MIN_SEVERITY)[:, None].expand(frames.shape[:2])
+        if not self._molecules.is_one_molecule:
+            by_molecule = self._severity_by_molecule(frames, cell)[:, self._molecules.labels]
+            calm = torch.where(self._molecules.framework, calm, by_molecule < MIN_SEVERITY)
         hot, cold = (_evenly(each) for each in (calm.any(dim=1), self._reference.new_ones(len(self._reference)) > 0))
         cells = None if self._reference_cell is None else self._reference_cell[cold]
         before = self._molecules.mean(self.estimator.atomic_energies(self._reference[cold], cells))
@@ -249,7 +249,7 @@ class FailureMargin:
         return self._molecules.mean(energies - before, calm[hot])
 
     def _thermal_kT(self, atoms: Tensor, gain: Tensor, heating: float) -> Tensor:
-        """Return the energy of additional thermal motion, (n_frames,) in units of kT, from zero to that of equipartition.
+        """Return the energy of additional thermal motion, (n_failures,) in units of kT, from zero to that of equipartition.
 
         It is measured, as replicas that have just been heated have not reached equipartition.
         """
@@ -301,12 +301,12 @@ class _Molecules:
         self._system = system
         self.labels = system.molecules
         self.n_molecules = int(self.labels.max()) + 1
-        self._framework = system.framework.to(self.labels.device)
+        self.framework = system.framework.to(self.labels.device)
         self.is_one_molecule = self.n_molecules == 1 and not system.is_extended
         # Atoms of a framework have sites of their own, as those of a surface.
         classes = torch.tensor(equivalent_atoms(system), device=self.labels.device)
         own = int(classes.max()) + 1 + torch.arange(system.n_atoms, device=classes.device)
-        _, self._classes = torch.where(self._framework, own, classes).unique(return_inverse=True)
+        _, self._classes = torch.where(self.framework, own, classes).unique(return_inverse=True)
 
     def mean(self, values: Tensor, counted: Tensor | None = None) -> Tensor:
         """Return the mean over frames and equivalent atoms, (n_atoms,); zero where none counts.
@@ -342,7 +342,7 @@ class _Molecules:
         everyone = torch.arange(frames.shape[1], device=frames.device)
         for number, atoms in enumerate(failing):
             for atom in atoms:
-                if self._framework[atom]:
+                if self.framework[atom]:
                     pairs = torch.stack([torch.full_like(everyone, atom), everyone], dim=1)
                     own = None if cell is None else cell[number : number + 1]
                     near[number] |= (
