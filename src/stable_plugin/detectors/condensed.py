@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stable_plugin.detectors.base import Detector
-from stable_plugin.detectors.geometry import MAX_DISTANCES
+from stable_plugin.detectors.geometry import rows_per_chunk
 from stable_plugin.md.cells import optional
 from stable_plugin.md.system import System
 from stable_plugin.observables.base import Observable
@@ -149,7 +149,7 @@ class CoordinationNumber(Detector):
 
     def _mean_coordination(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         assert self._system is not None and self._pairs is not None
-        chunk = max(1, MAX_DISTANCES // max(1, len(positions)))
+        chunk = rows_per_chunk(len(positions))
         counts = [
             (self._system.distances(positions, part, cell) < self.distance).sum(dim=-1)
             for part in self._pairs.split(chunk)

@@ -10,7 +10,7 @@ from ase.data import vdw_radii
 from ase.units import kB
 from torch import Tensor
 
-from stable_plugin.detectors.geometry import MAX_DISTANCES, MAX_LISTED_ATOMS, MIN_SEARCH_A, nonbonded_pairs
+from stable_plugin.detectors.geometry import MAX_LISTED_ATOMS, MIN_SEARCH_A, nonbonded_pairs, rows_per_chunk
 from stable_plugin.detectors.limits import FALSE_ALARMS, ReferenceLimitDetector, thermal_limits
 from stable_plugin.md.chemistry import NONMETALS, bond_cutoffs
 from stable_plugin.md.neighbors.contacts import ContactSearch
@@ -142,7 +142,7 @@ class ContactLimits(ReferenceLimitDetector):
             raise RuntimeError("ContactLimits has no reference yet: call bind(system, reference) first.")
         if self._search is None:
             ratio, shortest = [], []
-            n_pairs = max(1, MAX_DISTANCES // max(1, len(positions)))
+            n_pairs = rows_per_chunk(len(positions))
             for pairs, limit in zip(self._pairs.split(n_pairs), self._limit.split(n_pairs), strict=True):
                 distances = self._system.distances(positions, pairs, cell)
                 ratio.append((limit.to(distances) / distances).amax(dim=-1))
@@ -197,7 +197,7 @@ class ContactLimits(ReferenceLimitDetector):
             kinds = frame * shortest.shape[1] + self.kinds(pairs)
             return shortest.flatten().scatter_reduce(0, kinds, distances.double(), "amin").view_as(shortest)
         kinds = self.kinds(self._pairs)
-        n_frames = max(1, MAX_DISTANCES // len(kinds))
+        n_frames = rows_per_chunk(len(kinds))
         for start in range(0, len(reference), n_frames):
             part = slice(start, start + n_frames)
             own = None if cell is None else cell[part]

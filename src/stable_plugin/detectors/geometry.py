@@ -26,6 +26,11 @@ MAX_DISTANCES = 2_000_000
 """Most distances held in memory at a time."""
 
 
+def rows_per_chunk(n_columns: int) -> int:
+    """Return how many rows of a table of distances are computed at once, at least one."""
+    return max(1, MAX_DISTANCES // max(1, n_columns))
+
+
 class BondDeviation(Detector):
     r"""Largest deviation of a bond length from its mean in the reference, in Å.
 
@@ -151,7 +156,7 @@ class _MinimumDistance(Detector):
         if self._search is not None:
             return -self._search.shortest(positions, self._radius, cell)[0]
         pairs = self._listed_pairs
-        chunk = max(1, MAX_DISTANCES // max(1, len(positions)))
+        chunk = rows_per_chunk(len(positions))
         shortest = [system.distances(positions, part, cell).amin(dim=-1) for part in pairs.split(chunk)]
         return -torch.stack(shortest).amin(dim=0)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stable_plugin.detectors.base import AnyOf, Detector
 from stable_plugin.detectors.condensed import ObservableDeviation
-from stable_plugin.detectors.geometry import MAX_DISTANCES, BondDeviation, IntermolecularContact
+from stable_plugin.detectors.geometry import BondDeviation, IntermolecularContact, rows_per_chunk
 from stable_plugin.md.cells import optional
 from stable_plugin.md.state import kinetic_temperature
 from stable_plugin.md.system import System
@@ -130,7 +130,7 @@ class HydrogenDrift(Detector):
             raise RuntimeError("HydrogenDrift has no system yet: call bind(system, reference) first.")
         system, n_heavy = self._system, len(self._heavy)
         parts = []
-        for some in self._hydrogens.split(max(1, MAX_DISTANCES // (len(positions) * n_heavy))):
+        for some in self._hydrogens.split(rows_per_chunk(len(positions) * n_heavy)):
             pairs = torch.stack([some.repeat_interleave(n_heavy), self._heavy.repeat(len(some))], dim=1)
             distances = system.distances(positions, pairs, cell)
             parts.append(distances.unflatten(-1, (len(some), n_heavy)).amin(dim=-1))
