@@ -131,11 +131,15 @@ class Session:
         with self._monitored() as loop:
             loop.simulation_phase()
 
-    def gradient(self) -> Estimates | None:
-        """Return the gradient of each objective for the next optimizer step, or None when training is done."""
+    def gradient(self, users_loss: float | None = None) -> Estimates | None:
+        """Return the gradient of each objective for the next optimizer step, or None when training is done.
+
+        Args:
+            users_loss: Loss of the trainer, averaged over the processes; None if it is not known.
+        """
         self._hold_energies(EnergyZero.mark)
         with self._monitored() as loop:
-            estimates = loop.gradient(self._mean_over_processes(self.users_loss))
+            estimates = loop.gradient(users_loss)
         self._has_gradient = estimates is not None
         return estimates
 
@@ -155,7 +159,8 @@ class Session:
         """
         parameters = self.loop.potential.trainable_parameters()
         _check_optimizer(optimizer, parameters)
-        estimates = self.gradient()
+        users_loss = self._mean_over_processes(self.users_loss)
+        estimates = self.gradient(users_loss)
         if estimates is None:
             optimizer.zero_grad(set_to_none=True)
             return None
@@ -165,7 +170,7 @@ class Session:
             optimizer.zero_grad(set_to_none=True)
             return {**numbers, "stable/nonfinite_steps": self._n_nonfinite}
         for objective, estimate in estimates.items():
-            factor = self._factor(objective, estimate, own)
+            factor = self._factor(objective, estimate, own, users_loss)
             add_gradients(parameters, estimate.gradients, factor)
             name = objective.removesuffix("s")
             numbers |= {
@@ -179,9 +184,9 @@ class Session:
         self.loop.learning_rates.append(rate)
         return {**numbers, "stable/simulated_ps": self.loop.simulated_ps}
 
-    def _factor(self, objective: str, estimate: Estimate, own: Sequence[Tensor]) -> float:
+    def _factor(self, objective: str, estimate: Estimate, own: Sequence[Tensor], users_loss: float | None) -> float:
         if objective == "margin":
-            return self.margin_weight(self._mean_over_processes(self.users_loss))
+            return self.margin_weight(users_loss)
         return self.weight(estimate.gradients, own, new_window=self.loop.is_new_window)
 
     def _mean_over_processes(self, loss: float | None) -> float | None:
