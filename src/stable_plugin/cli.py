@@ -155,6 +155,9 @@ def _add_repair(commands: Any) -> None:
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a value of the recipe; +KEY=VALUE adds"
     )
     command.add_argument("-o", "--output", metavar="NEW", required=True, help="file to write")
+    command.add_argument(
+        "--anchors", metavar="FILE", help="frames of other systems, on which the potential is to stay as it is"
+    )
     command.add_argument("--valid", metavar="FILE", help="labeled frames to evaluate on (default: those of DATA)")
     command.add_argument(
         "--reference", metavar="FILE", help="frames that the observables are to reproduce (default: those of DATA)"
@@ -264,6 +267,7 @@ def _repair(options: argparse.Namespace) -> None:
             reference=options.reference,
             temperature_K=options.temperature_K,
             unlabeled=options.unlabeled,
+            anchors=options.anchors,
         )
     start(pipeline)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class FineTuningModule(PotentialModule):
         optimizer: Maps parameters to an optimizer; replaces the default.
         scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
         trainable: Names of the parameters to train, as patterns like ``"readouts.*"``; the others are frozen. All are trained if None.
+        lora_rank: Rank of the changes of weight matrices, a few for a pretrained model (LoRA); other weights are frozen then. Weights
+            change as a whole if None.
 
     Raises:
         TypeError: If the model is not a torch module.
@@ -89,10 +91,13 @@ class FineTuningModule(PotentialModule):
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         trainable: str | Sequence[str] | None = None,
+        lora_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model", "family", "arguments", "potential", "optimizer", "scheduler"])
         check_mode(E0s)
+        if lora_rank is not None:
+            checks.count("lora_rank", lora_rank)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
@@ -188,10 +193,8 @@ class FineTuningModule(PotentialModule):
         super().setup(stage)
         self.refuse_mixed_precision("forces that are gradients: use precision='32-true' or '64-true'.")
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        if self.optimizer is not None:
-            return self.optimizer(self.model.parameters())
-        return torch.optim.AdamW(self.model.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay)
+    def default_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.options.lr, weight_decay=self.options.weight_decay)
 
     def _checked(self, model: nn.Module | str | Path) -> nn.Module:
         """Return the model, loaded if it is a file or a name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,6 +24,7 @@ from stable_plugin.md.labels import ENERGY_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential, save_new
 from stable_plugin.models.isolated_atoms import MIN_OFFSET_EV, evenly_chosen, fit_offset, require_elements
+from stable_plugin.models.low_rank import LowRankOptimizer, matrices
 from stable_plugin.models.training_threads import TrainingThreads
 from stable_plugin.runtime.serialization import load_tensors
 
@@ -82,8 +83,16 @@ class PotentialModule(LightningModule):
         """Return the loss that is minimized, for one of these batches."""
 
     @abstractmethod
+    def default_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters, where the user has passed none."""
+
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of the model's parameters."""
+        """Return the optimizer of the model's parameters, or of low-rank changes of its matrices."""
+        make = self.optimizer or self.default_optimizer
+        if self.options.lora_rank is None:
+            return make(self.model.parameters())
+        weights = [(weight, blocks) for _, weight, blocks in matrices(self.model) if weight.requires_grad]
+        return LowRankOptimizer(weights, self.options.lora_rank, make)
 
     def configure_callbacks(self) -> list[Any]:
         """Build the model, and return the callback that chooses the number of threads.
@@ -134,6 +143,8 @@ class PotentialModule(LightningModule):
         else:
             self._build_checked(frames)
         self._freeze_others(self.options.trainable)
+        if self.options.lora_rank is not None:
+            self._freeze_all_but([name for name, _, _ in matrices(self.model)])
 
     def _build_checked(self, frames: Sequence[Atoms]) -> None:
         try:
@@ -162,13 +173,16 @@ class PotentialModule(LightningModule):
                     f"trainable={pattern!r} matches no parameter of {type(self.model).__name__}: those that can be trained "
                     f"are {', '.join(names)}."
                 )
+        self._freeze_all_but([name for name in names if any(fnmatchcase(name, pattern) for pattern in trainable)])
+
+    def _freeze_all_but(self, trained: Sequence[str]) -> None:
         for name, parameter in self.model.named_parameters():
-            if name in names and not any(fnmatchcase(name, pattern) for pattern in trainable):
+            if parameter.requires_grad and name not in trained:
                 self._frozen = [*self._frozen, parameter.requires_grad_(False)]
 
     @contextmanager
     def unfrozen(self) -> Iterator[None]:
-        """Release the parameters that are not in ``trainable``, so that a file that is written can be trained as a whole."""
+        """Release the parameters that are not trained, so that a file that is written can be trained as a whole."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         try:

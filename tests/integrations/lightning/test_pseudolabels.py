@@ -44,3 +44,38 @@ def test_labeled_frames_are_added():
     data = PseudoLabeledDataModule(frames_of("CH4"), tiny_mace([1, 6, 8]), labeled=labeled)
     assert [len(frame) for frame in data.train_frames] == [5, 5, 21, 21, 21]
     assert data.train_frames[-1].info[ENERGY_KEY] == labeled[-1].info[ENERGY_KEY]
+
+
+def test_frames_are_repeated_to_the_share_of_the_potentials_own_labels():
+    labeled = ase.io.read(DATA / "aspirin_valid.extxyz", ":3")
+    for share, counts in ((0.5, (3, 3)), (0.25, (2, 6)), (0.8, (12, 3))):
+        data = PseudoLabeledDataModule(
+            frames_of("CH4"),
+            tiny_mace([1, 6, 8]),
+            valid=frames_of("CH4"),
+            labeled=labeled,
+            labeled_valid=labeled,
+            share=share,
+        )
+        assert tuple(sum(len(frame) == n for frame in data.train_frames) for n in (5, 21)) == counts
+        assert [len(frame) for frame in data.valid_frames] == [5, 5, 21, 21, 21]
+
+
+def test_energies_move_to_the_zero_of_labels_of_another_code():
+    model = tiny_mace([1, 6, 8])
+    plain = PseudoLabeledDataModule(frames_of("CH4", "CO2", n_frames=4), model).train_frames
+    moved = [frame.copy() for frame in plain[:4]]
+    for frame in moved:  # of CH4: 5 eV from each atom
+        frame.info[ENERGY_KEY] += 25.0
+    data = PseudoLabeledDataModule(frames_of("CH4", "CO2", n_frames=4), model, labeled=moved)
+    shifts = [
+        own.info[ENERGY_KEY] - frame.info[ENERGY_KEY] for own, frame in zip(data.train_frames, plain, strict=False)
+    ]
+    # The shifts of C and H cannot be told apart, and are shared as least squares of smallest norm do: 25 (1, 4) / 17.
+    np.testing.assert_allclose(shifts, [25.0] * 4 + [25.0 / 17.0] * 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.5])
+def test_a_share_without_a_rest_is_an_error(share):
+    with pytest.raises(ValueError, match="share="):
+        PseudoLabeledDataModule(frames_of("CH4"), tiny_mace([1, 6]), share=share)

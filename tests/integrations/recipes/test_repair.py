@@ -8,6 +8,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from ase.calculators.calculator import all_changes
 from recipe_tools import ROOT
 
@@ -113,6 +114,23 @@ def test_repair_without_labels_keeps_those_of_the_model(trained, tmp_path, monke
     # The automatic weight would be zero: the model has no error on its own labels.
     assert report["settings"]["stable"]["margin_weight"] == 1.0
     assert main(["repair", str(given), "bare.xyz", "-o", str(tmp_path / "other.model"), *QUICK]) != 0, "no labels"
+
+
+@pytest.mark.parametrize("unlabeled", [False, True])
+def test_anchors_are_labeled_by_the_potential_itself(unlabeled, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    anchors = [molecule("CH3OH"), molecule("CO2")]
+    ase.io.write("anchors.xyz", anchors)
+    given, output = trained / "tiny.model", tmp_path / "repaired.model"
+    arguments = [str(given), str(trained / "data.xyz"), "-o", str(output), "--anchors", "anchors.xyz"]
+    assert main(["repair", *arguments, *QUICK, *["--unlabeled"] * unlabeled]) == 0
+    (folder,) = (tmp_path / "runs" / "repair").iterdir()
+    data = json.loads((folder / "report.json").read_text())["settings"]["data"]
+    assert data["_target_"] == "stable_plugin.PseudoLabeledDataModule"
+    assert data["train"] == (
+        [str(trained / "data.xyz"), str(tmp_path / "anchors.xyz")] if unlabeled else str(tmp_path / "anchors.xyz")
+    )
+    assert data.get("labeled") == (None if unlabeled else str(trained / "data.xyz"))
 
 
 def test_repair_takes_a_fairchem_checkpoint_and_returns_one(tmp_path, monkeypatch, capsys):

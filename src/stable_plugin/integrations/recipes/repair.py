@@ -26,6 +26,9 @@ UNLABELED_MARGIN_WEIGHT = 1.0
 """Weight of the margin beside labels of the potential itself, whose loss is zero at first and gives no automatic weight. With the
 usual weight of 100 of squared forces in eV/Å, a shortfall of 1 kT is worth an error of 0.1 eV/Å."""
 
+ANCHOR_SHARE = 0.5
+"""Fraction of the training frames that are anchors, beside labeled ones."""
+
 MAX_WINDOWS = 20
 """Learning windows after which a repair ends; the report then says that stability was not verified."""
 
@@ -40,6 +43,7 @@ def prepare_repair(
     reference: str | None = None,
     temperature_K: float = 300.0,
     unlabeled: bool = False,
+    anchors: str | None = None,
 ) -> RunFolder:
     """Return the pipeline that repairs a potential, validated as that of a recipe.
 
@@ -52,13 +56,21 @@ def prepare_repair(
         reference: File of frames that the observables are measured on; the labeled frames if None.
         temperature_K: Temperature of the simulations.
         unlabeled: Whether the frames have no labels: the energies and forces that the potential has on them are kept.
+        anchors: File of frames of other systems, on which the energies and forces of the potential are kept as well.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a value is invalid, or the family of the model has no LightningModule.
     """
     recipe = repair_recipe(
-        model, data, output, valid=valid, reference=reference, temperature_K=temperature_K, unlabeled=unlabeled
+        model,
+        data,
+        output,
+        valid=valid,
+        reference=reference,
+        temperature_K=temperature_K,
+        unlabeled=unlabeled,
+        anchors=anchors,
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "repair.yaml")
@@ -75,6 +87,7 @@ def repair_recipe(
     reference: str | None = None,
     temperature_K: float = 300.0,
     unlabeled: bool = False,
+    anchors: str | None = None,
 ) -> dict[str, Any]:
     """Return the recipe of a repair as plain data; arguments and errors as for :func:`prepare_repair`.
 
@@ -86,6 +99,7 @@ def repair_recipe(
         reference: File of frames that the observables are measured on.
         temperature_K: Temperature of the simulations.
         unlabeled: Whether the frames have no labels: the energies and forces that the potential has on them are kept.
+        anchors: File of frames of other systems, on which the energies and forces of the potential are kept as well.
 
     Raises:
         ValueError: If the family of the model has no LightningModule.
@@ -97,7 +111,7 @@ def repair_recipe(
             f"model={model!r} is of the family {family.name!r}, which has no LightningModule in this package: add "
             "StABlECallback to the Trainer of that family's own training."
         )
-    data, output, valid, reference = (_absolute(path) for path in (data, output, valid, reference))
+    data, output, valid, reference, anchors = (_absolute(path) for path in (data, output, valid, reference, anchors))
     integrator = {"_target_": "stable_plugin.Langevin", "temperature_K": temperature_K}
     trainer = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "enable_model_summary": False}
     source = _absolute(model) if Path(model).is_file() else model
@@ -108,7 +122,7 @@ def repair_recipe(
             "title": f"Repair of {Path(model).name}",
             "control": False,
             "output": output,
-            "data": {**_labels(source, unlabeled), "train": data, "valid": valid, "batch_size": 10},
+            "data": {**_data(source, data, valid, unlabeled, anchors), "batch_size": 10},
             "model": {"_target_": _target(module), module.model_argument: source},
             # The potential is trained already; runner.supervised.max_epochs=N fine-tunes it first.
             "supervised": {**trainer, "max_epochs": 0},
@@ -145,11 +159,14 @@ def repair_recipe(
     }
 
 
-def _labels(source: str, unlabeled: bool) -> dict[str, Any]:
-    """Return the data module, without its frames."""
+def _data(source: str, data: str, valid: str | None, unlabeled: bool, anchors: str | None) -> dict[str, Any]:
+    """Return the data module: labels of its own, or of the potential itself, or both."""
+    own = {"_target_": "stable_plugin.PseudoLabeledDataModule", "model": source}
     if unlabeled:
-        return {"_target_": "stable_plugin.PseudoLabeledDataModule", "model": source}
-    return {"_target_": "stable_plugin.ExtxyzDataModule"}
+        return {**own, "train": data if anchors is None else [data, anchors], "valid": valid}
+    if anchors is not None:
+        return {**own, "train": anchors, "labeled": data, "labeled_valid": valid, "share": ANCHOR_SHARE}
+    return {"_target_": "stable_plugin.ExtxyzDataModule", "train": data, "valid": valid}
 
 
 def _absolute(path: Any) -> Any:

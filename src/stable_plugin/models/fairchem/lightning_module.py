@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class FairchemModule(PotentialModule):
         optimizer: Maps parameters to an optimizer; replaces the default.
         scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
         trainable: Names of the parameters to train, as patterns like ``"readouts.*"``; the others are frozen. All are trained if None.
+        lora_rank: Rank of the changes of weight matrices, a few for a pretrained model (LoRA); other weights are frozen then. Weights
+            change as a whole if None.
         seed: Seed of the weights of a new model.
 
     Raises:
@@ -90,6 +92,7 @@ class FairchemModule(PotentialModule):
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         trainable: str | Sequence[str] | None = None,
+        lora_rank: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -97,6 +100,8 @@ class FairchemModule(PotentialModule):
         backbone, heads = (None if config is None else as_container(config) for config in (backbone, heads))
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         check_mode(E0s)
+        if lora_rank is not None:
+            checks.count("lora_rank", lora_rank)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
@@ -215,11 +220,7 @@ class FairchemModule(PotentialModule):
             self.log(f"valid/{task.property}_mae", metric, batch_size=batch.num_graphs)
         self.log("valid/loss", loss, batch_size=batch.num_graphs, prog_bar=True)
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        assert self.model is not None
-        parameters = self.model.parameters()
-        if self.optimizer is not None:
-            return self.optimizer(parameters)
+    def default_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=self.options.lr, weight_decay=self.options.weight_decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ class MACEModule(PotentialModule):
         optimizer: Maps parameters or groups of them to an optimizer; replaces the default.
         scheduler: Maps the optimizer to a learning-rate scheduler, stepped once an epoch.
         trainable: Names of the parameters to train, as patterns like ``"readouts.*"``; the others are frozen. All are trained if None.
+        lora_rank: Rank of the changes of weight matrices, a few for a pretrained model (LoRA); other weights are frozen then. Weights
+            change as a whole if None.
         seed: Seed of the weights of a new model.
 
     Raises:
@@ -108,6 +110,7 @@ class MACEModule(PotentialModule):
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         trainable: str | Sequence[str] | None = None,
+        lora_rank: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -125,6 +128,8 @@ class MACEModule(PotentialModule):
         for name, irreps in (("hidden_irreps", hidden_irreps), ("MLP_irreps", MLP_irreps)):
             _check_irreps(name, irreps)
         check_mode(E0s)
+        if lora_rank is not None:
+            checks.count("lora_rank", lora_rank)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
@@ -219,9 +224,12 @@ class MACEModule(PotentialModule):
         self._evaluate(batch, "test")
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        if self.optimizer is not None:
-            return self.optimizer(self.model.parameters())
-        return torch.optim.Adam(**get_params_options(self._mace_options(), self.model))
+        if self.optimizer is None and self.options.lora_rank is None:
+            return torch.optim.Adam(**get_params_options(self._mace_options(), self.model))
+        return super().make_optimizer()
+
+    def default_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=self.options.lr, amsgrad=True)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
