@@ -285,8 +285,8 @@ class StABlEConfig(SystemConfig):
 
     steps_per_window: Annotated[int, Count()] = 100
     """Optimizer steps after a window. The margin takes all of them, with a learning rate that falls to 1/20, and repeats them
-    before a probe until your own loss is back at its level before the repair; the Boltzmann estimator reweights the frames
-    after its first step, and ends when they are used up."""
+    before a probe until your own loss is back at its level before the repair and the margin's loss has settled; the Boltzmann
+    estimator reweights the frames after its first step, and ends when they are used up."""
 
     min_ess_fraction: Annotated[float, Number(above=0, at_most=1)] = 0.3
     """A new window is simulated when reweighting leaves a smaller effective fraction of the sample. DiffTRe (Thaler and

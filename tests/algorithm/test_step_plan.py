@@ -21,11 +21,11 @@ def measured(level=LEVEL, cycle=CYCLE):
     return plan
 
 
-def steps_after_window(plan, loss, *, settle):
-    """Return the steps after a window; the loss is a function of the number of the cycle."""
+def steps_after_window(plan, loss, margin=lambda cycle: None, *, settle):
+    """Return the steps after a window; the losses are functions of the number of the cycle."""
     plan.begin_window()
     steps = 0
-    while plan.take_step(loss(plan.cycles), settle=settle):
+    while plan.take_step(loss(plan.cycles), margin(plan.cycles), settle=settle):
         steps += 1
         assert steps <= MAX_CYCLES * CYCLE
     return steps
@@ -87,6 +87,30 @@ def test_cycles_end(loss, cycles):
     assert steps_after_window(measured(), loss, settle=True) == cycles * CYCLE
 
 
+@pytest.mark.parametrize(
+    ("margin", "cycles"),
+    [
+        (lambda cycle: 0.05, 1),
+        (lambda cycle: 1.0, 2),
+        (lambda cycle: 2.0**-cycle, 4),
+        (lambda cycle: 1.0 - 0.1 * cycle, 2),
+        (lambda cycle: math.nan, 1),
+    ],
+    ids=["small", "does not fall", "falls", "falls too slowly", "nan"],
+)
+def test_cycles_repeat_while_the_margins_loss_falls(margin, cycles):
+    assert steps_after_window(measured(), lambda cycle: LEVEL, margin, settle=True) == cycles * CYCLE
+    assert steps_after_window(measured(), lambda cycle: None, margin, settle=False) == CYCLE
+
+
+def test_cycles_repeat_until_both_losses_are_settled():
+    plan = measured()
+    assert (
+        steps_after_window(plan, lambda cycle: LEVEL + 4.0 - cycle, lambda cycle: 0.5**cycle, settle=True) == 4 * CYCLE
+    )
+    assert steps_after_window(plan, lambda cycle: LEVEL, lambda cycle: 4 * 0.5**cycle, settle=True) == 6 * CYCLE
+
+
 def test_negative_losses_settle_too():
     """As negative log-likelihoods may be."""
     assert steps_after_window(measured(-10.0), lambda cycle: -10.0, settle=True) == CYCLE
@@ -111,8 +135,8 @@ def test_unknown_losses_never_settle():
 def test_plan_resumes():
     plan, other = measured(), StepPlan(CYCLE)
     for _ in range(CYCLE + 7):
-        plan.take_step(2.0 * LEVEL, settle=True)
+        plan.take_step(2.0 * LEVEL, 1.0, settle=True)
     other.load_state_dict(plan.state_dict())
     assert other == plan and other.cycles == 2 and other.position == 7
-    plan.take_step(1.0, settle=True)
+    plan.take_step(1.0, 1.0, settle=True)
     assert other != plan, "the states share nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from math import cos, isfinite, pi
 from typing import Any
@@ -13,15 +14,50 @@ FINAL_LR_FACTOR = 0.05
 """Factor of the learning rate at the last step of a cycle. The weights that are simulated next have settled, and noise of the
 steps does not bring failures back."""
 
-TOLERANCE = 0.02
+USERS_TOLERANCE = 0.02
 """Excess of the user's loss, relative to its level before the repair, that does not count."""
 
+MARGIN_TOLERANCE = 0.1
+"""Loss of the margin that does not count."""
+
 PROGRESS = 0.8
-"""Largest excess that a cycle may leave of that which it began with; otherwise further cycles gain little. It ends the steps where
-the loss cannot come back, as beside labels of the potential itself, whose level is zero."""
+"""Largest part of an excess that a cycle may leave; otherwise further cycles gain little. It ends the steps where a loss cannot
+come back, as beside labels of the potential itself, whose level is zero, or in a model that is too small for its margins."""
 
 MAX_CYCLES = 8
 """Cycles after one window at most."""
+
+
+@dataclass
+class _Descent:
+    """Losses of one objective in a cycle, and its excess in the cycle before.
+
+    Attributes:
+        losses: Losses of the present cycle.
+        excess: Excess of the cycle before; None in the first one after a window.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    excess: float | None = None
+
+    def add(self, loss: float | None) -> None:
+        """Add the loss of a step, if it is known."""
+        if loss is not None and isfinite(loss):
+            self.losses.append(loss)
+
+    def end_cycle(self, level: float, tolerance: float) -> bool:
+        """End a cycle, and return whether another one would gain something: whether the loss is above its level, and falls.
+
+        Args:
+            level: Loss that is to be reached.
+            tolerance: Excess that does not count.
+        """
+        late, before = self.losses[len(self.losses) // 2 :], self.excess
+        self.losses = []
+        if not late:
+            return False
+        self.excess = sum(late) / len(late) - level
+        return self.excess > tolerance and (before is None or self.excess < PROGRESS * before)
 
 
 @dataclass
@@ -30,8 +66,9 @@ class StepPlan:
 
     A *cycle* of steps follows each window, with a learning rate that falls from step to step, as in warm restarts
     (Loshchilov and Hutter, ICLR 2017). Raising frames near failures disturbs the fit of energies and forces, and more of
-    the same steps mend it. So before the weights are probed, cycles on the frames at hand follow each other while the
-    user's loss is above its level before the repair, and falls towards it.
+    the same steps mend it, and raise what one cycle has left. They cost no simulation. So before the weights are probed, cycles
+    on the frames at hand follow each other while the user's loss falls towards its level before the repair, or the loss of
+    the margin towards zero.
 
     Args:
         cycle_steps: Optimizer steps in a cycle.
@@ -49,8 +86,8 @@ class StepPlan:
     position: int = 0
     cycles: int = 0
     _n_losses: int = 0
-    _losses: list[float] = field(default_factory=list)
-    _excess_before: float | None = None
+    _users: _Descent = field(default_factory=_Descent)
+    _margin: _Descent = field(default_factory=_Descent)
 
     @property
     def lr_factor(self) -> float:
@@ -62,15 +99,16 @@ class StepPlan:
 
     def begin_window(self) -> None:
         """Begin with the steps after a new window."""
-        self.cycles, self._excess_before = 0, None
-        self._begin_cycle()
+        self._users, self._margin = _Descent(), _Descent()
+        self.position, self.cycles = 0, 1
 
-    def take_step(self, users_loss: float | None, *, settle: bool) -> bool:
+    def take_step(self, users_loss: float | None, margin_loss: float | None = None, *, settle: bool) -> bool:
         """Count a step, if one is due.
 
         Args:
             users_loss: The user's loss at the present weights; None if it is not known.
-            settle: Whether the user's loss is to be settled, as the weights are probed next.
+            margin_loss: Loss of the margin in the step before, in kT; None in the first step after a window.
+            settle: Whether both losses are to be settled, as the weights are probed next.
 
         Returns:
             Whether a step is due: whether the steps after the present window go on.
@@ -78,12 +116,12 @@ class StepPlan:
         if self.n_level_steps < min(LEVEL_STEPS, self.cycle_steps):
             self._measure_level(users_loss)
             return True
-        if users_loss is not None and isfinite(users_loss):
-            self._losses.append(users_loss)
+        self._users.add(users_loss)
+        self._margin.add(margin_loss)
         if self.position == self.cycle_steps:
-            if not (settle and self._is_disturbed()):
+            if not (self._gains() and settle and self.cycles < MAX_CYCLES):
                 return False
-            self._begin_cycle()
+            self.position, self.cycles = 0, self.cycles + 1
         self.position += 1
         return True
 
@@ -93,18 +131,10 @@ class StepPlan:
             self._n_losses += 1
             self.level += (users_loss - self.level) / self._n_losses
 
-    def _begin_cycle(self) -> None:
-        self.position, self._losses = 0, []
-        self.cycles += 1
-
-    def _is_disturbed(self) -> bool:
-        """Return whether the user's loss is above its level, and falls towards it."""
-        late = self._losses[len(self._losses) // 2 :]
-        if not late or self._n_losses == 0 or self.cycles >= MAX_CYCLES:
-            return False
-        excess, before = sum(late) / len(late) - self.level, self._excess_before
-        self._excess_before = excess
-        return excess > TOLERANCE * abs(self.level) and (before is None or excess < PROGRESS * before)
+    def _gains(self) -> bool:
+        """End a cycle, and return whether another one would gain something."""
+        users = self._users.end_cycle(self.level, USERS_TOLERANCE * abs(self.level)) and self._n_losses > 0
+        return self._margin.end_cycle(0.0, MARGIN_TOLERANCE) or users
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the length of a cycle."""
@@ -115,4 +145,4 @@ class StepPlan:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, name, _Descent(**copy.deepcopy(value)) if isinstance(value, dict) else value)

@@ -280,7 +280,7 @@ class TrainingLoop:
             return False
         if self.margin is None:
             return (self._steps or 0) < self.config.steps_per_window
-        return self.plan.take_step(users_loss, settle=self.tracker.is_probe_due)
+        return self.plan.take_step(users_loss, self.windows[-1].margin_loss, settle=self.tracker.is_probe_due)
 
     def _estimates(self) -> Estimates:
         estimates: Estimates = {}

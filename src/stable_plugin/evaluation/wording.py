@@ -287,7 +287,7 @@ def _zero_sentence(stages: Mapping[str, EvaluationSummary]) -> list[str]:
     if not fitted:
         return []
     return [
-        "The zero of energy of the model is not that of the labels, as with isolated atoms of another code or functional: one "
+        "The zero of energy of the model is not that of the labels, as after a short fit or with isolated atoms of another code: one "
         f"energy per element explains most of the error. Energy MAE as it is → with this zero fitted per element: "
         f"{', '.join(fitted.values())}. Forces do not depend on it."
     ]
