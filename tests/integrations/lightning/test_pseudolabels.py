@@ -75,7 +75,13 @@ def test_energies_move_to_the_zero_of_labels_of_another_code():
     np.testing.assert_allclose(shifts, [25.0] * 4 + [25.0 / 17.0] * 4, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, 0.5])
-def test_a_share_without_a_rest_is_an_error(share):
-    with pytest.raises(ValueError, match="share="):
-        PseudoLabeledDataModule(frames_of("CH4"), tiny_mace([1, 6]), share=share)
+@pytest.mark.parametrize("share", [0.0, 1.0, 2, "half"])
+def test_a_share_that_leaves_no_rest_is_an_error(share):
+    frames = ase.io.read(DATA / "aspirin_valid.extxyz", ":3")
+    with pytest.raises((ValueError, TypeError), match="share="):
+        PseudoLabeledDataModule(frames_of("CH4"), tiny_mace([1, 6, 8]), labeled=frames, share=share)
+
+
+def test_a_share_without_labeled_frames_is_an_error():
+    with pytest.raises(ValueError, match=r"share=0\.5 needs labeled frames"):
+        PseudoLabeledDataModule(frames_of("CH4"), tiny_mace([1, 6]), share=0.5)

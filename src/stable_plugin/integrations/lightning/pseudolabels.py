@@ -60,13 +60,10 @@ class PseudoLabeledDataModule(ExtxyzDataModule):
         batch_size: int = 10,
         **arguments: Any,
     ) -> None:
-        if share is not None:
-            checks.number("share", share, above=0)
-            if share >= 1 or labeled is None:
-                raise ValueError(
-                    f"share={share}, labeled={labeled}: pass a share below 1, and labeled frames for the rest; leave share= out "
-                    "if the potential itself labels all frames."
-                )
+        if share is not None and labeled is None:
+            raise ValueError(f"share={share} needs labeled frames for the rest: pass labeled=, or leave share= out.")
+        if share is not None and checks.number("share", share, above=0) >= 1:
+            raise ValueError(f"share={share} is out of range: pass a number between 0 and 1.")
         module = model if isinstance(model, nn.Module) else load_potential(model, **arguments)
         own = [] if labeled is None else read_labeled(labeled, "labeled")
         own_valid = [] if labeled_valid is None else read_labeled(labeled_valid, "labeled_valid")
