@@ -83,7 +83,7 @@ def test_headline_improvement_that_does_not_last(tmp_path: Path) -> None:
 
 def test_findings_control_as_good_as_stable(tmp_path: Path) -> None:
     report, _ = fabricated(control=0.05)
-    assert "there is no evidence that the observable caused the improvement" in written(tmp_path / "run", report).lead
+    assert "there is no evidence that the repair caused the improvement" in written(tmp_path / "run", report).lead
 
 
 def test_headline_incomparable_evaluations(tmp_path: Path) -> None:

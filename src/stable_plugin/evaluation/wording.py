@@ -331,13 +331,13 @@ def _force_sentence(before: EvaluationSummary, after: EvaluationSummary) -> str:
 def _control_sentence(control: EvaluationSummary, after: EvaluationSummary, improved: bool) -> str:
     comparisons: dict[Verdict, str] = {
         "better": "significantly more than after StABlE training",
-        "worse": "significantly fewer than after StABlE training, so the observable made it worse",
+        "worse": "significantly fewer than after StABlE training, so the repair made it worse",
         "unclear": "not significantly different from StABlE training",
     }
     result = verdict(control, after)
     text = f"Control, trained for as long with energies and forces alone: {failed(control)} failed, {comparisons[result]}"
     if result == "unclear" and improved:
-        text += ", so there is no evidence that the observable caused the improvement"
+        text += ", so there is no evidence that the repair caused the improvement"
     return text + "."
 
 
