@@ -46,11 +46,14 @@ class _Descent:
             self.losses.append(loss)
 
     def end_cycle(self, level: float, tolerance: float) -> bool:
-        """End a cycle, and return whether another one would gain something: whether the loss is above its level, and falls.
+        """End a cycle.
 
         Args:
             level: Loss that is to be reached.
             tolerance: Excess that does not count.
+
+        Returns:
+            Whether another cycle would gain something: whether the loss is above its level, and falls.
         """
         late, before = self.losses[len(self.losses) // 2 :], self.excess
         self.losses = []

@@ -335,7 +335,9 @@ def _control_sentence(control: EvaluationSummary, after: EvaluationSummary, impr
         "unclear": "not significantly different from StABlE training",
     }
     result = verdict(control, after)
-    text = f"Control, trained for as long with energies and forces alone: {failed(control)} failed, {comparisons[result]}"
+    text = (
+        f"Control, trained for as long with energies and forces alone: {failed(control)} failed, {comparisons[result]}"
+    )
     if result == "unclear" and improved:
         text += ", so there is no evidence that the repair caused the improvement"
     return text + "."
