@@ -96,8 +96,6 @@ class FineTuningModule(PotentialModule):
         super().__init__()
         self.save_hyperparameters(ignore=["model", "family", "arguments", "potential", "optimizer", "scheduler"])
         check_mode(E0s)
-        if lora_rank is not None:
-            checks.count("lora_rank", lora_rank)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)

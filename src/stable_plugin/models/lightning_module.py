@@ -26,6 +26,7 @@ from stable_plugin.models.base import Potential, save_new
 from stable_plugin.models.isolated_atoms import MIN_OFFSET_EV, evenly_chosen, fit_offset, require_elements
 from stable_plugin.models.low_rank import LowRankOptimizer, matrices
 from stable_plugin.models.training_threads import TrainingThreads
+from stable_plugin.runtime import checks
 from stable_plugin.runtime.serialization import load_tensors
 
 log = logging.getLogger(__name__)
@@ -292,11 +293,13 @@ class PotentialModule(LightningModule):
             )
 
     def check_optimizer(self) -> None:
-        """Validate the user's optimizer and scheduler by two steps on a parameter of their own.
+        """Validate the rank of changes, and the user's optimizer and scheduler by two steps on a parameter of their own.
 
         Raises:
-            ValueError: If one of them fails.
+            ValueError: If one of them is out of range or fails.
         """
+        if self.options.lora_rank is not None:
+            checks.count("lora_rank", self.options.lora_rank)
         weight = nn.Parameter(torch.zeros(2))
         name, value = "optimizer", self.optimizer
         try:

@@ -122,13 +122,12 @@ def matrices(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, list[Block]
     Args:
         module: The model.
     """
-    for prefix, part in module.named_modules():
-        for own, parameter in part.named_parameters(recurse=False):
-            blocks = _e3nn_blocks(part, parameter)
-            if not blocks and parameter.ndim >= 2:
-                blocks = [Block(0, tuple(parameter.shape))]
-            if blocks:
-                yield f"{prefix}.{own}" if prefix else own, parameter, blocks
+    for name, parameter in module.named_parameters():
+        blocks = _e3nn_blocks(module.get_submodule(name.rpartition(".")[0]), parameter)
+        if not blocks and parameter.ndim >= 2:
+            blocks = [Block(0, tuple(parameter.shape))]
+        if blocks:
+            yield name, parameter, blocks
 
 
 def _e3nn_blocks(layer: nn.Module, parameter: nn.Parameter) -> list[Block]:

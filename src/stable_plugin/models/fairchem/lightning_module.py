@@ -100,8 +100,6 @@ class FairchemModule(PotentialModule):
         backbone, heads = (None if config is None else as_container(config) for config in (backbone, heads))
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         check_mode(E0s)
-        if lora_rank is not None:
-            checks.count("lora_rank", lora_rank)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)

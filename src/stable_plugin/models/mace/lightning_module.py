@@ -128,8 +128,6 @@ class MACEModule(PotentialModule):
         for name, irreps in (("hidden_irreps", hidden_irreps), ("MLP_irreps", MLP_irreps)):
             _check_irreps(name, irreps)
         check_mode(E0s)
-        if lora_rank is not None:
-            checks.count("lora_rank", lora_rank)
         checks.number("lr", lr, above=0)
         for name, number in (
             ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
