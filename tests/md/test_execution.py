@@ -167,6 +167,18 @@ def test_forces_load_state_dict_restores_choices():
     assert explicit.state_dict() == {"threads": 1, "step_s": None, "compiled": False}, "the user's settings win"
 
 
+def test_family_that_cannot_be_compiled_is_not_tried(monkeypatch, caplog):
+    monkeypatch.setattr(forces, "COMPILATION_S", 0.0)
+    positions = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [-0.3, 0.95, 0]]], dtype=torch.float64)
+    potential = triatomic(10.0)
+    monkeypatch.setattr(type(potential), "uncompilable", "springs, which rust")
+    with caplog.at_level(logging.INFO, "stable_plugin"):
+        _, simulator = run(potential, positions)
+    assert simulator.forces.compiled is False and "compil" not in caplog.text
+    with pytest.raises(ValueError, match=r"compile=True is not available for springs, which rust. Set compile=False"):
+        run(potential, positions, compile=True)
+
+
 def test_run_uses_and_restores_threads():
     seen = []
     potential = triatomic(10.0)

@@ -226,6 +226,14 @@ def test_read_labeled_warns_of_unused_labels_of_any_frame(caplog):
     assert "train: the labels ['mulliken_charges'] are not used" in caplog.text
 
 
+def test_read_labeled_takes_guesses_of_moments_for_no_labels(caplog):
+    atoms = labeled(0)
+    atoms.set_initial_magnetic_moments(np.ones(3))
+    atoms.set_initial_charges(np.ones(3))
+    read_labeled([atoms], "train")
+    assert "are not used" not in caplog.text
+
+
 def smeared(energy, free_energy):
     atoms = water(0)
     atoms.calc = SinglePointCalculator(atoms, energy=energy, free_energy=free_energy, forces=np.zeros((3, 3)))

@@ -24,6 +24,9 @@ SAME_ENERGY_EV = 1e-4
 UNUSED_LABELS = ("stress", "virial", "dipole", "magmom", "charges", "bec", "polarizability")
 """Parts of the names of labels that training does not use."""
 
+INITIAL_GUESSES = {"initial_magmoms", "initial_charges"}
+"""Arrays of ASE that are input of electronic structure codes, and no labels."""
+
 
 def read_labeled(
     source: Frames, name: str, energy_key: str = ENERGY_KEY, forces_key: str = FORCES_KEY, *, least: int = 1
@@ -142,7 +145,7 @@ def isolated_energies(frames: Sequence[Atoms], name: str, energy_key: str) -> di
 def _tell_unused(frames: Sequence[Atoms], name: str, energy_key: str) -> None:
     """Log labels that are not used, and which of two kinds of energies is."""
     given = {key for frame in frames for key in (*frame.info, *frame.arrays, *_results(frame))}
-    unused = sorted(key for key in given if any(part in key.lower() for part in UNUSED_LABELS))
+    unused = sorted(key for key in given - INITIAL_GUESSES if any(part in key.lower() for part in UNUSED_LABELS))
     if unused:
         log.warning("%s: the labels %s are not used: training is on energies and forces.", name, unused)
     other = {"energy": "free_energy", "free_energy": "energy"}.get(energy_key)

@@ -42,6 +42,9 @@ class Potential(ABC):
     sees_cells = False
     """Whether a model that builds its own graph does so in ``edges.cell``, the cell of each replica."""
 
+    uncompilable = ""
+    """Which models torch.compile cannot trace, and why; empty if it can trace them."""
+
     def __init__(self, module: nn.Module, system: System) -> None:
         self.module = module
         parameter = next(module.parameters())
@@ -134,6 +137,8 @@ class Potential(ABC):
         Raises:
             ValueError: If there is no such potential.
         """
+        if self.uncompilable:
+            raise ValueError(f"compile=True is not available for {self.uncompilable}. Set compile=False.")
         return self
 
     def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:

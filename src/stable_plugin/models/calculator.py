@@ -34,6 +34,7 @@ class CalculatorPotential(Potential):
     """
 
     sees_cells = True
+    uncompilable = "ASE calculators"
 
     def __init__(self, calculator: Calculator, system: System) -> None:
         super().__init__(Placeholder(), system)
@@ -62,9 +63,6 @@ class CalculatorPotential(Potential):
             forces.append(torch.from_numpy(np.array(atoms.get_forces())))
             energies.append(atoms.get_potential_energy())
         return torch.tensor(energies, dtype=torch.float64), torch.stack(forces).to(positions)
-
-    def compilable(self) -> Potential:
-        raise ValueError("compile=True is not available for ASE calculators. Set compile=False.")
 
 
 class Placeholder(nn.Module):

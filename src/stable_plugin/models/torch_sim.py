@@ -39,6 +39,7 @@ class TorchSimPotential(Potential):
     # Any: nn.Module does not declare the attributes of torch-sim's models.
     module: Any
     sees_cells = True
+    uncompilable = "torch-sim models"
 
     def __init__(self, model: Any, system: System) -> None:
         super().__init__(Placeholder(model.dtype, model.device), system)
@@ -66,9 +67,6 @@ class TorchSimPotential(Potential):
             state.cell = edges.cell.to(state.cell).mT.contiguous()  # torch-sim's cell vectors are columns
         output = self.module(state)
         return output["energy"].detach(), output["forces"].detach().reshape(positions.shape)
-
-    def compilable(self) -> Potential:
-        raise ValueError("compile=True is not available for torch-sim models. Set compile=False.")
 
     def _state(self, n_replicas: int) -> Any:
         """Return the state of torch-sim for so many replicas, whose positions are replaced."""

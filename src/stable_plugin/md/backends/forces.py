@@ -112,7 +112,8 @@ class Forces:
             ValueError: If ``compile=True`` and the potential cannot be compiled.
         """
         if self.compiled is None:
-            self.compiled = positions.device.type == "cpu" and self._pays(positions)
+            can_pay = positions.device.type == "cpu" and not self.potential.uncompilable
+            self.compiled = can_pay and self._pays(positions)
         if not self.compiled or self._compiled is not None:
             return
         try:

@@ -41,6 +41,7 @@ class CHGNetPotential(Potential):
 
     # Any: nn.Module does not declare the attributes of a CHGNet.
     module: Any
+    uncompilable = "CHGNet models, whose graphs change at every step"
 
     def __init__(self, module: Any, system: System) -> None:
         super().__init__(module, system)
@@ -83,11 +84,6 @@ class CHGNetPotential(Potential):
         for number, shift in shifts.items():
             self._references[number - 1] += shift
         return True
-
-    def compilable(self) -> Potential:
-        raise ValueError(
-            "compile=True is not available for CHGNet models, whose graphs change at every step. Set compile=False."
-        )
 
     def atomic_energies(self, positions: Tensor, edges: Edges) -> Tensor:
         graph = self._graph(positions, edges)

@@ -70,6 +70,7 @@ class FairchemPotential(Potential):
     # Any: nn.Module does not declare the attributes of a fairchem model.
     module: Any
     sees_cells = True
+    uncompilable = "fairchem models, whose energies cannot be traced as one graph"
 
     def __init__(
         self,
@@ -137,12 +138,6 @@ class FairchemPotential(Potential):
         layers = [part for part in self.module.output_heads.get_submodule(self._readout.layer).modules()]
         last = [part for part in layers if isinstance(part, nn.Linear)][-1:]
         return last[0].bias if last else None
-
-    def compilable(self) -> Potential:
-        raise ValueError(
-            f"compile=True is not available for fairchem models (here {type(self.module).__name__}), whose energies "
-            "torch.compile cannot trace as one graph. Set compile=False."
-        )
 
     def settings(self) -> dict[str, Any]:
         return {"task_name": self.dataset, "charge": self._charge, "spin": self._spin}

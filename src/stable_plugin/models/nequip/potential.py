@@ -37,6 +37,7 @@ class NequIPPotential(Potential):
 
     # Any: nn.Module does not declare the attributes of a NequIP model.
     module: Any
+    uncompilable = "NequIP models, which e3nn compiles"
 
     def __init__(self, module: Any, system: System, types: Mapping[str, str] | None = None) -> None:
         super().__init__(module, system)
@@ -89,9 +90,6 @@ class NequIPPotential(Potential):
         )
         energies: Tensor = output[KEY.PER_ATOM_ENERGY_KEY].double().reshape(n_replicas, n_atoms)
         return energies - self._shifts()
-
-    def compilable(self) -> Potential:
-        raise ValueError("compile=True is not available for NequIP models, which e3nn compiles. Set compile=False.")
 
     def _shifts(self) -> Tensor:
         """Return the energies of isolated atoms, (n_atoms,)."""

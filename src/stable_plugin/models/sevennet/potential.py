@@ -37,6 +37,7 @@ class SevenNetPotential(Potential):
 
     # Any: nn.Module does not declare the attributes of a SevenNet model.
     module: Any
+    uncompilable = "SevenNet models, which e3nn compiles"
 
     def __init__(self, module: Any, system: System, modal: str | None = None) -> None:
         super().__init__(module, system)
@@ -118,9 +119,6 @@ class SevenNetPotential(Potential):
                 break
         energies = data[KEY.ATOMIC_ENERGY].double() - self._shifts(constants)
         return energies.reshape(positions.shape[:2])
-
-    def compilable(self) -> Potential:
-        raise ValueError("compile=True is not available for SevenNet models, which e3nn compiles. Set compile=False.")
 
     @property
     def _rescale(self) -> Any:
