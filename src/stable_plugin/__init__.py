@@ -42,6 +42,7 @@ from stable_plugin.observables import (
     MeanSquaredDisplacement,
     Observable,
     PowerSpectrum,
+    Pressure,
     RadialDistribution,
     VelocityAutocorrelation,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "ObservableDeviation",
     "PlaneLimits",
     "PowerSpectrum",
+    "Pressure",
     "PseudoLabeledDataModule",
     "RadialDistribution",
     "RingLimits",

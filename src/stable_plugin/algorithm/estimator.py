@@ -7,6 +7,9 @@ For samples x_i of exp(-U/kT) and an observable g with mean ⟨g⟩,
 so the gradient of a loss L(⟨g⟩) is that of one weighted sum of energies, Σ_i w_i U(x_i), whose weights are constants. One
 backward pass over the frames, in chunks, replaces the energy gradient of every frame.
 
+An observable that depends on the parameters itself, as the pressure does, adds ⟨∇θ g⟩, the gradient of a weighted sum of its
+own values over the same frames.
+
 In a large system one broken molecule is lost in the mean over all of them. The local estimator takes the observable of a
 neighborhood and the energy of its atoms as one sample; its gradient is still that of one weighted sum of atomic energies.
 
@@ -15,7 +18,7 @@ Equation                                  Code
 ========================================  =============================================
 v = ∂L/∂⟨g⟩                               ``upstream`` in :meth:`BoltzmannEstimator.surrogate_term`
 w_i = -β v·(g_i - ⟨g⟩) / (N - 1)          :func:`surrogate_weights`
-∇θ L = ∇θ Σ_i w_i U(x_i)                  :meth:`BoltzmannEstimator.combine`
+∇θ L = ∇θ Σ_i [w_i U(x_i) + ω_i v·g(x_i)] :meth:`BoltzmannEstimator.combine`
 U(x_i) = Σ_a U_a(x_i)                     ``Potential.atomic_energies``
 ========================================  =============================================
 
@@ -70,21 +73,29 @@ Estimates = dict[str, Estimate]
 """Estimates of the objectives that a step follows: ``observables``, ``margin``, or both."""
 
 
+Explicit = Callable[[Tensor, "Tensor | None"], Tensor]
+"""Values of an observable as a function of the parameters: takes frames and their cells, returns (n_frames, n_values)."""
+
+
 @dataclass(frozen=True)
 class SurrogateTerm:
-    """A loss on observables as weights of atomic energies: ∇θ L = ∇θ Σ_ia w_ia U_a(x_i).
+    """A loss on observables as weights of atomic energies, and of the observables that depend on the parameters.
+
+    ∇θ L = ∇θ [Σ_ia w_ia U_a(x_i) + Σ_ik e_ik g_k(x_i)].
 
     Attributes:
         loss: Loss at the (reweighted) mean.
         mean: The (reweighted) mean, (n_values,).
         atomic_weights: The weights w_ia, (n_frames, n_atoms).
         ess_fraction: Effective sample size over the number of samples, in (0, 1].
+        explicit: Observables g that depend on the parameters, each with its weights e_ik, (n_frames, n_values).
     """
 
     loss: float
     mean: Tensor
     atomic_weights: Tensor
     ess_fraction: float
+    explicit: Sequence[tuple[Explicit, Tensor]] = ()
 
 
 def surrogate_weights(
@@ -172,6 +183,7 @@ class BoltzmannEstimator:
         weights: Tensor | None = None,
         members: Members | None = None,
         cell: Tensor | None = None,
+        explicit: Sequence[Explicit | None] | None = None,
     ) -> Estimate:
         """Return loss and gradient of one or several observables; their losses are added.
 
@@ -183,13 +195,15 @@ class BoltzmannEstimator:
             weights: Statistical weights of the samples, (n_samples,); equal if None.
             members: Atoms of each sample; whole frames if None.
             cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
+            explicit: Per observable, its values as a function of the parameters; None for one of the positions alone.
 
         Raises:
             ValueError: If there are fewer than two samples.
         """
         n_samples = len(positions) if members is None else len(members)
         weights = uniform_weights(n_samples, positions, self.context) if weights is None else weights
-        return self.combine(positions, [self.surrogate_term(positions, values, targets, loss, weights, members)], cell)
+        term = self.surrogate_term(positions, values, targets, loss, weights, members, explicit)
+        return self.combine(positions, [term], cell)
 
     def surrogate_term(
         self,
@@ -199,6 +213,7 @@ class BoltzmannEstimator:
         loss: Loss,
         weights: Tensor,
         members: Members | None,
+        explicit: Sequence[Explicit | None] | None = None,
     ) -> SurrogateTerm:
         """Return the weights of atomic energies that represent a loss; arguments as for :meth:`estimate`."""
         n_samples = self.context.count(len(weights), weights.device)
@@ -207,8 +222,8 @@ class BoltzmannEstimator:
                 f"the estimator got {n_samples} frame(s), but a covariance needs two: record more frames, or use more "
                 "replicas."
             )
-        total, surrogate, means = 0.0, torch.zeros_like(weights), []
-        for value, target in zip(values, targets, strict=True):
+        total, surrogate, means, weighted = 0.0, torch.zeros_like(weights), [], []
+        for value, target, function in zip(values, targets, explicit or [None] * len(values), strict=True):
             # Each value is averaged over the samples that have it.
             absent = torch.isnan(value)
             present = torch.where(absent, 0.0, weights[:, None])
@@ -219,10 +234,12 @@ class BoltzmannEstimator:
                 part = loss(mean, target.to(mean))
             (upstream,) = torch.autograd.grad(part, mean)
             surrogate = surrogate + surrogate_weights(value, upstream, present, self.temperature_K, self.context)
+            if function is not None:
+                weighted.append((function, present * upstream))
             total += part.item()
             means.append(mean.detach())
         atomic = surrogate[:, None].expand(positions.shape[:2]) if members is None else members.scatter(surrogate)
-        return SurrogateTerm(total, torch.cat(means), atomic, ess_fraction(weights, self.context))
+        return SurrogateTerm(total, torch.cat(means), atomic, ess_fraction(weights, self.context), weighted)
 
     def combine(self, positions: Tensor, terms: Sequence[SurrogateTerm], cell: Tensor | None = None) -> Estimate:
         """Return one estimate, by one backward pass, of all terms on the same frames.
@@ -232,21 +249,28 @@ class BoltzmannEstimator:
             terms: Terms on these frames.
             cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
         """
+        atomic_weights = torch.stack([term.atomic_weights for term in terms]).sum(dim=0)
+        explicit = [each for term in terms for each in term.explicit]
         return Estimate(
             loss=sum(term.loss for term in terms),
             mean=torch.cat([term.mean for term in terms]),
-            gradients=self._backward(positions, torch.stack([term.atomic_weights for term in terms]).sum(dim=0), cell),
+            gradients=self._backward(positions, atomic_weights, cell, explicit),
             ess_fraction=min(term.ess_fraction for term in terms),
         )
 
-    def _backward(self, positions: Tensor, weights: Tensor, cell: Tensor | None) -> list[Tensor]:
-        """Return ∇θ Σ_ia w_ia U_a(x_i) over all processes, for weights of atomic energies (n_frames, n_atoms)."""
+    def _backward(
+        self, positions: Tensor, weights: Tensor, cell: Tensor | None, explicit: Sequence[tuple[Explicit, Tensor]]
+    ) -> list[Tensor]:
+        """Return ∇θ [Σ_ia w_ia U_a(x_i) + Σ_ik e_ik g_k(x_i)] over all processes; arguments as in :class:`SurrogateTerm`."""
         parameters = self.potential.trainable_parameters()
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
 
         def gradient(part: slice) -> Sequence[Tensor | None]:
             with torch.enable_grad(), self.potential.evaluating():
                 weighted = (weights[part] * self._atomic(positions, cell, part)).sum()
+                for function, each in explicit:
+                    values = function(positions[part], None if cell is None else cell[part])
+                    weighted = weighted + (each[part] * values).sum()
             return torch.autograd.grad(weighted, parameters, allow_unused=True)
 
         for new in self._in_chunks(len(positions), gradient):

@@ -16,6 +16,7 @@ from stable_plugin.md.cells import optional
 from stable_plugin.md.neighborhoods import Members, Neighborhoods, even_sample
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
+from stable_plugin.observables.pressure import PotentialObservable
 
 
 @dataclass
@@ -103,6 +104,9 @@ class WindowEstimator:
             raise ValueError(
                 f"even_sampling={even_sampling} needs the local estimator: set local=, or leave even_sampling out."
             )
+        for observable in self.observables:
+            if isinstance(observable, PotentialObservable):
+                observable.attach(estimator.potential, estimator.temperature_K, estimator.chunk)
         if local is not None:
             local.bind(estimator.potential.system)
             if not self._by_site:
@@ -142,14 +146,23 @@ class WindowEstimator:
             weights: Statistical weights by group, as :meth:`reweight` returns them; equal weights, for samples that have
                 just been simulated, if None.
         """
+        is_reweighted = weights is not None
         if weights is None:
             weights = [uniform_weights(len(group.energies), group.energies, self.context) for group in data.groups]
         terms = []
         for group, each in zip(data.groups, weights, strict=True):
             observables: Sequence[Observable] = self._by_frame if group.sites is None else self._by_site
             targets = [observable.known_target for observable in observables]
+            explicit = [obs.of_frames if isinstance(obs, PotentialObservable) else None for obs in observables]
+            values = [
+                # The parameters have changed since the frames were collected.
+                _per_frame(obs, data.positions, data.cell) if is_reweighted and function else value
+                for obs, function, value in zip(observables, explicit, group.values, strict=True)
+            ]
             members = self._members(group, data)
-            terms.append(self.estimator.surrogate_term(data.positions, group.values, targets, self.loss, each, members))
+            terms.append(
+                self.estimator.surrogate_term(data.positions, values, targets, self.loss, each, members, explicit)
+            )
         return self.estimator.combine(data.positions, terms, data.cell)
 
     def reweight(self, data: WindowData) -> tuple[list[Tensor], float]:

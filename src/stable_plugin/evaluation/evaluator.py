@@ -40,7 +40,7 @@ from stable_plugin.md.frames import Frames, read_frames, warn_temperature
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models import NoInteraction, Potential, find_potential
-from stable_plugin.observables import Observable, TimeCorrelation, trajectory_from_atoms
+from stable_plugin.observables import Observable, PotentialObservable, TimeCorrelation, trajectory_from_atoms
 from stable_plugin.runtime import checks
 
 log = logging.getLogger(__name__)
@@ -310,6 +310,8 @@ class Evaluator:
         self.detector.bind(potential.system, reference, *optional(cell))
         for observable in self.comparison.observables:
             observable.bind(potential.system, reference, *optional(cell))
+            if isinstance(observable, PotentialObservable):
+                observable.attach(potential, self.settings.integrator.temperature_K, self.settings.n_replicas)
         self._bind_correlations()
         replicas = simulate_replicas(potential, self.detector, self.starts, self.settings, self._start_cells)
         self._raise_if_unusable(replicas, potential.system)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stable_plugin.md.derivatives import differentiated
 from stable_plugin.md.neighbors import Edges, edges_within
+from stable_plugin.md.strain import strain_derivative
 from stable_plugin.md.system import System
 from stable_plugin.runtime.atomic_files import atomic_write
 
@@ -152,6 +153,34 @@ class Potential(ABC):
             Energies (n_replicas,) in eV, and forces (n_replicas, n_atoms, 3) in eV/Å.
         """
         return differentiated(self.energies, positions, edges)
+
+    def strain_derivative(
+        self,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        *,
+        moved: Tensor | None = None,
+        create_graph: bool = False,
+    ) -> Tensor:
+        """Return the derivative of the energy with respect to a homogeneous strain, (n_replicas, 3, 3) in eV.
+
+        Divided by the volume, it is the stress as ASE defines it: positive under tension, without its kinetic part.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
+            moved: What the strain multiplies in the place of positions, see
+                :func:`~stable_plugin.md.strain.strain_derivative`.
+            create_graph: Whether the derivative is to be differentiated for the parameters.
+
+        Raises:
+            ValueError: If the model builds its own neighbor graph and takes no cells for it.
+        """
+        if cell is None and self.system.periodic and isinf(self.cutoff):
+            # A model that builds its own graph sees the strain in the cell.
+            cell = self.system.cell.to(positions).expand(len(positions), 3, 3)
+        edges = self.edges(positions, cell)
+        return strain_derivative(self.energies, positions, edges, moved=moved, create_graph=create_graph)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

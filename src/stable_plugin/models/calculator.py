@@ -64,6 +64,28 @@ class CalculatorPotential(Potential):
             energies.append(atoms.get_potential_energy())
         return torch.tensor(energies, dtype=torch.float64), torch.stack(forces).to(positions)
 
+    @torch.enable_grad()  # for calculators that differentiate by torch
+    def strain_derivative(
+        self,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        *,
+        moved: Tensor | None = None,
+        create_graph: bool = False,
+    ) -> Tensor:
+        derivatives = []
+        for index, frame in enumerate(positions):
+            atoms = self.system.atoms(frame, cell=None if cell is None else cell[index])
+            atoms.calc = self.calculator
+            derivative = atoms.get_volume() * torch.from_numpy(atoms.get_stress(voigt=False, apply_constraint=False))
+            if moved is not None:
+                # What moves by another vector than its own position leaves out that part of the work of the forces.
+                forces = torch.from_numpy(atoms.get_forces(apply_constraint=False))
+                own = forces.T @ (frame - moved[index]).to(forces)
+                derivative = derivative + 0.5 * (own + own.T)
+            derivatives.append(derivative)
+        return torch.stack(derivatives).to(positions)
+
 
 class Placeholder(nn.Module):
     """Stands for a model that is no torch module or has no parameters, with its device and precision.

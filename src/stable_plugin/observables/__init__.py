@@ -9,6 +9,7 @@ from stable_plugin.observables.dynamics import (
     VelocityAutocorrelation,
 )
 from stable_plugin.observables.local import LocalBondAmplitudes, LocalBondLengths, LocalObservable
+from stable_plugin.observables.pressure import PotentialObservable, Pressure
 from stable_plugin.observables.radial import RadialDistribution
 from stable_plugin.observables.series import TimeCorrelation
 from stable_plugin.observables.structure import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution
@@ -27,7 +28,9 @@ __all__ = [
     "LocalObservable",
     "MeanSquaredDisplacement",
     "Observable",
+    "PotentialObservable",
     "PowerSpectrum",
+    "Pressure",
     "RadialDistribution",
     "TimeCorrelation",
     "VelocityAutocorrelation",

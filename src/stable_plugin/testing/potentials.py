@@ -146,6 +146,43 @@ class PotentialConformance:
         slopes = -(forces * direction).sum(dim=(1, 2)).double()
         assert_close(finite_difference(energies), slopes, tolerance * slopes.abs().max().item())
 
+    def test_stress_equals_calculator(self, periodic: str) -> None:
+        """Stresses, the strain derivatives over the volume, are those of the family's own calculator."""
+        case = self._case(periodic)
+        calculator = self.make_calculator(case.module, case.atoms)
+        if "stress" not in calculator.implemented_properties or not case.atoms.pbc.all():
+            skip("the calculator has no stress, or the structure no volume")
+        with case.potential.frozen():
+            derivative = case.potential.strain_derivative(case.positions)
+        volume = case.atoms.get_volume()
+        for index, positions in enumerate(case.positions):
+            atoms = case.atoms.copy()
+            atoms.positions = positions.double().numpy()
+            atoms.calc = calculator
+            tolerance = (self.calculator_tolerance or self.energy_tolerance) * len(atoms) / volume
+            assert_close(derivative[index] / volume, torch.tensor(atoms.get_stress(voigt=False)), tolerance)
+
+    def test_strain_derivative_is_that_of_finite_differences(self, periodic: str) -> None:
+        """Derivatives with respect to strain are finite differences of the energies in strained cells."""
+        tolerance = self._needs_double_precision()
+        case = self._case(periodic)
+        potential, cell = case.potential, case.potential.system.cell.expand(len(case.positions), 3, 3)
+        if isinf(potential.cutoff) and not potential.sees_cells:
+            assert_raises(ValueError, "cells", lambda: potential.strain_derivative(case.positions))
+            return
+        direction = torch.randn(3, 3, generator=torch.Generator().manual_seed(4)).to(case.positions)
+        direction = direction + direction.T
+
+        def energies(step: float) -> Tensor:
+            deformation = torch.eye(3).to(direction) + step * direction
+            edges = potential.edges(case.positions @ deformation, cell @ deformation)
+            return potential.energies(case.positions @ deformation, edges).double()
+
+        with potential.frozen():
+            derivative = potential.strain_derivative(case.positions)
+            slopes = (derivative * direction).sum(dim=(1, 2)).double()
+            assert_close(finite_difference(energies), slopes, tolerance * slopes.abs().max().item())
+
     def test_atomic_energies_sum_to_energies(self, structure: str) -> None:
         """Energies per atom have one entry an atom and add up to the energies of the replicas."""
         case = self._case(structure)
