@@ -98,3 +98,17 @@ def test_collect_without_frames_has_no_samples():
     (group,) = data.groups
     assert len(group.energies) == len(group.sites) == 0
     assert group.values[0].shape == (0, len(estimator.observables[0].known_target))
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_scale_divides_deviations_in_the_loss(local):
+    frames = noisy_frames(water_grid(), 8, seed=4)
+    plain, scaled = window_estimator(local=local), window_estimator(local=local)
+    scaled.observables[0].scale = torch.tensor(0.1, dtype=torch.float64)
+    found = []
+    for each in (plain, scaled):
+        each.observables[0].target += 0.02
+        estimate = each.estimate(each.collect(frames, 1, torch.Generator()))
+        found.append((estimate.loss, estimate.gradients[0].item(), each.observed_loss(frames)))
+    assert found[1] == pytest.approx([100 * value for value in found[0]], rel=1e-9)
+    assert found[0][1] != 0.0

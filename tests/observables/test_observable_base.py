@@ -21,6 +21,7 @@ from stable_plugin import (
     LocalContacts,
     MeanSquaredDisplacement,
     Observable,
+    Pressure,
     RadialDistribution,
     System,
 )
@@ -193,6 +194,8 @@ def test_per_site_before_bind_raises(observable):
         (RadialDistribution, "smearing", None),
         (AngleDistribution, "n_bins", None),
         (AngleDistribution, "smearing", None),
+        (BondLengths, "scale", None),
+        (Pressure, "target_GPa", None),
     ],
     ids=lambda each: getattr(each, "__name__", each),
 )
@@ -228,6 +231,11 @@ def test_repr_shows_the_arguments(observable, expected):
     assert repr(observable) == expected
     assert repr(copy.deepcopy(observable)) == expected
     assert repr(observable.clone()) == expected
+
+
+def test_scale_has_the_shape_of_the_observable():
+    with pytest.raises(ValueError, match=r"scale of BondLengths has shape \(2,\), but the observable has \(3,\)"):
+        bound(BondLengths(scale=[1.0, 2.0]), TRIANGLE)
 
 
 class RadiusOfGyration(Observable):

@@ -105,6 +105,15 @@ def test_target_file_is_interpolated(tmp_path):
     assert g.target.tolist() == pytest.approx([0.0, 0.25, 0.75, 1.5, 2.5, 2.8, 2.4, 2.0])
 
 
+def test_target_columns_are_chosen(tmp_path):
+    atoms, frames = gas()
+    path = curve_file(tmp_path / "g.txt", "0 9 0\n5 9 5\n")
+    g = bound(RadialDistribution(r_max=4.0, bin_width=1.0, target_file=path, target_columns=[0, 2]), atoms, frames)
+    assert g.target.tolist() == pytest.approx([0.5, 1.5, 2.5, 3.5])
+    with pytest.raises(ValueError, match=r"has 3 column\(s\), of which target_columns=\[0, 3\] does not choose two"):
+        RadialDistribution(target_file=path, target_columns=[0, 3])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -112,8 +121,8 @@ def test_target_file_is_interpolated(tmp_path):
         ("-1 0\n3 1\n", r"contains a negative r or g\(r\): remove"),
         ("1 0\n3 -1\n", r"contains a negative r or g\(r\): remove"),
         ("1 0\n3 nan\n", r"contains numbers that are not finite: remove"),
-        ("1 0\n", r"has 1 rows of 2 numbers: use at least two rows"),
-        ("1 0 2\n2 0 3\n", r"has 2 rows of 3 numbers: use at least two rows"),
+        ("1 0\n", r"has 1 rows of numbers: use at least two rows"),
+        ("1 0 2\n2 0 3\n", r"has 3 column\(s\), of which target_columns=None does not choose two"),
         ("r g\n1 0\n", r"is not a table of numbers .*: use columns r and g\(r\)"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate
+from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate, Explicit
 from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
 from stable_plugin.config import Loss, mean_squared_error
 from stable_plugin.md.cells import optional
@@ -139,7 +139,7 @@ class WindowEstimator:
         return WindowData(positions, groups, cell=cell)
 
     def estimate(self, data: WindowData, weights: Sequence[Tensor] | None = None) -> Estimate:
-        """Return the estimate from samples.
+        """Return the estimate from samples; its means are in units of the observables' scales.
 
         Args:
             data: The samples.
@@ -152,12 +152,14 @@ class WindowEstimator:
         terms = []
         for group, each in zip(data.groups, weights, strict=True):
             observables: Sequence[Observable] = self._by_frame if group.sites is None else self._by_site
-            targets = [observable.known_target for observable in observables]
-            explicit = [obs.of_frames if isinstance(obs, PotentialObservable) else None for obs in observables]
+            targets = [observable.scaled(observable.known_target) for observable in observables]
+            explicit = [_explicit(observable) for observable in observables]
             values = [
                 # The parameters have changed since the frames were collected.
-                _per_frame(obs, data.positions, data.cell) if is_reweighted and function else value
-                for obs, function, value in zip(observables, explicit, group.values, strict=True)
+                observable.scaled(
+                    _per_frame(observable, data.positions, data.cell) if is_reweighted and function else value
+                )
+                for observable, function, value in zip(observables, explicit, group.values, strict=True)
             ]
             members = self._members(group, data)
             terms.append(
@@ -188,7 +190,7 @@ class WindowEstimator:
         n_frames = self.context.count(len(positions), positions.device)
         for observable in [*self._by_frame, *self._by_site]:
             mean = self.context.sum(_per_frame(observable, positions, cell).double().sum(dim=0)) / n_frames
-            total += self.loss(mean, observable.known_target.to(mean)).item()
+            total += self.loss(observable.scaled(mean), observable.scaled(observable.known_target.to(mean))).item()
         return total
 
     def _members(self, group: SampleGroup, data: WindowData) -> Members | None:
@@ -213,6 +215,13 @@ def _per_frame(observable: Observable, positions: Tensor, cell: Tensor | None) -
     if len(positions) == 0:
         return positions.new_empty(0, len(observable.known_target))
     return observable.per_frame(positions, *optional(cell))
+
+
+def _explicit(observable: Observable) -> Explicit | None:
+    """Return the scaled observable as a function of the parameters, or None if it depends on the positions alone."""
+    if not isinstance(observable, PotentialObservable):
+        return None
+    return lambda positions, cell: observable.scaled(observable.of_frames(positions, cell))
 
 
 def _per_site(observable: LocalObservable, positions: Tensor, site_index: Tensor, cell: Tensor | None) -> Tensor:

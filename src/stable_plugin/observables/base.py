@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from stable_plugin.md.cells import optional
 from stable_plugin.md.system import System
+from stable_plugin.runtime import checks
 from stable_plugin.runtime.representation import ReprMixin
 
 
@@ -28,6 +29,8 @@ class Observable(ReprMixin, Metric):
 
     Args:
         target: Mean that the potential should reproduce, (n_values,); that of the reference frames if None.
+        scale: Difference from the target that counts as one in the loss, for all values or (n_values,); 1 if None. It
+            weighs observables of different units, such as g(r) and a pressure, against each other.
         kwargs: Passed to :class:`torchmetrics.Metric`.
 
     Example:
@@ -54,8 +57,15 @@ class Observable(ReprMixin, Metric):
     squares: Tensor
     blocks: Tensor
 
-    def __init__(self, target: Sequence[float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, target: Sequence[float] | None = None, scale: float | Sequence[float] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if isinstance(scale, Sequence) and scale and not isinstance(scale, str):
+            scale = [checks.number("scale", each, above=0) for each in scale]
+        elif scale is not None:
+            scale = checks.number("scale", scale, above=0, hint="Or pass one for each value.")
+        self.scale = torch.as_tensor(1.0 if scale is None else scale, dtype=torch.float64)
         self._system: System | None = None
         self._given_target = None if target is None else torch.as_tensor(target, dtype=torch.float64)
         self.target: Tensor | None = None
@@ -90,15 +100,19 @@ class Observable(ReprMixin, Metric):
             cell: Cells of these frames, (n_frames, 3, 3) in Å; that of the system if None.
 
         Raises:
-            ValueError: If the target passed to the constructor has a different shape from the observable.
+            ValueError: If target or scale passed to the constructor have a different shape from the observable.
         """
         self._system = system
-        from_reference = self.per_frame(reference, *optional(cell)).double().mean(dim=0)
-        if self._given_target is not None and self._given_target.shape != from_reference.shape:
-            raise ValueError(
-                f"target of {type(self).__name__} has shape {tuple(self._given_target.shape)}, but the observable has "
-                f"{tuple(from_reference.shape)}: pass one number per value."
-            )
+        self._set_target(self.per_frame(reference, *optional(cell)).double().mean(dim=0))
+
+    def _set_target(self, from_reference: Tensor) -> None:
+        """Set the target to that of the user, or else to the mean in the reference; check the shapes of what was passed."""
+        for name, given in (("target", self._given_target), ("scale", self.scale if self.scale.dim() else None)):
+            if given is not None and given.shape != from_reference.shape:
+                raise ValueError(
+                    f"{name} of {type(self).__name__} has shape {tuple(given.shape)}, but the observable has "
+                    f"{tuple(from_reference.shape)}: pass one number per value."
+                )
         self.target = from_reference if self._given_target is None else self._given_target.to(from_reference.device)
 
     @abstractmethod
@@ -151,6 +165,10 @@ class Observable(ReprMixin, Metric):
         if self.target is None:
             raise RuntimeError(f"{type(self).__name__} has no target yet: call bind(system, reference) first.")
         return self.target
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """Return values or means of the observable in units of its scale, (..., n_values)."""
+        return values / self.scale.to(values)
 
     def mean_absolute_error(self) -> float:
         """Return the absolute difference of mean and target, averaged over the values."""

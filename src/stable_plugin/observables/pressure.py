@@ -32,7 +32,7 @@ class PotentialObservable(Observable):
 
     Args:
         target: Mean that the potential should reproduce, (n_values,).
-        kwargs: Passed to :class:`torchmetrics.Metric`.
+        kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
     """
 
     def __init__(self, target: list[float], **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class PotentialObservable(Observable):
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         assert self._given_target is not None
         self._system = system
-        self.target = self._given_target.to(reference.device)
+        self._set_target(self._given_target.to(reference.device))
 
     def attach(self, potential: Potential, temperature_K: float, chunk: int = 32) -> None:
         """Set the potential that the observable is a function of.
@@ -112,7 +112,7 @@ class Pressure(PotentialObservable):
         target_GPa: Pressure to reproduce in GPa; 1 bar is 1e-4.
         molecular: Whether the strain moves molecules as a whole. They must be shorter than half the smallest height of
             the cell. An atom without bonds, or of a framework, is moved by itself.
-        kwargs: Passed to :class:`torchmetrics.Metric`.
+        kwargs: ``scale`` in GPa, and arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: If an argument is not a number.

@@ -45,9 +45,10 @@ class RadialDistribution(LocalObservable):
         smearing: Standard deviation σ of the Gaussians in Å; 0 for a plain histogram.
         intramolecular: Whether to count pairs within a molecule.
         target: Values per bin, (n_bins,); those of the reference frames if None.
-        target_file: Text file with two columns, r in Å and g(r), for example from a diffraction experiment; interpolated
+        target_file: Text file with columns r in Å and g(r), for example from a diffraction experiment; interpolated
             linearly at the bin centers. Excludes ``target``.
-        kwargs: Passed to :class:`torchmetrics.Metric`.
+        target_columns: Columns of r and g(r) in this file, counted from zero; only if it has more than two.
+        kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: If an argument is out of range, or the file is not such a curve.
@@ -73,6 +74,7 @@ class RadialDistribution(LocalObservable):
         intramolecular: bool = True,
         target: Sequence[float] | None = None,
         target_file: str | Path | None = None,
+        target_columns: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(target, **kwargs)
@@ -85,7 +87,7 @@ class RadialDistribution(LocalObservable):
         self.smearing = checks.number("smearing", smearing, at_least=0, at_most=DEFAULT_R_MAX)
         self.r_max = None if r_max is None else checks.number("r_max", r_max, at_least=2 * bin_width)
         self.intramolecular = intramolecular
-        self._curve = None if target_file is None else read_curve(target_file)
+        self._curve = None if target_file is None else read_curve(target_file, target_columns)
         self.centers = torch.empty(0, dtype=torch.float64)
         self._pairs = torch.empty(0, 2, dtype=torch.long)
 
@@ -180,11 +182,12 @@ class RadialDistribution(LocalObservable):
         return pairs
 
 
-def read_curve(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read r in Å and g(r) from a text file with two columns; lines that start with # are comments.
+def read_curve(path: str | Path, columns: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read r in Å and g(r) from two columns of a text file; lines that start with # are comments.
 
     Args:
         path: Path of the file.
+        columns: Columns of r and g(r), counted from zero; only if there are more than two.
 
     Returns:
         Distances in Å, and the values of g(r), (n_points,) each.
@@ -201,9 +204,17 @@ def read_curve(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"target_file={str(path)!r} is not a table of numbers ({error}): use columns r and g(r)."
         ) from error
+    n_columns = table.shape[1]
+    chosen = list(range(n_columns)) if columns is None else list(columns)
+    if len(chosen) != 2 or not all(isinstance(each, int) and 0 <= each < n_columns for each in chosen):
+        raise ValueError(
+            f"target_file={str(path)!r} has {n_columns} column(s), of which target_columns={columns} does not choose two: pass "
+            "those of r and g(r), counted from zero."
+        )
+    table = table[:, chosen]
     problem = None
-    if table.shape[0] < 2 or table.shape[1] != 2:
-        problem = f"has {table.shape[0]} rows of {table.shape[1]} numbers: use at least two rows of r and g(r)"
+    if table.shape[0] < 2:
+        problem = f"has {table.shape[0]} rows of numbers: use at least two rows of r and g(r)"
     elif not np.isfinite(table).all():
         problem = "contains numbers that are not finite: remove those rows"
     elif (table < 0).any():

@@ -25,7 +25,7 @@ class BondLengths(Observable):
 
     Args:
         target: Mean lengths, (n_bonds,) in Å; those of the reference frames if None.
-        kwargs: Passed to :class:`torchmetrics.Metric`.
+        kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -69,7 +69,7 @@ class BondAmplitudes(Observable):
 
     Args:
         target: Mean square deviations, (n_bonds,) in Å²; those of the reference frames if None.
-        kwargs: Passed to :class:`torchmetrics.Metric`.
+        kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
 
     Example:
         >>> import torch
@@ -119,7 +119,7 @@ class DistanceDistribution(Observable):
         bin_width: In Å.
         smearing: Standard deviation σ of the Gaussians in Å.
         target: Values per bin, (n_bins,); those of the reference frames if None.
-        kwargs: Passed to :class:`torchmetrics.Metric`.
+        kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -195,7 +195,7 @@ class AngleDistribution(Observable):
         n_bins: Number of bins from 0 to 180 degrees.
         smearing: Standard deviation σ of the Gaussians in degrees.
         target: Values per bin, (n_bins,); those of the reference frames if None.
-        kwargs: Passed to :class:`torchmetrics.Metric`.
+        kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: If a number is out of range.
