@@ -194,7 +194,6 @@ def test_per_site_before_bind_raises(observable):
         (RadialDistribution, "smearing", None),
         (AngleDistribution, "n_bins", None),
         (AngleDistribution, "smearing", None),
-        (BondLengths, "scale", None),
         (Pressure, "target_GPa", None),
     ],
     ids=lambda each: getattr(each, "__name__", each),
@@ -231,6 +230,12 @@ def test_repr_shows_the_arguments(observable, expected):
     assert repr(observable) == expected
     assert repr(copy.deepcopy(observable)) == expected
     assert repr(observable.clone()) == expected
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), "1", [], [1.0, 0.0], [[1.0]]])
+def test_scale_must_be_positive(scale):
+    with pytest.raises(ValueError, match=r"scale=.* is not a number|scale=.* is out of range"):
+        BondLengths(scale=scale)
 
 
 def test_scale_has_the_shape_of_the_observable():
