@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.md.frames import read_frames, warn_temperature
-from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, find_keys, isolated_energies, read_labeled
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY, find_keys, isolated_energies, read_labeled
 
 KCAL_PER_MOL = 0.0433641
 """In eV."""
@@ -195,7 +196,7 @@ def test_read_frames_of_isolated_atoms_alone():
 
 def test_find_keys_takes_the_only_candidates(caplog):
     caplog.set_level("INFO", "stable_plugin")
-    assert find_keys([labeled(0)], "train", ENERGY_KEY, FORCES_KEY) == ("energy_xtb", "forces_xtb")
+    assert find_keys([labeled(0)], "train", ENERGY_KEY, FORCES_KEY) == ("energy_xtb", "forces_xtb", STRESS_KEY)
     assert "train: energies are 'energy_xtb', forces are 'forces_xtb'" in caplog.text
 
 
@@ -214,9 +215,57 @@ def test_find_keys_does_not_replace_keys_of_the_user():
 
 def test_read_labeled_warns_of_unused_labels(caplog):
     atoms = labeled(0)
-    atoms.info["REF_stress"] = np.zeros(6)
+    atoms.info["REF_virials"] = np.zeros(6)
     read_labeled([atoms], "train")
-    assert "train: the labels ['REF_stress'] are not used" in caplog.text
+    assert "train: the labels ['REF_virials'] are not used" in caplog.text
+
+
+def strained(stress, key="stress"):
+    """Return a crystal with labels of a calculator, and the stress under a key."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.info.update({"energy_emt": -1.0, key: stress})
+    atoms.arrays["forces_emt"] = np.zeros((4, 3))
+    return atoms
+
+
+TENSOR = np.array([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]])
+
+
+@pytest.mark.parametrize("stress", [np.arange(1.0, 7.0), TENSOR, TENSOR.reshape(9)], ids=["Voigt", "tensor", "flat"])
+def test_stresses_are_read_in_every_form(stress):
+    (frame,) = read_labeled([strained(stress, "stress_emt")], "train")
+    np.testing.assert_array_equal(frame.info[STRESS_KEY], TENSOR)
+
+
+def test_stresses_of_a_calculator_are_read():
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = EMT()
+    expected = atoms.get_stress(voigt=False)
+    (frame,) = read_labeled([atoms], "train", "energy", "forces")
+    np.testing.assert_allclose(frame.info[STRESS_KEY], expected)
+
+
+def test_stresses_without_a_volume_are_left_out():
+    atoms = strained(TENSOR)
+    atoms.pbc = [True, True, False]
+    without = strained(None)
+    del without.info["stress"]
+    frames = read_labeled([strained(TENSOR), atoms, without], "train")
+    assert [STRESS_KEY in frame.info for frame in frames] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("stress", "message"),
+    [
+        (np.zeros(5), r"train\[0\] stress_key='REF_stress' has the shape \(5,\): set 6 numbers in Voigt order"),
+        (np.arange(9.0), r"stress_key='REF_stress' is .* not symmetric: set the stress in eV/Å³"),
+        (np.full(6, np.nan), r"stress_key='REF_stress' is .* not finite"),
+    ],
+)
+def test_stresses_that_are_none(stress, message):
+    with pytest.raises(ValueError, match=message):
+        read_labeled([strained(stress, STRESS_KEY)], "train")
 
 
 def test_read_labeled_warns_of_unused_labels_of_any_frame(caplog):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from pytorch_lightning import Trainer
 from torch import nn
 from toys import TRIATOMIC, PairRepulsion, Springs, tiny_mace
@@ -100,6 +102,65 @@ def test_loss_of_mixed_batches_is_that_of_the_formula():
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     loss.backward()
     assert module.model.strength.grad.item() == pytest.approx(-2.0 * expected / 0.6, rel=1e-6)
+
+
+def copper(n=6):
+    """Return crystals with energies, forces and stresses of effective medium theory, the first one without a stress."""
+    frames = []
+    for seed in range(n):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell * (1 + 0.01 * (seed - 2)), scale_atoms=True)
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        frame = labeled(atoms, atoms.get_potential_energy(), atoms.get_forces())
+        frame.calc = None
+        if seed:
+            frame.info["REF_stress"] = atoms.get_stress()
+        frames.append(frame)
+    return frames
+
+
+def test_loss_with_stresses_equals_that_of_mace():
+    """Of frames with a stress; MACE counts one without as a zero."""
+    from stable_plugin.models.mace import MACEModule
+
+    frames = ExtxyzDataModule(copper()).train_frames[1:]
+    model = tiny_mace([29])
+    weights = {"energy_weight": 1e-6, "forces_weight": 30.0, "stress_weight": 5e4}
+    ours, own = FineTuningModule(model, **weights), MACEModule(model, **weights)
+    expected = own.training_loss(next(iter(own.dataloader(frames, len(frames), shuffle=False))))
+    assert ours.training_loss(frames).item() == pytest.approx(expected.item(), rel=1e-9)
+    without = FineTuningModule(model, **{**weights, "stress_weight": 0.0}).training_loss(frames)
+    assert expected.item() > 1.001 * without.item()
+
+
+def test_frames_without_a_stress_do_not_count_in_it():
+    frames = ExtxyzDataModule(copper()).train_frames
+    module = FineTuningModule(tiny_mace([29]), stress_weight=1.0)
+    _, _, errors = module._errors(frames, create_graph=False)
+    assert errors.shape == (5 * 9,)
+    assert torch.equal(errors, module._errors(frames[1:], create_graph=False)[2])
+
+
+@pytest.mark.parametrize("kind", ["any family", "MACE"])
+def test_stresses_are_learned(kind, caplog):
+    from stable_plugin.models.mace import MACEModule
+
+    data = ExtxyzDataModule(copper(), copper(), batch_size=3)
+    make = FineTuningModule if kind == "any family" else MACEModule
+
+    def trained(stress_weight):
+        module = make(tiny_mace([29]), lr=0.01, stress_weight=stress_weight)
+        Trainer(max_epochs=15, **QUIET).fit(module, data)
+        return module.model
+
+    def stress_mae(model):
+        (found,) = Trainer(**QUIET).validate(make(model, stress_weight=1.0), data, verbose=False)
+        return found["valid/stress_mae"]
+
+    without = trained(0.0)
+    assert "the stresses in the training frames are not used: set stress_weight" in caplog.text
+    assert stress_mae(trained(1e5)) < 0.5 * stress_mae(without)
 
 
 def test_fit_finds_the_parameters_of_the_labels():

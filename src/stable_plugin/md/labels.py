@@ -1,4 +1,4 @@
-"""Energies and forces that structures are labeled with."""
+"""Energies, forces and stresses that structures are labeled with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from stable_plugin.md.frames import Frames, read_frames
@@ -17,11 +18,12 @@ log = logging.getLogger(__name__)
 
 ENERGY_KEY = "REF_energy"
 FORCES_KEY = "REF_forces"
+STRESS_KEY = "REF_stress"
 
 SAME_ENERGY_EV = 1e-4
 """Largest difference in eV between the energies of two frames of the same isolated atom."""
 
-UNUSED_LABELS = ("stress", "virial", "dipole", "magmom", "charges", "bec", "polarizability")
+UNUSED_LABELS = ("virial", "dipole", "magmom", "charges", "bec", "polarizability")
 """Parts of the names of labels that training does not use."""
 
 INITIAL_GUESSES = {"initial_magmoms", "initial_charges"}
@@ -29,9 +31,15 @@ INITIAL_GUESSES = {"initial_magmoms", "initial_charges"}
 
 
 def read_labeled(
-    source: Frames, name: str, energy_key: str = ENERGY_KEY, forces_key: str = FORCES_KEY, *, least: int = 1
+    source: Frames,
+    name: str,
+    energy_key: str = ENERGY_KEY,
+    forces_key: str = FORCES_KEY,
+    stress_key: str = STRESS_KEY,
+    *,
+    least: int = 1,
 ) -> list[Atoms]:
-    """Return copies of structures, with energies and forces under :data:`ENERGY_KEY` and :data:`FORCES_KEY`.
+    """Return copies of structures, with labels under :data:`ENERGY_KEY`, :data:`FORCES_KEY` and :data:`STRESS_KEY`.
 
     Args:
         source: As for :func:`read_frames`.
@@ -39,6 +47,8 @@ def read_labeled(
         energy_key: Key of the total energy in eV, in ``atoms.info``; ``energy`` reads that of ASE's calculator. If the
             default is missing, and the frames have one energy and one array of forces, these are used.
         forces_key: Key of the forces in eV/Å, in ``atoms.arrays``; ``forces`` reads those of ASE's calculator.
+        stress_key: Key of the stress in eV/Å³ as ASE defines it, positive under tension: 6 numbers in Voigt order, or 9. Frames
+            may lack it; that of a frame that is not periodic in all directions is left out.
         least: Minimum number of frames.
 
     Raises:
@@ -46,7 +56,7 @@ def read_labeled(
             :func:`~stable_plugin.md.geometry.check_geometry` rejects a structure.
     """
     frames = read_frames(source, name)
-    energy_key, forces_key = find_keys(frames, name, energy_key, forces_key)
+    energy_key, forces_key, stress_key = find_keys(frames, name, energy_key, forces_key, stress_key)
     _tell_unused(frames, name, energy_key)
     if len(frames) < least:
         raise ValueError(f"{name} contains {len(frames)} frame(s): pass at least {least}.")
@@ -74,8 +84,26 @@ def read_labeled(
         check_geometry(frame, f"{name}[{index}]")
         copy = frame.copy()  # without the calculator
         copy.info[ENERGY_KEY], copy.arrays[FORCES_KEY] = float(energy), np.array(forces, dtype=float)
+        stress = frame.info.get(stress_key, results.get(stress_key))
+        copy.info.pop(STRESS_KEY, None)
+        if stress is not None and frame.pbc.all():
+            copy.info[STRESS_KEY] = _stress(stress, f"{name}[{index}] stress_key={stress_key!r}")
         labeled.append(copy)
     return labeled
+
+
+def _stress(value: Any, where: str) -> NDArray[np.float64]:
+    """Return a stress as a symmetric tensor, (3, 3)."""
+    shape = np.shape(value)
+    if shape not in ((6,), (9,), (3, 3)):
+        raise ValueError(f"{where} has the shape {shape}: set 6 numbers in Voigt order (xx, yy, zz, yz, xz, xy), or 9.")
+    numbers = _numbers(value, shape, where)
+    tensor: NDArray[np.float64] = voigt_6_to_full_3x3_stress(numbers) if shape == (6,) else numbers.reshape(3, 3)
+    if not np.isfinite(tensor).all() or not np.allclose(tensor, tensor.T, rtol=1e-3, atol=1e-6):
+        raise ValueError(
+            f"{where} is {tensor.tolist()}, which is not finite or not symmetric: set the stress in eV/Å³."
+        )
+    return tensor
 
 
 def _numbers(value: Any, shape: tuple[int, ...], where: str) -> NDArray[np.float64]:
@@ -89,27 +117,36 @@ def _numbers(value: Any, shape: tuple[int, ...], where: str) -> NDArray[np.float
     return numbers
 
 
-def find_keys(frames: Sequence[Atoms], name: str, energy_key: str, forces_key: str) -> tuple[str, str]:
-    """Return the keys of energies and forces, found in the first frame where it does not have the default ones.
+def find_keys(
+    frames: Sequence[Atoms], name: str, energy_key: str, forces_key: str, stress_key: str = STRESS_KEY
+) -> tuple[str, str, str]:
+    """Return the keys of energies, forces and stresses, found in the first frame where it does not have the default ones.
 
     Args:
         frames: Structures, at least one.
         name: Name of the argument in the log.
         energy_key: Key of the energy; another is looked for if it is the default, and missing.
         forces_key: The same for the forces.
+        stress_key: The same for the stress.
     """
     first, results = frames[0], _results(frames[0])
     given = {**first.info, **first.arrays, **results}
-    scalars = [key for key, value in {**first.info, **results}.items() if _is_numeric(value, ())]
-    arrays = [key for key, value in {**first.arrays, **results}.items() if _is_numeric(value, (len(first), 3))]
-    energies = [key for key in scalars if "energy" in key.lower() and key != "free_energy"]
-    forces = [key for key in arrays if "force" in key.lower()]
+    per_frame, per_atom = {**first.info, **results}, {**first.arrays, **results}
+    energies = [key for key, value in per_frame.items() if _is_numeric(value, ()) and "energy" in key.lower()]
+    forces = [key for key, value in per_atom.items() if _is_numeric(value, (len(first), 3)) and "force" in key.lower()]
+    stresses = [key for key, value in per_frame.items() if np.size(value) in (6, 9) and "stress" in key.lower()]
     found = []
-    for key, default, candidates in ((energy_key, ENERGY_KEY, energies), (forces_key, FORCES_KEY, forces)):
+    for key, default, candidates in (
+        (energy_key, ENERGY_KEY, [key for key in energies if key != "free_energy"]),
+        (forces_key, FORCES_KEY, forces),
+        (stress_key, STRESS_KEY, stresses),
+    ):
         found.append(candidates[0] if key == default and key not in given and len(candidates) == 1 else key)
-    if (found[0], found[1]) != (energy_key, forces_key):
-        log.info("%s: energies are %r, forces are %r", name, *found)
-    return found[0], found[1]
+    if found != [energy_key, forces_key, stress_key]:
+        log.info(
+            "%s: energies are %r, forces are %r%s", name, *found[:2], f", stresses are {found[2]!r}" if stresses else ""
+        )
+    return found[0], found[1], found[2]
 
 
 def isolated_energies(frames: Sequence[Atoms], name: str, energy_key: str) -> dict[int, float]:
@@ -147,7 +184,7 @@ def _tell_unused(frames: Sequence[Atoms], name: str, energy_key: str) -> None:
     given = {key for frame in frames for key in (*frame.info, *frame.arrays, *_results(frame))}
     unused = sorted(key for key in given - INITIAL_GUESSES if any(part in key.lower() for part in UNUSED_LABELS))
     if unused:
-        log.warning("%s: the labels %s are not used: training is on energies and forces.", name, unused)
+        log.warning("%s: the labels %s are not used: training is on energies, forces and stresses.", name, unused)
     other = {"energy": "free_energy", "free_energy": "energy"}.get(energy_key)
     if other in given and any(_energies_differ(frame) for frame in frames):
         log.warning(

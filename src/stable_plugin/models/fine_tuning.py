@@ -15,7 +15,7 @@ from torchmetrics import MeanAbsoluteError
 
 from stable_plugin.md.cells import optional, stack_cells
 from stable_plugin.md.compositions import group_by_system
-from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models.base import Potential, save_new
 from stable_plugin.models.isolated_atoms import E0s, check_mode
@@ -28,11 +28,12 @@ FAR_APART = 1000.0
 
 
 class FineTuningModule(PotentialModule):
-    r"""A LightningModule that fine-tunes a potential of any family on energies and forces.
+    r"""A LightningModule that fine-tunes a potential of any family on energies, forces and stresses.
 
     The loss is that of frames :math:`i` with :math:`N_i` atoms,
 
-    .. math:: L = w_E \langle (\Delta E_i / N_i)^2 \rangle_i + w_F \langle \Delta F_{ia}^2 \rangle_{ia},
+    .. math:: L = w_E \langle (\Delta E_i / N_i)^2 \rangle_i + w_F \langle \Delta F_{ia}^2 \rangle_{ia}
+        + w_S \langle \Delta \sigma_i^2 \rangle_i,
 
     with energies of the potential that simulations use and forces as their gradient. Frames of a batch may differ in
     composition, cell, charge, spin and head; those of one system are computed together. MACE and fairchem have modules with
@@ -50,6 +51,7 @@ class FineTuningModule(PotentialModule):
             unless the labels are evidently those of another code, and then they are fitted, with a warning.
         energy_weight: Weight of the energies.
         forces_weight: Weight of the forces.
+        stress_weight: Weight of the stresses, of the frames that have them.
         lr: Learning rate of the default optimizer, AdamW.
         weight_decay: Weight decay of that optimizer.
         optimizer: Maps parameters to an optimizer; replaces the default.
@@ -86,6 +88,7 @@ class FineTuningModule(PotentialModule):
         E0s: E0s = None,
         energy_weight: float = 1.0,
         forces_weight: float = 100.0,
+        stress_weight: float = 0.0,
         lr: float = 1e-4,
         weight_decay: float = 0.0,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
@@ -98,7 +101,8 @@ class FineTuningModule(PotentialModule):
         check_mode(E0s)
         checks.number("lr", lr, above=0)
         for name, number in (
-            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
+            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("stress_weight", stress_weight),
+            ("weight_decay", weight_decay),
         ):  # fmt: skip
             checks.number(name, number, at_least=0)
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -113,7 +117,7 @@ class FineTuningModule(PotentialModule):
         self._numbers: list[int] = []
         self.metrics = nn.ModuleDict(
             {
-                stage: nn.ModuleDict({name: MeanAbsoluteError() for name in ("energy", "forces")})
+                stage: nn.ModuleDict({name: MeanAbsoluteError() for name in ("energy", "forces", "stress")})
                 for stage in ("valid", "test")
             }
         )
@@ -220,39 +224,60 @@ class FineTuningModule(PotentialModule):
         cell = FAR_APART * np.array([len(pairs), 1.0, 1.0])
         return self.stable_potential(System.from_atoms(Atoms(pairs, positions, cell=cell, pbc=True), bonds=[]))
 
-    def _errors(self, frames: Sequence[Atoms], create_graph: bool) -> tuple[Tensor, Tensor]:
-        """Return the errors of energies per atom, (n_frames,) in eV, and of forces, (n_components,) in eV/Å."""
+    def _errors(self, frames: Sequence[Atoms], create_graph: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the errors of energies per atom in eV, of forces in eV/Å, and of stresses in eV/Å³, each in one dimension."""
         groups = [self._errors_of_system(group, create_graph) for group in group_by_system(frames)]
-        return torch.cat([energies for energies, _ in groups]), torch.cat([forces.flatten() for _, forces in groups])
+        energies, forces, stresses = (
+            torch.cat([each.flatten() for each in kind]) for kind in zip(*groups, strict=True)
+        )
+        return energies, forces, stresses
 
-    def _errors_of_system(self, frames: Sequence[Atoms], create_graph: bool) -> tuple[Tensor, Tensor]:
+    def _errors_of_system(self, frames: Sequence[Atoms], create_graph: bool) -> tuple[Tensor, Tensor, Tensor]:
         potential = self.stable_potential(System.from_atoms(frames[0], bonds=[]))
         positions = stack_positions(frames, potential.system, "frames").to(potential.device, potential.dtype)
         cell = stack_cells(frames, potential.system)
-        edges = potential.edges(positions, *optional(None if cell is None else cell.to(positions)))
+        cell = None if cell is None else cell.to(positions)
+        stresses = self._stress_errors(potential, frames, positions, cell, create_graph)
+        edges = potential.edges(positions, *optional(cell))
         positions.requires_grad_(True)
         energies = potential.energies(positions, edges)
         (gradient,) = torch.autograd.grad(energies.sum(), positions, create_graph=create_graph)
         labels = torch.tensor([frame.info[ENERGY_KEY] for frame in frames], dtype=torch.float64)
         interaction = (labels - potential.constant_energy).to(energies)
         forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in frames])).to(gradient)
-        return (energies - interaction) / len(frames[0]), -gradient - forces
+        return (energies - interaction) / len(frames[0]), -gradient - forces, stresses
 
-    def _loss(self, energies: Tensor, forces: Tensor) -> Tensor:
-        weights = self.options.energy_weight, self.options.forces_weight
-        return torch.stack(
-            [w * e.square().mean().double() for w, e in zip(weights, (energies, forces), strict=True)]
-        ).sum()
+    def _stress_errors(
+        self, potential: Potential, frames: Sequence[Atoms], positions: Tensor, cell: Tensor | None, create_graph: bool
+    ) -> Tensor:
+        """Return the errors of the stresses of the frames that have labels, (n_labeled, 3, 3) in eV/Å³."""
+        labeled = [index for index, frame in enumerate(frames) if STRESS_KEY in frame.info]
+        if not labeled or not self.options.stress_weight:
+            return positions.new_empty(0)
+        own_cell = None if cell is None else cell[labeled]
+        derivative = potential.strain_derivative(positions[labeled], own_cell, create_graph=create_graph)
+        volume = potential.system.volume(own_cell).to(derivative).reshape(-1, 1, 1)
+        labels = torch.tensor(np.stack([frames[index].info[STRESS_KEY] for index in labeled]))
+        return derivative / volume - labels.to(derivative)
+
+    def _loss(self, energies: Tensor, forces: Tensor, stresses: Tensor) -> Tensor:
+        parts = [
+            (self.options.energy_weight, energies),
+            (self.options.forces_weight, forces),
+            (self.options.stress_weight, stresses),
+        ]
+        return torch.stack([w * e.square().mean().double() for w, e in parts if e.numel()]).sum()
 
     def _evaluate(self, batch: Sequence[Atoms], stage: str) -> None:
         # Forces are a gradient, which Lightning's inference mode forbids.
         with torch.inference_mode(False), torch.enable_grad():
-            energies, forces = (errors.detach() for errors in self._errors(batch, create_graph=False))
+            energies, forces, stresses = (errors.detach() for errors in self._errors(batch, create_graph=False))
         metrics: Any = self.metrics[stage]
-        for name, errors in (("energy", energies), ("forces", forces)):
-            metrics[name].update(errors, torch.zeros_like(errors))
-            self.log(f"{stage}/{name}_mae", metrics[name], batch_size=len(batch))
-        self.log(f"{stage}/loss", self._loss(energies, forces), batch_size=len(batch), prog_bar=True)
+        for name, errors in (("energy", energies), ("forces", forces), ("stress", stresses)):
+            if errors.numel():
+                metrics[name].update(errors, torch.zeros_like(errors))
+                self.log(f"{stage}/{name}_mae", metrics[name], batch_size=len(batch))
+        self.log(f"{stage}/loss", self._loss(energies, forces, stresses), batch_size=len(batch), prog_bar=True)
 
 
 def _supercell(frame: Atoms) -> Atoms:

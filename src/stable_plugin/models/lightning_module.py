@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from stable_plugin.md.labels import ENERGY_KEY
+from stable_plugin.md.labels import ENERGY_KEY, STRESS_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import Potential, save_new
 from stable_plugin.models.isolated_atoms import MIN_OFFSET_EV, evenly_chosen, fit_offset, require_elements
@@ -138,6 +138,7 @@ class PotentialModule(LightningModule):
         if self._is_prepared:
             return
         self._is_prepared = True
+        self._tell_unused_stress(frames)
         self.isolated_energies = dict(isolated_energies or {})
         if self.model is not None:
             self._align_isolated_atoms(frames)
@@ -146,6 +147,15 @@ class PotentialModule(LightningModule):
         self._freeze_others(self.options.trainable)
         if self.options.lora_rank is not None:
             self._freeze_all_but([name for name, _, _ in matrices(self.model)])
+
+    def _tell_unused_stress(self, frames: Sequence[Atoms]) -> None:
+        if any(STRESS_KEY in frame.info for frame in frames) and not self.options.get("stress_weight"):
+            log.warning(
+                "the stresses in the training frames are not used%s.",
+                ": set stress_weight to train on them"
+                if "stress_weight" in self.options
+                else f" by {type(self).__name__}",
+            )
 
     def _build_checked(self, frames: Sequence[Atoms]) -> None:
         try:

@@ -61,11 +61,7 @@ class Observable(ReprMixin, Metric):
         self, target: Sequence[float] | None = None, scale: float | Sequence[float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(scale, Sequence) and scale and not isinstance(scale, str):
-            scale = [checks.number("scale", each, above=0) for each in scale]
-        elif scale is not None:
-            scale = checks.number("scale", scale, above=0, hint="Or pass one for each value.")
-        self.scale = torch.as_tensor(1.0 if scale is None else scale, dtype=torch.float64)
+        self.scale = _positive("scale", scale)
         self._system: System | None = None
         self._given_target = None if target is None else torch.as_tensor(target, dtype=torch.float64)
         self.target: Tensor | None = None
@@ -178,6 +174,14 @@ class Observable(ReprMixin, Metric):
         """Return how to plot the values: ``kind`` ("bars" or "curve"), ``x``, ``xlabel`` and ``ylabel``."""
         n_values = 0 if self.target is None else len(self.target)
         return {"kind": "bars", "x": list(range(n_values)), "xlabel": "value", "ylabel": self.name}
+
+
+def _positive(name: str, value: float | Sequence[float] | None) -> Tensor:
+    """Return a positive number, one if None, or several, as a tensor, () or (n_values,)."""
+    if isinstance(value, Sequence) and value and not isinstance(value, str):
+        return torch.tensor([checks.number(name, each, above=0) for each in value], dtype=torch.float64)
+    number: Any = 1.0 if value is None else value
+    return torch.tensor(checks.number(name, number, above=0, hint="Or pass one for each value."), dtype=torch.float64)
 
 
 def snake_case(name: str) -> str:

@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 from pytorch_lightning import LightningDataModule
 
 from stable_plugin.md.frames import Frames, read_all, split_isolated
-from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, find_keys, isolated_energies, read_labeled
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY, find_keys, isolated_energies, read_labeled
 from stable_plugin.runtime import checks
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ class ExtxyzDataModule(LightningDataModule):
         batch_size: Frames per optimizer step.
         energy_key: Key of the total energy in eV.
         forces_key: Key of the forces in eV/Å.
+        stress_key: Key of the stress in eV/Å³ as ASE defines it, 6 numbers in Voigt order or 9; frames may lack it. Modules with a
+            ``stress_weight`` train on it.
 
     Attributes:
         train_frames: Labeled training frames, without isolated atoms.
@@ -43,21 +45,21 @@ class ExtxyzDataModule(LightningDataModule):
         batch_size: int = 10,
         energy_key: str = ENERGY_KEY,
         forces_key: str = FORCES_KEY,
+        stress_key: str = STRESS_KEY,
     ) -> None:
         super().__init__()
         self.batch_size = checks.count("batch_size", batch_size)
         # Read now, so that errors in the files show up before anything long starts.
         frames, isolated = split_isolated(read_all(train, "train"))
         if frames:
-            energy_key, forces_key = find_keys(frames, "train", energy_key, forces_key)
-        self.train_frames: list[Atoms] = read_labeled(frames, "train", energy_key, forces_key, least=2)
+            energy_key, forces_key, stress_key = find_keys(frames, "train", energy_key, forces_key, stress_key)
+        keys = energy_key, forces_key, stress_key
+        self.train_frames: list[Atoms] = read_labeled(frames, "train", *keys, least=2)
         self.isolated_energies = isolated_energies(isolated, "train", energy_key)
         if self.isolated_energies:
             named = (f"{chemical_symbols[number]} {energy:g} eV" for number, energy in self.isolated_energies.items())
             log.info("train: isolated atoms %s", ", ".join(named))
-        self.valid_frames: list[Atoms] | None = (
-            None if valid is None else read_labeled(valid, "valid", energy_key, forces_key)
-        )
+        self.valid_frames: list[Atoms] | None = None if valid is None else read_labeled(valid, "valid", *keys)
 
     def __repr__(self) -> str:
         valid = None if self.valid_frames is None else f"<{len(self.valid_frames)} frames>"

@@ -89,6 +89,7 @@ def pseudo_labeled(
     for own, energies, forces in predictions(module, frames):
         for frame, energy, force in zip(own, energies.tolist(), forces.numpy(), strict=True):
             copy = frame.copy()  # without the calculator
+            copy.info = {key: value for key, value in copy.info.items() if "stress" not in key.lower()}
             copy.info[ENERGY_KEY] = energy + sum(shifts.get(int(number), 0.0) for number in frame.numbers)
             copy.arrays[FORCES_KEY] = force
             labeled.append(copy)

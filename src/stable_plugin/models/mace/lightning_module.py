@@ -13,7 +13,7 @@ from ase import Atoms
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
-from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY
 from stable_plugin.md.system import System
 from stable_plugin.models.base import default_dtype
 from stable_plugin.models.isolated_atoms import E0s, check_mode, require_elements
@@ -67,9 +67,11 @@ class MACEModule(PotentialModule):
             evidently those of another code, and then they are fitted, with a warning.
         scaling: Name of one of MACE's scalings.
         dtype: ``float32`` or ``float64``.
-        loss: One of MACE's losses; ``WeightedEnergyForcesLoss`` if not given.
+        loss: One of MACE's losses; ``WeightedEnergyForcesLoss`` if not given, or ``WeightedEnergyForcesStressLoss`` with a
+            ``stress_weight``.
         energy_weight: Weight of the energies in that default loss.
         forces_weight: Weight of the forces in that default loss.
+        stress_weight: Weight of the stresses in that default loss, of the frames that have them.
         lr: Learning rate of the default optimizer, Adam (amsgrad) over MACE's parameter groups.
         weight_decay: Weight decay of that optimizer.
         optimizer: Maps parameters or groups of them to an optimizer; replaces the default.
@@ -105,6 +107,7 @@ class MACEModule(PotentialModule):
         loss: nn.Module | None = None,
         energy_weight: float = 1.0,
         forces_weight: float = 100.0,
+        stress_weight: float = 0.0,
         lr: float = 0.01,
         weight_decay: float = 5e-7,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
@@ -130,7 +133,8 @@ class MACEModule(PotentialModule):
         check_mode(E0s)
         checks.number("lr", lr, above=0)
         for name, number in (
-            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("weight_decay", weight_decay)
+            ("energy_weight", energy_weight), ("forces_weight", forces_weight), ("stress_weight", stress_weight),
+            ("weight_decay", weight_decay),
         ):  # fmt: skip
             checks.number(name, number, at_least=0)
         checks.seed(seed)
@@ -138,6 +142,8 @@ class MACEModule(PotentialModule):
             raise ValueError(f"dtype={dtype!r} is not known: use one of {sorted(DTYPES)}.")
         if scaling not in mace_modules.scaling_classes:
             raise ValueError(f"scaling={scaling!r} is not known: use one of {sorted(mace_modules.scaling_classes)}.")
+        if loss is None and stress_weight > 0:
+            loss = mace_modules.WeightedEnergyForcesStressLoss(energy_weight, forces_weight, stress_weight)
         self.loss = loss or mace_modules.WeightedEnergyForcesLoss(energy_weight, forces_weight)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.check_optimizer()
@@ -203,7 +209,8 @@ class MACEModule(PotentialModule):
 
     def forward(self, batch: Any, training: bool = False) -> dict[str, Tensor]:
         """Return the output of MACE for one of its batches."""
-        output: dict[str, Tensor] = self.model(batch.to_dict(), training=training)
+        with_stress = hasattr(self.loss, "stress_weight")
+        output: dict[str, Tensor] = self.model(batch.to_dict(), training=training, compute_stress=with_stress)
         return output
 
     def training_loss(self, batch: Any) -> Tensor:
@@ -261,7 +268,12 @@ class MACEModule(PotentialModule):
             "energy": (output["energy"] / n_atoms, batch.energy / n_atoms),
             "forces": (output["forces"].reshape(-1), batch.forces.reshape(-1)),
         }
+        has_stress = batch.stress_weight.reshape(-1) > 0
+        if output.get("stress") is not None and has_stress.any():
+            pairs["stress"] = output["stress"][has_stress], batch.stress[has_stress]
         for name, metric in metrics.items():
+            if name.split("_")[0] not in pairs:
+                continue
             metric.update(*(tensor.detach() for tensor in pairs[name.split("_")[0]]))
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_graphs)
         self.log(f"{stage}/loss", loss.detach(), batch_size=batch.num_graphs, prog_bar=True)
@@ -280,7 +292,9 @@ class MACEModule(PotentialModule):
         self, frames: Sequence[Atoms], numbers: Sequence[int], cutoff: float, batch_size: int, shuffle: bool
     ) -> Any:
         table = AtomicNumberTable(list(numbers))
-        keys = mace_data.KeySpecification(info_keys={"energy": ENERGY_KEY}, arrays_keys={"forces": FORCES_KEY})
+        keys = mace_data.KeySpecification(
+            info_keys={"energy": ENERGY_KEY, "stress": STRESS_KEY}, arrays_keys={"forces": FORCES_KEY}
+        )
         for frame in frames:
             unknown = sorted(set(frame.numbers.tolist()) - set(numbers))
             if unknown:
@@ -384,6 +398,7 @@ def _metrics() -> MetricCollection:
             "energy_rmse": MeanSquaredError(squared=False),
             "forces_mae": MeanAbsoluteError(),
             "forces_rmse": MeanSquaredError(squared=False),
+            "stress_mae": MeanAbsoluteError(),
         },
         compute_groups=False,
     )
