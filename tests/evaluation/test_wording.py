@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fabricated_report import Page, fabricated, written
 
+from stable_plugin.evaluation import wording
 from stable_plugin.evaluation.report import summary, write_report
 from stable_plugin.evaluation.report_warnings import (
     MAX_ENERGY_MAE_RATIO,
@@ -178,3 +179,18 @@ def test_report_warnings_name_each_unverified_system() -> None:
     ]
     (warning,) = report_warnings(report)
     assert warning.startswith("The potential on H2O is not verified")
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("radial_distribution_O_H", "Radial distribution O-H"),
+        ("power_spectrum_O", "Power spectrum O"),
+        ("velocity_autocorrelation", "Velocity autocorrelation"),
+        ("bond_lengths", "Bond lengths"),
+        ("pressure", "Pressure"),
+    ],
+)
+def test_names_of_observables_keep_the_elements(name: str, title: str) -> None:
+    assert wording.observable_name(name) == title
+    assert wording.name_in_sentence(name) == title[0].lower() + title[1:]

@@ -116,8 +116,7 @@ def _off_reference(report: Mapping[str, Any]) -> str:
     """Return which distributions of the last model differ from the reference, as a further sentence; empty if none does."""
     last = list({**evaluations(report), **evaluations(report, "extended")}.values())[-1]
     found = (last.get("observables_w1") or {}).items()
-    names = [observable_name(name) for name, each in found if each.get("exceeded")]
-    texts = [f"{name[0].lower()}{name[1:]}" for name in names]
+    texts = [name_in_sentence(name) for name, each in found if each.get("exceeded")]
     return f" But its structure is off the reference: {', '.join(texts)}." if texts else ""
 
 
@@ -215,8 +214,19 @@ def distribution_distance(summary: EvaluationSummary, name: str) -> str:
 
 
 def observable_name(name: str) -> str:
-    """Return the name of an observable for a heading."""
-    return _OBSERVABLE_NAMES.get(name) or name.replace("_", " ").capitalize()
+    """Return the name of an observable for a heading, such as ``Radial distribution O-H``."""
+    if name in _OBSERVABLE_NAMES:
+        return _OBSERVABLE_NAMES[name]
+    parts = name.split("_")
+    words, elements = ([part for part in parts if part[:1].isupper() == upper] for upper in (False, True))
+    title = " ".join([*words, "-".join(elements)]).strip()
+    return f"{title[:1].upper()}{title[1:]}"
+
+
+def name_in_sentence(name: str) -> str:
+    """Return the name of an observable within a sentence, such as ``radial distribution O-H``."""
+    title = observable_name(name)
+    return f"{title[:1].lower()}{title[1:]}"
 
 
 def unit(axis: Mapping[str, Any]) -> str:
@@ -268,7 +278,7 @@ def _examples(stages: Mapping[str, EvaluationSummary]) -> list[str]:
 def _distribution_sentences(last: EvaluationSummary) -> list[str]:
     """Return which distributions of the last model are further from the reference than its own parts from each other."""
     texts = [
-        f"{observable_name(name).lower()} {distribution_distance(last, name)} {found['unit']}"
+        f"{name_in_sentence(name)} {distribution_distance(last, name)} {found['unit']}"
         for name, found in (last.get("observables_w1") or {}).items()
         if found.get("exceeded")
     ]
@@ -352,8 +362,7 @@ def _observable_sentences(before: EvaluationSummary, after: EvaluationSummary, a
             continue
         if abs(new[name] - error) > max(_MIN_CHANGE * error, 2.0 * _change_error(before, after, name)):
             change = f"{number(error)} → {number(new[name])} {unit(axes.get(name) or {})}".rstrip()
-            title = observable_name(name)
-            moved[new[name] < error].append(f"{title[0].lower()}{title[1:]} ({change})")
+            moved[new[name] < error].append(f"{name_in_sentence(name)} ({change})")
     words = {True: "closer to", False: "further from"}
     return [
         f"In simulations, {words[closer]} the reference (mean absolute error): {', '.join(names)}."
