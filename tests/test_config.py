@@ -280,6 +280,15 @@ def test_objective_margin_refuses_what_it_does_not_use(name, value):
         StABlEConfig(**{name: value})
 
 
+def test_objective_margin_has_no_loss_of_observables():
+    schedule = Schedule(max_observable_loss=0.5)
+    with pytest.raises(
+        ValueError, match=r"^max_observable_loss=0.5 is not used by objective='margin'.*: set objective="
+    ):
+        StABlEConfig(schedule=schedule)
+    assert StABlEConfig(objective="both", schedule=schedule).schedule is schedule
+
+
 def test_replace_changes_one_field():
     settings = StABlEConfig(objective="both", structures=waters(), local=Molecules())
     changed = replace(settings, n_replicas=5)

@@ -82,6 +82,10 @@ class Schedule:
     """Training ends when the failure rate is below this many failures per ns of a replica, at 95 % confidence. It takes
     about 3.8 divided by it in ns, summed over the replicas, of simulation without failures: 38 ps for 100 per ns."""
 
+    max_observable_loss: Annotated[float, Number(above=0)] | None = None
+    """Training also goes on while the loss of the observables in a probe is larger than this, as for a stable potential that is
+    to reproduce a measured pressure. A loss of 1 is a deviation by the ``scale`` of an observable. Only failures count if None."""
+
     probe_every: Annotated[int, Count()] = 3
     """Learning windows between two probes. A probe is one window from start states that are always the same, and that are
     not learned from: its unstable fraction decides whether to go on learning."""
@@ -325,6 +329,11 @@ class StABlEConfig(SystemConfig):
                     f"{each.name}={_shown(value)} is not used by objective='margin', which needs no observables: set "
                     f"objective='both' or 'boltzmann', or leave {each.name} out."
                 )
+        if self.schedule.max_observable_loss is not None and not self.uses_observables:
+            raise ValueError(
+                f"max_observable_loss={self.schedule.max_observable_loss:g} is not used by objective='margin', which needs no "
+                "observables: set objective='both' or 'boltzmann', or leave max_observable_loss out."
+            )
         if self.uses_observables and self.heating > 1.0:
             raise ValueError(
                 f"learning_temperature_ratio={self.learning_temperature_ratio!r} with objective={self.objective!r}: means of "

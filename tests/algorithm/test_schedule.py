@@ -57,6 +57,26 @@ def test_probe_compares_the_rate_with_the_one_asked_for(failures, phase):
     assert tracker.verifications == (phase == "verify")
 
 
+@pytest.mark.parametrize(
+    ("most", "loss", "phase"),
+    [(None, 100.0, "verify"), (1.0, 0.5, "verify"), (1.0, 1.5, "learn"), (1.0, float("nan"), "learn")],
+)
+def test_probe_compares_the_observables_with_what_was_asked_for(most, loss, phase):
+    tracker = PhaseTracker(schedule(max_observable_loss=most))
+    assert tracker.after_probe(0, WINDOW_PS, 0.0, loss) == phase
+
+
+def test_a_smaller_loss_of_observables_is_progress():
+    tracker = PhaseTracker(schedule(max_observable_loss=1.0, lr_patience=2, probe_every=1))
+    tracker.after_probe(0, WINDOW_PS, 0.0, 9.0)
+    factors = []
+    for loss in (8.0, 7.0, 8.0, 6.0, 7.0, 7.0):
+        learned(tracker, 1)
+        assert tracker.after_probe(0, WINDOW_PS, 0.0, loss) == "learn"
+        factors.append(tracker.lr_factor)
+    assert factors == pytest.approx([1, 1, 1, 1, 1, 0.2])
+
+
 def test_probe_bounds_the_rate():
     tracker = PhaseTracker(schedule())
     probed(tracker, 4)
@@ -314,7 +334,16 @@ def test_state_dict_holds_plain_values():
 
 
 @pytest.mark.parametrize(
-    "name", ["max_failures_per_ns", "probe_every", "lr_patience", "lr_cut", "max_lr_cuts", "max_windows"]
+    "name",
+    [
+        "max_failures_per_ns",
+        "max_observable_loss",
+        "probe_every",
+        "lr_patience",
+        "lr_cut",
+        "max_lr_cuts",
+        "max_windows",
+    ],
 )
 @settings(few, max_examples=15)
 @given(value=anything)

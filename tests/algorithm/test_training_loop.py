@@ -13,6 +13,7 @@ from springs import SOFT, STIFF, TEMPERATURE, adam, make_loop, observable_gradie
 from toys import as_potential, flat, tiny_mace, triatomic
 
 from stable_plugin import (
+    BondAmplitudes,
     BondDeviation,
     BondLengths,
     DistanceDistribution,
@@ -59,6 +60,29 @@ def test_training_stiffens_soft_springs_until_stable(kind, lr, reference):
     before, after = (simulated(springs, reference[:40], 400) for springs in (triatomic(SOFT), potential))
     assert before.unstable_fraction > 0.6
     assert after.unstable_fraction < 0.25
+
+
+def test_stable_springs_learn_the_amplitude_of_the_reference(reference):
+    """Twice as stiff as the reference: no replica fails, and only the observable says that something is wrong."""
+    potential = triatomic(2 * STIFF)
+    settings = {"observables": [BondAmplitudes(scale=0.0004)], "detector": BondDeviation(0.9)}
+    alone = make_loop(potential, reference, **settings)
+    assert observable_gradient(alone) is None and alone.windows[-1].unstable_fraction == 0.0
+    loop = make_loop(
+        potential,
+        reference,
+        schedule=Schedule(max_failures_per_ns=800.0, max_observable_loss=1.0, probe_every=1),
+        **settings,
+    )
+    optimizer, n_steps = adam(potential, lr=0.5), 0
+    while optimizer_step(loop, optimizer) is not None:
+        n_steps += 1
+        assert n_steps < 200
+    assert loop.windows[0].observable_loss > 1.0 and n_steps > 4
+    assert potential.module.stiffness == pytest.approx(STIFF, rel=0.25)
+    assert loop.verifications()[0].is_verified
+    probes = [entry.observable_loss for entry in loop.windows if entry.phase == "probe"]
+    assert probes[-1] <= 1.0 < min(probes[:-1])
 
 
 def test_gradient_reweights_up_to_steps_per_window(reference):

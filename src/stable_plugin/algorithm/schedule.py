@@ -23,8 +23,8 @@ MAX_LOOKS = 3
 class PhaseTracker:
     """Decides from the failures of each window which phase follows.
 
-    A *probe* is one window from fixed start states. If its failure rate is above ``max_failures_per_ns``, some *learning*
-    windows and the next probe follow, else a *verification*: windows in which stable replicas continue, until Garwood's
+    A *probe* is one window from fixed start states. If its failure rate is above ``max_failures_per_ns``, or its observables
+    are off by more than ``max_observable_loss``, some *learning* windows and the next probe follow, else a *verification*: windows in which stable replicas continue, until Garwood's
     upper bound of the failure rate is below ``max_failures_per_ns``, or there are too many failures.
 
     The bound is looked at after a time that is fixed before: that which shows the rate if no further failure comes. The
@@ -66,6 +66,7 @@ class PhaseTracker:
     learning_windows: int = 0
     windows_since_probe: int = 0
     _smallest_fraction: float = inf
+    _smallest_loss: float = inf
     _windows_without_progress: int = 0
 
     @property
@@ -80,25 +81,31 @@ class PhaseTracker:
             return max(self.look_ps - self.exposure_ps, 0.0)
         return self.schedule.verification_ps(self.verifications + 1)
 
-    def after_probe(self, failures: int, exposure_ps: float, unstable_fraction: float) -> Phase:
+    def after_probe(
+        self, failures: int, exposure_ps: float, unstable_fraction: float, observable_loss: float = 0.0
+    ) -> Phase:
         """Return the phase that follows a probe.
 
         Args:
             failures: Replicas that became unstable in it.
             exposure_ps: Time until then or to its end, summed over the replicas, in ps.
             unstable_fraction: Fraction of the replicas that became unstable.
+            observable_loss: Loss of the observables in it.
 
         Returns:
-            ``verify`` if the failure rate is not above ``max_failures_per_ns``; else ``learn``, or ``done`` after
-            ``max_windows``.
+            ``verify`` if neither the failure rate is above ``max_failures_per_ns`` nor the loss above
+            ``max_observable_loss``; else ``learn``, or ``done`` after ``max_windows``.
         """
         self.failures, self.exposure_ps = failures, exposure_ps
         self._bound()
-        if failures > self._tolerated(exposure_ps):
-            self._note_progress(unstable_fraction)
+        most = self.schedule.max_observable_loss
+        is_off = most is not None and not observable_loss <= most  # also if it is NaN
+        if failures > self._tolerated(exposure_ps) or is_off:
+            self._note_progress(unstable_fraction, observable_loss)
             self._enter_learning()
         else:
-            self.lr_cuts, self._smallest_fraction, self._windows_without_progress = 0, inf, 0
+            self.lr_cuts, self._windows_without_progress = 0, 0
+            self._smallest_fraction, self._smallest_loss = inf, inf
             self.phase, self.failures, self.exposure_ps = "verify", 0, 0.0
             self.verifications, self.looks = self.verifications + 1, 0
             self._plan_look()
@@ -188,9 +195,10 @@ class PhaseTracker:
     def _enter_learning(self) -> None:
         self.phase, self.windows_since_probe = "done" if self._is_used_up() else "learn", 0
 
-    def _note_progress(self, unstable_fraction: float) -> None:
-        if unstable_fraction < self._smallest_fraction:
-            self._smallest_fraction, self._windows_without_progress = unstable_fraction, 0
+    def _note_progress(self, unstable_fraction: float, observable_loss: float) -> None:
+        measure = unstable_fraction, observable_loss if self.schedule.max_observable_loss is not None else 0.0
+        if measure < (self._smallest_fraction, self._smallest_loss):
+            (self._smallest_fraction, self._smallest_loss), self._windows_without_progress = measure, 0
             return
         self._windows_without_progress += self.windows_since_probe
         if self._windows_without_progress >= self.schedule.lr_patience:

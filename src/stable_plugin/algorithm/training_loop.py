@@ -202,8 +202,9 @@ class TrainingLoop:
         failures, exposure_ps = self.replicas.failures(window)
         cuts = self.tracker.lr_cuts
         fraction = failures / (self.replicas.n_replicas * self.context.size)
-        phase = self.tracker.after_probe(failures, exposure_ps, fraction)
-        self._record("probe", window, wall_s)
+        loss = self._observed_loss(window)
+        phase = self.tracker.after_probe(failures, exposure_ps, fraction, loss)
+        self._record("probe", window, wall_s, loss)
         self._remember(window)
         if phase == "learn" and self.margin is not None:
             self._learn_from(window)
@@ -221,7 +222,7 @@ class TrainingLoop:
         """Simulate one window in which stable replicas continue; if there are too many failures, learn from it."""
         window, wall_s = self._simulate("verify", self.replicas.state)
         phase = self.tracker.after_verification_window(*self.replicas.failures(window))
-        self._record("verify", window, wall_s)
+        self._record("verify", window, wall_s, self._observed_loss(window))
         self._remember(window)
         if phase == "learn":
             # This window was simulated under the present weights: it is the first one to learn from.
@@ -231,8 +232,11 @@ class TrainingLoop:
     def _learning_window(self) -> None:
         """Simulate one window from the learning phase's start states, and learn from it."""
         window, wall_s = self._simulate("learn", self.replicas.refreshed_learning_start())
-        self.tracker.after_learning_window(*(() if self.margin is None else self.replicas.failures(window)))
-        self._record("learn", window, wall_s)
+        # Few failures in a learning window say nothing about observables.
+        is_early = self.margin is not None and self.config.schedule.max_observable_loss is None
+        self.tracker.after_learning_window(*(self.replicas.failures(window) if is_early else ()))
+        is_heated = self.config.heating > 1.0
+        self._record("learn", window, wall_s, None if is_heated else self._observed_loss(window))
         self._remember(window)
         self._learn_from(window)
 
@@ -337,7 +341,7 @@ class TrainingLoop:
 
         return self.replicas.simulate(start, show, learning=phase == "learn"), time.perf_counter() - began
 
-    def _record(self, phase: Phase, window: Window, wall_s: float) -> None:
+    def _record(self, phase: Phase, window: Window, wall_s: float, observable_loss: float | None) -> None:
         failures, exposure_ps = self.replicas.failures(window)
         replicas = self.replicas.n_replicas * self.context.size
         low, high = binomial_limits(failures, replicas)
@@ -355,7 +359,7 @@ class TrainingLoop:
                 exposure_ps=exposure_ps,
                 bound_per_ns=None if phase == "learn" or not isfinite(bound) else bound,
                 temperature_K=simulator.integrator.temperature_K,
-                observable_loss=self._observed_loss(window) if simulator is self.simulator else None,
+                observable_loss=observable_loss,
                 wall_s=wall_s,
                 system=self.name,
             )
