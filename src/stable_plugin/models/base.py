@@ -174,8 +174,13 @@ class Potential(ABC):
             create_graph: Whether the derivative is to be differentiated for the parameters.
 
         Raises:
-            ValueError: If the model builds its own neighbor graph and takes no cells for it.
+            ValueError: If the model is periodic, and takes neither edges nor cells.
         """
+        if self.system.periodic and isinf(self.cutoff) and not self.sees_cells:
+            raise ValueError(
+                f"{type(self.module).__name__} takes neither edges nor cells, so its energy does not depend on the cell: use a "
+                "model that does for stresses and pressures."
+            )
         if cell is None and self.system.periodic and isinf(self.cutoff):
             # A model that builds its own graph sees the strain in the cell.
             cell = self.system.cell.to(positions).expand(len(positions), 3, 3)

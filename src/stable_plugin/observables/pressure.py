@@ -118,20 +118,18 @@ class Pressure(PotentialObservable):
         ValueError: If an argument is not a number.
 
     Example:
-        Two atoms that do not interact, in 1000 Å³ at 300 K:
-
         >>> import torch
-        >>> from ase import Atoms
+        >>> from ase.build import bulk
+        >>> from ase.calculators.emt import EMT
         >>> from stable_plugin import Pressure, System
         >>> from stable_plugin.models import find_potential
-        >>> from stable_plugin.models.module import NoInteraction
-        >>> argon = System.from_atoms(Atoms("Ar2", [[0, 0, 0], [5, 5, 5]], cell=[10, 10, 10], pbc=True))
+        >>> copper = bulk("Cu", a=3.5, cubic=True)  # compressed from 3.59 Å
+        >>> positions = torch.tensor(copper.positions)[None]
         >>> pressure = Pressure(target_GPa=1e-4)
-        >>> positions = torch.tensor([[[0.0, 0, 0], [5, 5, 5]]])
-        >>> pressure.bind(argon, positions)
-        >>> pressure.attach(find_potential(NoInteraction(), argon), temperature_K=300.0)
-        >>> round(pressure.per_frame(positions).item(), 5)  # 2 k T / V
-        0.00828
+        >>> pressure.bind(System.from_atoms(copper), positions)
+        >>> pressure.attach(find_potential(EMT(), pressure.system), temperature_K=300.0)
+        >>> round(pressure.per_frame(positions).item(), 1)
+        12.3
     """
 
     def __init__(self, target_GPa: float, molecular: bool = True, **kwargs: Any) -> None:
