@@ -178,8 +178,8 @@ class Potential(ABC):
         """
         if self.system.periodic and isinf(self.cutoff) and not self.sees_cells:
             raise ValueError(
-                f"{type(self.module).__name__} takes neither edges nor cells, so its energy does not depend on the cell: use a "
-                "model that does for stresses and pressures."
+                f"{type(self.module).__name__} takes neither edges nor cells, and would not see a strain: use a model that does "
+                "for stresses and pressures."
             )
         if cell is None and self.system.periodic and isinf(self.cutoff):
             # A model that builds its own graph sees the strain in the cell.
