@@ -157,4 +157,4 @@ class Pressure(PotentialObservable):
         return ((kinetic - trace) / (3.0 * self.system.volume(cell)) / units.GPa)[:, None]
 
     def axis(self) -> dict[str, Any]:
-        return {"kind": "bars", "x": ["pressure"], "xlabel": "", "ylabel": "GPa"}
+        return {"kind": "bars", "x": ["P"], "xlabel": "", "ylabel": "pressure / GPa"}
