@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     """Return the folder of a finished run, whose loss is smallest before the repair."""
     folder = tmp_path_factory.mktemp("run")
     # The steps of the repair are large, so that no checkpoint of it is the best.
-    done = nequip_tools.train(folder, epochs=8, start_epoch=2, learning_rate=0.3)
+    done = nequip_tools.train(folder, epochs=20, start_epoch=2, learning_rate=0.3)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder / "run", done.stdout
 
