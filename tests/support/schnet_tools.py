@@ -54,7 +54,7 @@ def make_database(path, n_frames):
     return frames
 
 
-def train(folder, epochs=8, start_epoch=2):
+def train(folder, epochs=20, start_epoch=2):
     """Run ``spktrain`` on the example's experiment in miniature; return its output."""
     make_database(folder / "aspirin.db", 8)
     (folder / "recipes").symlink_to(ROOT / "recipes")

@@ -11,7 +11,7 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 from torch import Tensor, nn
@@ -150,17 +150,21 @@ class PotentialConformance:
         """Stresses, the strain derivatives over the volume, are those of the family's own calculator."""
         case = self._case(periodic)
         calculator = self.make_calculator(case.module, case.atoms)
-        if "stress" not in calculator.implemented_properties or not case.atoms.pbc.all():
-            skip("the calculator has no stress, or the structure no volume")
+        if not case.atoms.pbc.all():
+            skip("the structure has no volume")
+        volume = case.atoms.get_volume()
         with case.potential.frozen():
             derivative = case.potential.strain_derivative(case.positions)
-        volume = case.atoms.get_volume()
         for index, positions in enumerate(case.positions):
             atoms = case.atoms.copy()
             atoms.positions = positions.double().numpy()
             atoms.calc = calculator
+            try:
+                stress = torch.tensor(atoms.get_stress(voigt=False))
+            except PropertyNotImplementedError:
+                skip("the calculator has no stress")
             tolerance = (self.calculator_tolerance or self.energy_tolerance) * len(atoms) / volume
-            assert_close(derivative[index] / volume, torch.tensor(atoms.get_stress(voigt=False)), tolerance)
+            assert_close(derivative[index] / volume, stress, tolerance)
 
     def test_strain_derivative_is_that_of_finite_differences(self, periodic: str) -> None:
         """Derivatives with respect to strain are finite differences of the energies in strained cells."""
