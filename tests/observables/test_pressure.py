@@ -236,6 +236,22 @@ def test_estimates_from_reweighted_frames_use_the_present_parameters():
     assert after.item() != pytest.approx(before.item(), rel=1e-4)
 
 
+def test_frames_are_measured_in_evaluation_mode():
+    """Within a training step the model is in training mode, in which dropout would change the pressure."""
+    potential, modes = find_potential(Gaussians(), System.from_atoms(ARGON)), []
+    own = potential.energies
+
+    def energies(positions, edges):
+        modes.append(potential.module.training)
+        return own(positions, edges)
+
+    potential.energies = energies
+    potential.module.train()
+    attached(Pressure(0.0), potential).per_frame(grid_of_pairs(n=2))
+    assert modes == [False]
+    assert potential.module.training and all(each.requires_grad for each in potential.module.parameters())
+
+
 def test_evaluator_reports_the_pressure():
     copper = bulk("Cu", cubic=True) * 2
     starts = [copper.copy() for _ in range(2)]

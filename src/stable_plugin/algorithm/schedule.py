@@ -24,8 +24,9 @@ class PhaseTracker:
     """Decides from the failures of each window which phase follows.
 
     A *probe* is one window from fixed start states. If its failure rate is above ``max_failures_per_ns``, or its observables
-    are off by more than ``max_observable_loss``, some *learning* windows and the next probe follow, else a *verification*: windows in which stable replicas continue, until Garwood's
-    upper bound of the failure rate is below ``max_failures_per_ns``, or there are too many failures.
+    are off by more than ``max_observable_loss``, some *learning* windows and the next probe follow, else a *verification*:
+    windows in which stable replicas continue, until Garwood's upper bound of the failure rate is below
+    ``max_failures_per_ns``, or there are too many failures.
 
     The bound is looked at after a time that is fixed before: that which shows the rate if no further failure comes. The
     v-th verification of a run has an error probability of 0.05 / (v (v + 1)), together 0.05, which is spent over its looks.

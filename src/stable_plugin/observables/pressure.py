@@ -71,12 +71,14 @@ class PotentialObservable(Observable):
 
     @torch.no_grad()
     def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        parts = [
-            self.of_frames(
-                positions[first : first + self._chunk], None if cell is None else cell[first : first + self._chunk]
-            )
-            for first in range(0, len(positions), self._chunk)
-        ]
+        # As energies are: in evaluation mode, also within a training step.
+        with self.potential.frozen():
+            parts = [
+                self.of_frames(
+                    positions[first : first + self._chunk], None if cell is None else cell[first : first + self._chunk]
+                )
+                for first in range(0, len(positions), self._chunk)
+            ]
         return torch.cat(parts) if parts else positions.new_empty(0, len(self.known_target))
 
     @abstractmethod
