@@ -28,7 +28,7 @@ from stable_plugin.models import PotentialMaker, potential_maker
 from stable_plugin.observables.base import Observable
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.checks import Count, Number, Seed
-from stable_plugin.runtime.intervals import look_error, poisson_limits
+from stable_plugin.runtime.intervals import error_share, sequential_limit
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A differentiable scalar of the mean observable and its target, both (n_values,)."""
@@ -106,15 +106,14 @@ class Schedule:
     def __post_init__(self) -> None:
         checks.check_fields(self)
 
-    def verification_ps(self, verification: int = 1, look: int = 1, failures: int = 0) -> float:
+    def verification_ps(self, verification: int = 1, failures: int = 0) -> float:
         """Return the time, summed over the replicas, that shows a rate below ``max_failures_per_ns``, in ps.
 
         Args:
             verification: Number of the verification; the 5 % of error are spent over all of them.
-            look: Number of the look at its data.
             failures: Failures within that time.
         """
-        return 1000.0 * poisson_limits(failures, look_error(verification, look))[1] / self.max_failures_per_ns
+        return 1000.0 * sequential_limit(failures, error_share(verification)) / self.max_failures_per_ns
 
     def expected_windows(self, window_ps: float, n_replicas: int) -> int:
         """Return roughly how many windows a repair takes; the cost of compiling the model is compared with them.

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from strategies import anything, check_argument_is_named, few
 
 from stable_plugin import Schedule
 from stable_plugin.algorithm.schedule import PhaseTracker
-from stable_plugin.runtime.intervals import look_error
+from stable_plugin.runtime.intervals import error_share
 
 WINDOW_PS = 10.0
 """Time at risk of a window of all replicas."""
@@ -46,7 +45,7 @@ def verifying(**changes):
 
 def test_tracker_starts_with_a_probe():
     tracker = PhaseTracker()
-    assert (tracker.phase, tracker.exposure_ps, tracker.looks, tracker.learning_windows) == ("probe", 0.0, 0, 0)
+    assert (tracker.phase, tracker.exposure_ps, tracker.learning_windows) == ("probe", 0.0, 0)
     assert (tracker.lr_factor, tracker.lr_cuts, tracker.bound_per_ns) == (1.0, 0, inf)
 
 
@@ -80,8 +79,8 @@ def test_a_smaller_loss_of_observables_is_progress():
 def test_probe_bounds_the_rate():
     tracker = PhaseTracker(schedule())
     probed(tracker, 4)
-    # Garwood's upper limit with an error of 0.9 * 0.05 / 2.
-    assert tracker.bound_per_ns == pytest.approx(stats.chi2.isf(0.0225, 10) / 2 / 0.01)
+    # The rate k at which exp(0.9 k t) / 10^4 is 30, for an error of 0.05 * 2 / 3.
+    assert tracker.bound_per_ns == pytest.approx(log(30.0 * 10**4) / 0.9 / 0.01)
 
 
 def test_learning_is_probed_every_few_windows():
@@ -97,17 +96,16 @@ def test_learning_is_probed_every_few_windows():
 
 def test_verification_without_failures_takes_the_planned_time():
     tracker = verifying()
-    # exp(-rate * time) = 0.0225: 37.9 ps at 100 per ns.
-    assert tracker.look_ps == pytest.approx(-10.0 * log(0.0225))
-    assert tracker.remaining_ps == tracker.look_ps
+    # exp(0.9 * rate * time) = 30: 37.8 ps at 100 per ns.
+    assert tracker.remaining_ps == pytest.approx(10.0 * log(30.0) / 0.9)
     phases = [tracker.after_verification_window(0, WINDOW_PS) for _ in range(4)]
     assert phases == ["verify"] * 3 + ["done"]
     assert tracker.is_verified
-    assert tracker.bound_per_ns == pytest.approx(-25.0 * log(0.0225)) and tracker.bound_per_ns < 100.0
+    assert tracker.bound_per_ns == pytest.approx(25.0 * log(30.0) / 0.9) and tracker.bound_per_ns < 100.0
 
 
 def test_verification_time_tolerates_rounding_errors():
-    tracker = verifying(max_failures_per_ns=-100.0 * log(0.0225))
+    tracker = verifying(max_failures_per_ns=100.0 * log(30.0) / 0.9)
     assert [tracker.after_verification_window(0, 0.1) for _ in range(100)] == ["verify"] * 99 + ["done"]
 
 
@@ -120,22 +118,10 @@ def test_verification_does_not_use_the_probe():
 def test_verification_goes_on_after_a_failure():
     tracker = verifying()
     assert tracker.after_verification_window(1, WINDOW_PS) == "verify"
-    for _ in range(3):
-        assert tracker.after_verification_window(0, WINDOW_PS) == "verify"
-    # The second look has an error of 0.1 * 0.0225, and comes when one failure is few enough.
-    assert (tracker.looks, tracker.look_ps) == (2, pytest.approx(stats.chi2.isf(0.00225, 4) / 2 * 10.0))
-    phases = [tracker.after_verification_window(0, WINDOW_PS) for _ in range(5)]
-    assert phases == ["verify"] * 4 + ["done"]
-
-
-def test_verification_with_few_failures_ends():
-    """At 40 per ns, 100 asked for, there are too few failures to stop early and too many to pass."""
-    tracker, n_windows = verifying(), 0
-    while tracker.phase == "verify":
-        n_windows += 1
-        tracker.after_verification_window(int(n_windows % 5 in (0, 3)), WINDOW_PS)
-    assert (tracker.phase, tracker.looks) == ("learn", 3)
-    assert n_windows < 25
+    # A failure takes a factor of ten from the evidence, which its 25.6 ps give back.
+    assert tracker.remaining_ps == pytest.approx(10.0 * log(300.0) / 0.9 - WINDOW_PS)
+    phases = [tracker.after_verification_window(0, WINDOW_PS) for _ in range(6)]
+    assert phases == ["verify"] * 5 + ["done"]
 
 
 def test_verification_with_many_failures_ends_at_once():
@@ -150,13 +136,13 @@ def test_each_verification_has_less_error():
         assert tracker.after_verification_window(9, WINDOW_PS) == "learn"
         assert learned(tracker, 1) == ["probe"]
         assert probed(tracker, 0) == "verify"
-        assert (tracker.verifications, tracker.looks) == (number, 1)
-        assert tracker.look_ps == pytest.approx(-10.0 * log(0.9 * 0.05 / (number * (number + 1))))
+        assert tracker.verifications == number
+        assert tracker.remaining_ps == pytest.approx(10.0 * log(10.0 * 3**number) / 0.9)
 
 
-def test_errors_of_all_looks_sum_to_5_percent():
-    total = sum(look_error(test, look) for test in range(1, 100_000) for look in range(1, 5))
-    assert total == pytest.approx(0.05, rel=2e-4)
+def test_errors_of_all_verifications_sum_to_5_percent():
+    assert sum(error_share(test) for test in range(1, 100)) == pytest.approx(0.05)
+    assert error_share(1) == pytest.approx(1 / 30)
 
 
 @pytest.mark.parametrize(("factor", "most"), [(1.0, 0.05), (1.5, 0.01)])
@@ -177,6 +163,28 @@ def test_failing_potential_rarely_passes(factor, most):
                 break
             learned(tracker, 1)
     assert passed <= most * n_runs
+
+
+def verify(random, expected, most=1000):
+    """Return the outcome of one verification with so many failures expected in a window, and its windows."""
+    tracker, n_windows = verifying(), 0
+    while tracker.phase == "verify" and n_windows < most:
+        n_windows += 1
+        tracker.after_verification_window(int(random.poisson(expected)), WINDOW_PS)
+    return tracker.is_verified, n_windows
+
+
+@pytest.mark.parametrize(
+    ("expected", "passing", "windows"), [(0.1, (0.97, 1.0), 5.5), (0.3, (0.65, 0.85), 9.0), (1.0, (0.0, 1 / 30), 5.0)]
+)
+def test_verification_tells_rates_apart_in_little_time(expected, passing, windows):
+    """One failure is expected in a window at the rate asked for: 100 per ns, 10 ps."""
+    random = np.random.default_rng(2)
+    outcomes = [verify(random, expected) for _ in range(1000)]
+    fraction, mean = np.mean(outcomes, axis=0)
+    error = 3.0 * np.sqrt(fraction * (1 - fraction) / 1000)
+    assert passing[0] - error <= fraction <= passing[1] + error
+    assert mean < windows
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])

@@ -25,7 +25,7 @@ from stable_plugin import (
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
 from stable_plugin.algorithm.reweighting import reweight
-from stable_plugin.runtime.intervals import poisson_limits
+from stable_plugin.runtime.intervals import sequential_limit
 
 
 def recorded_windows(loop):
@@ -243,13 +243,13 @@ def test_verification_states_the_bound(reference):
     loop = make_loop(triatomic(STIFF), reference, detector=BondDeviation(0.9))
     (before,) = loop.verifications()
     assert not before.is_verified and before.bound_per_ns is None
-    # 3.79 / 800 per ns, by 24 replicas.
-    assert before.remaining_ps == pytest.approx(-math.log(0.0225) / 0.8 / 24)
-    assert "these weights were not simulated. It would take 0.198 ps per replica" in str(before)
+    # 3.78 / 800 per ns, by 24 replicas.
+    assert before.remaining_ps == pytest.approx(math.log(30.0) / 0.9 / 0.8 / 24)
+    assert "these weights were not simulated. It would take 0.197 ps per replica" in str(before)
     assert observable_gradient(loop) is None
     (after,) = loop.verifications()
     assert after.is_verified and after.remaining_ps == 0.0
-    assert after.bound_per_ns == loop.windows[-1].bound_per_ns == pytest.approx(-math.log(0.0225) / 4.8e-3)
+    assert after.bound_per_ns == loop.windows[-1].bound_per_ns == pytest.approx(math.log(30.0) / 0.9 / 4.8e-3)
     assert str(after).startswith(
         "the potential is verified to have less than 800 failures per ns: 0 failure(s) in 4.8 ps"
     )
@@ -265,8 +265,8 @@ def test_unverified_end_states_the_bound(reference):
     (found,) = loop.verifications()
     last = loop.windows[-1]
     assert not found.is_verified and found.failures == last.failures > 0
-    assert found.bound_per_ns == pytest.approx(poisson_limits(last.failures, 0.0225)[1] / last.exposure_ps * 1000)
-    assert "max_windows is reached" in str(found) and "It would take 1.58 ps per replica" in str(found)
+    assert found.bound_per_ns == pytest.approx(sequential_limit(last.failures, 1 / 30) / last.exposure_ps * 1000)
+    assert "max_windows is reached" in str(found) and "It would take 1.57 ps per replica" in str(found)
 
 
 def course(loop, optimizer, n_steps):

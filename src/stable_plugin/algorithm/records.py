@@ -80,7 +80,7 @@ class Verification:
         max_failures_per_ns: Failure rate that was asked for, in 1/ns.
         bound_per_ns: Upper bound of the failure rate that was reached with the present weights, in 1/ns; None if they were
             not simulated.
-        confidence: Confidence of this bound alone; that of the verdict, over all looks of the run, is 0.95.
+        confidence: Confidence of this bound alone; that of the verdict, over all verifications of the run, is 0.95.
         failures: Failures that the bound is computed from.
         exposure_ps: Time at risk that it is computed from, summed over the replicas, in ps.
         remaining_ps: Time per replica that would show the rate if no further failure came, in ps; zero if it is verified.

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from math import inf
+from math import inf, log
 from typing import Any, Literal
 
 from stable_plugin.config import Schedule
-from stable_plugin.runtime.intervals import look_error, poisson_limits
+from stable_plugin.runtime.intervals import error_share, log_evidence, sequential_limit
 
 Phase = Literal["probe", "learn", "verify", "done"]
 
-PROMISING = 0.5
-"""Observed failure rate, relative to the largest one asked for, up to which a verification goes on after failures."""
-
-
-MAX_LOOKS = 3
-"""Looks at the bound in one verification; a rate that is not much below the one asked for would take ever more of them."""
+HOPELESS = 0.1
+"""Evidence of a smaller rate than the one asked for at which a verification ends: a potential with a tenth of that rate gets
+there in 2 % of cases, one with three tenths in 26 %."""
 
 
 @dataclass
@@ -25,17 +22,16 @@ class PhaseTracker:
 
     A *probe* is one window from fixed start states. If its failure rate is above ``max_failures_per_ns``, or its observables
     are off by more than ``max_observable_loss``, some *learning* windows and the next probe follow, else a *verification*:
-    windows in which stable replicas continue, until Garwood's upper bound of the failure rate is below
-    ``max_failures_per_ns``, or there are too many failures.
+    windows in which stable replicas continue, until the evidence of a smaller rate than ``max_failures_per_ns`` is strong, or
+    weak enough to give up.
 
-    The bound is looked at after a time that is fixed before: that which shows the rate if no further failure comes. The
-    v-th verification of a run has an error probability of 0.05 / (v (v + 1)), together 0.05, which is spent over its looks.
-    It counts from its first window on, however it ends, and does not use the time of the probe that led to it. So a
-    potential that fails more often than ``max_failures_per_ns`` passes in at most 5 % of runs, however many times it is
-    verified.
+    A verification is a sequential test: it may be looked at after each window, and takes the shorter the clearer the case
+    is. The v-th one of a run has an error probability of 0.05 * 2 / 3^v, together 0.05. It counts from its first window on,
+    however it ends, and does not use the time of the probe that led to it. So a potential that fails more
+    often than ``max_failures_per_ns`` passes in at most 5 % of runs, however many times it is verified.
 
-    Source: the loop of Raja et al., TMLR 2025, arXiv:2402.13984, section 3; for the spending of the error see
-    :func:`~stable_plugin.runtime.intervals.look_error`.
+    Source: the loop of Raja et al., TMLR 2025, arXiv:2402.13984, section 3; for the test see
+    :func:`~stable_plugin.runtime.intervals.log_evidence`.
 
     Attributes:
         schedule: When to learn and when to stop.
@@ -45,8 +41,6 @@ class PhaseTracker:
         bound_per_ns: Upper bound of the failure rate from them, in 1/ns, as of the latest window.
         error: Probability with which this bound may be too small.
         verifications: Verifications so far.
-        looks: Looks at the bound in the present one, the coming one included.
-        look_ps: Time at risk of the coming look.
         is_verified: Whether training ended with a verification that was passed.
         lr_cuts: Cuts of the learning rate in the present learning phase.
         learning_windows: Learning windows in all phases.
@@ -58,10 +52,8 @@ class PhaseTracker:
     failures: int = 0
     exposure_ps: float = 0.0
     bound_per_ns: float = inf
-    error: float = look_error(1)
+    error: float = error_share(1)
     verifications: int = 0
-    looks: int = 0
-    look_ps: float = 0.0
     is_verified: bool = False
     lr_cuts: int = 0
     learning_windows: int = 0
@@ -79,7 +71,8 @@ class PhaseTracker:
     def remaining_ps(self) -> float:
         """Time, summed over the replicas, that would show a rate below ``max_failures_per_ns`` without further failures."""
         if self.phase == "verify":
-            return max(self.look_ps - self.exposure_ps, 0.0)
+            needed = self.schedule.verification_ps(self.verifications, self.failures)
+            return max(needed - self.exposure_ps, 0.0)
         return self.schedule.verification_ps(self.verifications + 1)
 
     def after_probe(
@@ -108,8 +101,7 @@ class PhaseTracker:
             self.lr_cuts, self._windows_without_progress = 0, 0
             self._smallest_fraction, self._smallest_loss = inf, inf
             self.phase, self.failures, self.exposure_ps = "verify", 0, 0.0
-            self.verifications, self.looks = self.verifications + 1, 0
-            self._plan_look()
+            self.verifications += 1
         return self.phase
 
     def after_verification_window(self, failures: int, exposure_ps: float) -> Phase:
@@ -126,17 +118,11 @@ class PhaseTracker:
         self.failures += failures
         self.exposure_ps += exposure_ps
         self._bound()
-        planned = self.schedule.verification_ps(self.verifications)
         # Windows add up with rounding errors.
-        is_time = self.exposure_ps >= self.look_ps * (1 - 1e-9)
-        if is_time and self.bound_per_ns <= self.schedule.max_failures_per_ns * (1 + 1e-9):
+        if self.bound_per_ns <= self.schedule.max_failures_per_ns * (1 + 1e-9):
             self.phase, self.is_verified = "done", True
-        elif self.failures > PROMISING * self._tolerated(max(self.exposure_ps, planned)) or (
-            is_time and self.looks == MAX_LOOKS
-        ):
+        elif log_evidence(self.failures, self._tolerated(self.exposure_ps)) < log(HOPELESS):
             self._enter_learning()
-        elif is_time:
-            self._plan_look()
         return self.phase
 
     def after_learning_window(self, failures: int | None = None, exposure_ps: float = 0.0) -> None:
@@ -182,13 +168,9 @@ class PhaseTracker:
         return self.schedule.max_failures_per_ns * exposure_ps / 1000.0
 
     def _bound(self) -> None:
-        self.error = look_error(max(self.verifications, 1), max(self.looks, 1))
-        expected = poisson_limits(self.failures, self.error)[1]
-        self.bound_per_ns = 1000.0 * expected / self.exposure_ps if self.exposure_ps else inf
-
-    def _plan_look(self) -> None:
-        self.looks += 1
-        self.look_ps = self.schedule.verification_ps(self.verifications, self.looks, self.failures)
+        self.error = error_share(max(self.verifications, 1))
+        most = sequential_limit(self.failures, self.error)
+        self.bound_per_ns = 1000.0 * most / self.exposure_ps if self.exposure_ps else inf
 
     def _is_used_up(self) -> bool:
         return self.schedule.max_windows is not None and self.learning_windows >= self.schedule.max_windows

@@ -260,7 +260,7 @@ class TrainingLoop:
             self._data = self._collect(window.every(self._stride))
 
     def _log_verification(self) -> None:
-        replica_ps = self.tracker.look_ps / (self.replicas.n_replicas * self.context.size)
+        replica_ps = self.tracker.remaining_ps / (self.replicas.n_replicas * self.context.size)
         log.info(
             "%sverification: %.3g ps per replica (%d windows) without failures show less than %g failures per ns",
             f"{self.name}: " if self.name else "",

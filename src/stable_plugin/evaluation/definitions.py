@@ -71,8 +71,8 @@ def definitions(report: Mapping[str, Any]) -> dict[str, str]:
     if report.get("windows"):
         terms["Probe, verification"] = (
             "A probe is one window from start states that are the same for all probes and that are not learned from. In a "
-            "verification stable replicas continue, until Garwood's upper bound of the failure rate is below "
-            "max_failures_per_ns. The v-th verification may be wrong with a probability of 0.05 / (v (v + 1)), together 5 %."
+            "verification stable replicas continue, until a sequential test (Wald) shows that the failure rate is below "
+            "max_failures_per_ns. The v-th verification may be wrong with a probability of 0.05 * 2 / 3^v, together 5 %."
         )
         terms["ESS fraction"] = (
             "Effective sample size of the frames after reweighting them to the updated potential, divided by their "
