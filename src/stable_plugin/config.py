@@ -6,7 +6,6 @@ field with its docstring and use ``config.<field>`` where it matters.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import re
@@ -488,8 +487,9 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
 
 def _closest(name: str, known: Iterable[str]) -> str:
     """Return the remedy for a name that is not known."""
-    close = difflib.get_close_matches(name, known := list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}."
+    known = list(known)
+    close = checks.closest(name, known)
+    return f"did you mean {close}?" if close else f"use one of {', '.join(known)}."
 
 
 def _check_type(name: str, value: Any, *kinds: type) -> None:

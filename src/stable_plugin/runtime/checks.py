@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -114,6 +116,16 @@ def flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r} is not a boolean: pass true or false.")
     return value
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that an unknown one is probably a misspelling of; None if there is none.
+
+    Args:
+        name: The unknown name.
+        known: Names to choose from.
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def bins(name: str, width: float, upper: float) -> float:

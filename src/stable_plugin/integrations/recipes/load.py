@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from stable_plugin.integrations.recipes.targets import shown
+from stable_plugin.runtime import checks
 
 CONFIG_FILE = "canonical_config.yaml"
 """The resolved recipe in a run folder, under the name that fairchem writes."""
@@ -53,7 +54,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         _validate_keys(config)
         recipe: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ValueError(f"recipe {str(path)!r} cannot be loaded: {_explained(error)}") from error
+        raise ValueError(f"recipe {str(path)!r} cannot be loaded: {_explained(error, path)}") from error
     return {"job": recipe.get("job", {}), "runner": recipe["runner"]}
 
 
@@ -91,7 +92,20 @@ def _is_used(config: Any, key: Any) -> bool:
     return False
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: Exception, path: Path) -> str:
     text = str(error).strip()
-    missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
-    return f"{missing[1]}=??? has no value: pass {missing[1]}=VALUE." if missing else text
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return f"{missing[1]}=??? has no value: pass {missing[1]}=VALUE."
+    if unknown := re.search(r"Could not override '([\w.]+)'\.\s*To append to your config use (\S+)", text):
+        return _unknown_key(unknown[1], unknown[2], path)
+    return text
+
+
+def _unknown_key(key: str, addition: str, path: Path) -> str:
+    """Return what to write instead of an override of a key that the recipe does not have."""
+    section, _, name = key.rpartition(".")
+    recipe = OmegaConf.load(path)
+    siblings = OmegaConf.select(recipe, section) if section else recipe
+    close = checks.closest(name, map(str, siblings)) if OmegaConf.is_dict(siblings) else None
+    meant = f"did you mean {f'{section}.' if section else ''}{close}? To" if close else "to"
+    return f"{key} is not in the recipe: {meant} add a key, use {addition}"

@@ -6,7 +6,6 @@ as what it is going to make, so that a whole recipe is validated before anything
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Union
 from pydantic import ConfigDict, InstanceOf, Strict, TypeAdapter, ValidationError
 
 from stable_plugin.integrations.recipes.targets import resolve_target, shown
+from stable_plugin.runtime import checks
 
 PART_KEYS = ("_target_", "_partial_")
 """Keys of a part that are not arguments of its target."""
@@ -79,8 +79,8 @@ def _validate_names(
     known = [key for key, each in parameters.items() if each.kind is not each.VAR_KEYWORD]
     for key, value in arguments.items():
         if key not in known and len(known) == len(parameters):
-            close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"pass {', '.join(known) or 'no argument'}."
+            close = checks.closest(str(key), known)
+            remedy = f"did you mean {close}?" if close else f"pass {', '.join(known) or 'no argument'}."
             raise ValueError(f"{path}.{key}={shown(value)} is not an argument of {name}: {remedy}")
     missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in arguments]
     if missing and not partial:
