@@ -215,7 +215,7 @@ def test_init_names_any_invalid_argument(kind, name, also, value):
         (
             RadialDistribution(("O", "H"), target_file=None, sync_on_compute=False),
             "RadialDistribution(pair=('O', 'H'), bin_width=0.05, smearing=0.03, intramolecular=True, "
-            "sync_on_compute=False)",
+            "r_min=0.0, sync_on_compute=False)",
         ),
         (LocalContacts(target=[3.0]), "LocalContacts(target=[3.0])"),
         (

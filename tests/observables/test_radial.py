@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from strategies import few, nearest_image_distances
 
 from stable_plugin import RadialDistribution, System
+from stable_plugin.config import mean_squared_error
 from stable_plugin.observables import radial
 
 NARROW = 1e-9
@@ -54,6 +55,18 @@ def test_radial_distribution_of_an_ideal_gas_is_one():
     g = bound(RadialDistribution(bin_width=0.25), atoms, frames).per_frame(frames).mean(dim=0)[4:]
     assert (g - 1.0).abs().max() < 0.1
     assert g.mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_r_min_leaves_out_the_bins_below():
+    atoms, frames = gas()
+    whole = bound(RadialDistribution(r_max=4.0, bin_width=0.25), atoms, frames)
+    upper = bound(RadialDistribution(r_min=1.5, r_max=4.0, bin_width=0.25), atoms, frames)
+    torch.testing.assert_close(upper.centers, whole.centers[6:])
+    torch.testing.assert_close(upper.target, whole.target[6:])
+    with pytest.raises(ValueError, match=r"r_max=1\.6.*1\.75"):
+        RadialDistribution(r_min=1.5, r_max=1.6, bin_width=0.125)
+    with pytest.raises(ValueError, match=r"bin_width=0\.05 is more than half of the range, from 9 to 4\.\d\d Å"):
+        bound(RadialDistribution(r_min=9.0), atoms, frames)
 
 
 def test_per_site_averages_to_per_frame():
@@ -112,14 +125,31 @@ def test_target_columns_are_chosen(tmp_path):
     assert g.target.tolist() == pytest.approx([0.5, 1.5, 2.5, 3.5])
     with pytest.raises(ValueError, match=r"has 3 column\(s\), of which target_columns=\[0, 3\] does not choose two"):
         RadialDistribution(target_file=path, target_columns=[0, 3])
+    with pytest.raises(ValueError, match=r"target_columns=\[0\] does not choose two or three"):
+        RadialDistribution(target_file=path, target_columns=[0])
+
+
+def test_errors_of_a_measured_curve_weigh_the_loss(tmp_path):
+    atoms, frames = gas()
+    path = curve_file(tmp_path / "g.txt", "0 1 9 0.0\n2 1 9 0.0\n5 1 9 0.3\n")
+    arguments = {"r_max": 4.0, "bin_width": 1.0, "target_file": path, "target_columns": [0, 1, 3]}
+    g = bound(RadialDistribution(**arguments), atoms, frames)
+    expected = [0.02, 0.02, (0.02**2 + 0.05**2) ** 0.5, (0.02**2 + 0.15**2) ** 0.5]
+    assert g.scale.tolist() == pytest.approx(expected)
+    # Off by one standard deviation in every bin.
+    assert mean_squared_error(g.scaled(g.target + g.scale), g.scaled(g.target)).item() == pytest.approx(1.0)
+    g.bind(g.system, frames)
+    assert g.scale.tolist() == pytest.approx(expected), "bound once more"
+    coarse = bound(RadialDistribution(**arguments, scale=0.1), atoms, frames)
+    assert coarse.scale.tolist() == pytest.approx([0.1, 0.1, 0.0125**0.5, 0.0325**0.5])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("1 0\n3 1\n2 1\n", r"is not in ascending order of r: sort its rows"),
-        ("-1 0\n3 1\n", r"contains a negative r or g\(r\): remove"),
-        ("1 0\n3 -1\n", r"contains a negative r or g\(r\): remove"),
+        ("-1 0\n3 1\n", r"contains a negative r, g\(r\) or error: remove"),
+        ("1 0\n3 -1\n", r"contains a negative r, g\(r\) or error: remove"),
         ("1 0\n3 nan\n", r"contains numbers that are not finite: remove"),
         ("1 0\n", r"has 1 rows of numbers: use at least two rows"),
         ("1 0 2\n2 0 3\n", r"has 3 column\(s\), of which target_columns=None does not choose two"),

@@ -7,7 +7,6 @@ from math import pi
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +14,15 @@ from stable_plugin.md.cells import each_cell
 from stable_plugin.md.system import System
 from stable_plugin.observables.base import smeared_counts
 from stable_plugin.observables.local import LocalObservable
+from stable_plugin.observables.measured import MeasuredCurve
 from stable_plugin.runtime import checks
 
 DEFAULT_R_MAX = 8.0
 """Default range in Å, if the cell allows it."""
+
+TOLERANCE = 0.02
+"""Default difference from a measured g(r) that counts as one, beside the error of the measurement: that of the estimate from
+some picoseconds of a hundred molecules."""
 
 MAX_DISTANCES = 4_000_000
 """Most distances held in memory at a time."""
@@ -44,10 +48,14 @@ class RadialDistribution(LocalObservable):
         bin_width: In Å.
         smearing: Standard deviation σ of the Gaussians in Å; 0 for a plain histogram.
         intramolecular: Whether to count pairs within a molecule.
+        r_min: Lower end of the range in Å. It leaves out the intramolecular peaks of a measured curve, which are wider than
+            those of classical nuclei.
         target: Values per bin, (n_bins,); those of the reference frames if None.
         target_file: Text file with columns r in Å and g(r), for example from a diffraction experiment; interpolated
             linearly at the bin centers. Excludes ``target``.
-        target_columns: Columns of r and g(r) in this file, counted from zero; only if it has more than two.
+        target_columns: Columns of r and g(r) in this file, counted from zero, if it has more than two. A third one is the
+            standard error of g(r). A difference then counts as one if it is the root of the sum of the squares of this error
+            and of ``scale``, 0.02 by default.
         kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -72,6 +80,7 @@ class RadialDistribution(LocalObservable):
         bin_width: float = 0.05,
         smearing: float = 0.03,
         intramolecular: bool = True,
+        r_min: float = 0.0,
         target: Sequence[float] | None = None,
         target_file: str | Path | None = None,
         target_columns: Sequence[int] | None = None,
@@ -85,9 +94,13 @@ class RadialDistribution(LocalObservable):
         self.pair = None if pair is None else (pair[0], pair[1])
         self.bin_width = checks.number("bin_width", bin_width, above=0)
         self.smearing = checks.number("smearing", smearing, at_least=0, at_most=DEFAULT_R_MAX)
-        self.r_max = None if r_max is None else checks.number("r_max", r_max, at_least=2 * bin_width)
+        self.r_min = checks.number("r_min", r_min, at_least=0)
+        self.r_max = None if r_max is None else checks.number("r_max", r_max, at_least=r_min + 2 * bin_width)
         self.intramolecular = intramolecular
-        self._curve = None if target_file is None else read_curve(target_file, target_columns)
+        self._curve = None if target_file is None else MeasuredCurve.from_file(target_file, target_columns)
+        self._tolerance = (
+            self.scale if kwargs.get("scale") is not None else torch.tensor(TOLERANCE, dtype=torch.float64)
+        )
         self.centers = torch.empty(0, dtype=torch.float64)
         self._pairs = torch.empty(0, 2, dtype=torch.long)
 
@@ -109,17 +122,21 @@ class RadialDistribution(LocalObservable):
                 f"r_max={r_max:g} is more than the cell allows, {system.minimum_image_cutoff:.2f} Å (half its smallest "
                 "height): pass a smaller r_max, or use a larger cell."
             )
-        n_bins = int(r_max / checks.bins("bin_width", self.bin_width, r_max) + 1e-9)
+        n_bins = int((r_max - self.r_min) / checks.bins("bin_width", self.bin_width, r_max) + 1e-9)
         if n_bins < 2:
             raise ValueError(
-                f"bin_width={self.bin_width:g} is more than half of the range, {r_max:.2f} Å: pass a smaller bin_width."
+                f"bin_width={self.bin_width:g} is more than half of the range, from {self.r_min:g} to {r_max:.2f} Å: pass a "
+                "smaller bin_width or r_min."
             )
-        self.centers = (torch.arange(n_bins, dtype=torch.float64) + 0.5) * self.bin_width
+        edges = self.r_min + torch.arange(n_bins + 1, dtype=torch.float64) * self.bin_width
+        self.centers = 0.5 * (edges[1:] + edges[:-1])
         self._pairs = self._select_pairs(system)
-        shells = 4.0 / 3.0 * pi * self.bin_width**3 * (torch.arange(n_bins + 1, dtype=torch.float64) ** 3).diff()
+        shells = 4.0 / 3.0 * pi * (edges**3).diff()
         self._normalization = system.volume().cpu() / (shells * len(self._pairs))
         if self._curve is not None:
-            self._given_target = _interpolate(self._curve, self.centers)
+            self._given_target, errors = self._curve.at(self.centers)
+            if errors is not None:
+                self.scale = torch.hypot(self._tolerance, errors)
         super().bind(system, reference, cell)
 
     def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
@@ -180,60 +197,3 @@ class RadialDistribution(LocalObservable):
         if len(pairs) == 0:
             raise ValueError(f"{self!r} finds no such pair of atoms in the system: pass other elements.")
         return pairs
-
-
-def read_curve(path: str | Path, columns: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Read r in Å and g(r) from two columns of a text file; lines that start with # are comments.
-
-    Args:
-        path: Path of the file.
-        columns: Columns of r and g(r), counted from zero; only if there are more than two.
-
-    Returns:
-        Distances in Å, and the values of g(r), (n_points,) each.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is not such a curve.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"target_file={str(path)!r} is not a file: pass a text file with columns r and g(r).")
-    try:
-        table = np.loadtxt(path, ndmin=2)
-    except ValueError as error:
-        raise ValueError(
-            f"target_file={str(path)!r} is not a table of numbers ({error}): use columns r and g(r)."
-        ) from error
-    n_columns = table.shape[1]
-    chosen = list(range(n_columns)) if columns is None else list(columns)
-    if len(chosen) != 2 or not all(isinstance(each, int) and 0 <= each < n_columns for each in chosen):
-        raise ValueError(
-            f"target_file={str(path)!r} has {n_columns} column(s), of which target_columns={columns} does not choose two: pass "
-            "those of r and g(r), counted from zero."
-        )
-    table = table[:, chosen]
-    problem = None
-    if table.shape[0] < 2:
-        problem = f"has {table.shape[0]} rows of numbers: use at least two rows of r and g(r)"
-    elif not np.isfinite(table).all():
-        problem = "contains numbers that are not finite: remove those rows"
-    elif (table < 0).any():
-        problem = "contains a negative r or g(r): remove those rows"
-    elif (np.diff(table[:, 0]) <= 0).any():
-        problem = "is not in ascending order of r: sort its rows, and remove duplicates"
-    if problem is not None:
-        raise ValueError(f"target_file={str(path)!r} {problem}.")
-    return table[:, 0], table[:, 1]
-
-
-def _interpolate(curve: tuple[np.ndarray, np.ndarray], centers: Tensor) -> Tensor:
-    """Return the curve at the bin centers, (n_bins,)."""
-    r, g = curve
-    first, last = centers[0].item(), centers[-1].item()
-    # A curve that starts at zero is zero below its first r as well, where the atoms repel each other.
-    if r[-1] < last or (r[0] > first and g[0] > 0.0):
-        raise ValueError(
-            f"target_file covers r from {r[0]:g} to {r[-1]:g} Å, but the bins of the observable range from {first:g} to "
-            f"{last:g} Å: set r_max, or use a file with the whole curve."
-        )
-    return torch.from_numpy(np.interp(centers.numpy(), r, g))

@@ -236,12 +236,12 @@ def test_recipes_let_the_runner_validate_parts():
         assert "  _recursive_: false" in runner.splitlines()[1], path.name
 
 
-def test_read_curve_refuses_objects(tmp_path):
+def test_measured_curve_refuses_objects(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([Malicious(tmp_path / "mark")], dtype=object))
-    from stable_plugin.observables.radial import read_curve
+    from stable_plugin.observables.measured import MeasuredCurve
 
     with pytest.raises(ValueError, match="target_file="):
-        read_curve(tmp_path / "objects.npy")
+        MeasuredCurve.from_file(tmp_path / "objects.npy")
     assert not (tmp_path / "mark").exists()
 
 
