@@ -178,7 +178,7 @@ def test_has_several_molecules():
 def test_defaults_of_one_molecule_are_its_bonds():
     system = System.from_atoms(molecule("CH4"))
     assert [type(observable) for observable in default_observables(system)] == [BondLengths, BondAmplitudes]
-    detector = default_detector(system, torch.tensor(molecule("CH4").positions)[None], 300.0)
+    detector = default_detector(system, torch.tensor(molecule("CH4").positions)[None], Langevin(300.0))
     assert [type(part) for part in detector.detectors[:3]] == [BondLimits, AngleLimits, ChiralityLimits]
     assert default_local("auto", system, [LocalBondLengths()]) is None
 

@@ -26,13 +26,15 @@ from stable_plugin.detectors import (
     RingLimits,
     RunawayTemperature,
     TemperatureLimits,
+    VolumeDeviation,
 )
-from stable_plugin.md import Execution, Langevin, NoseHooverChain, System
+from stable_plugin.md import Execution, Langevin, MonteCarloBarostat, NoseHooverChain, System
 from stable_plugin.md.neighborhoods import AtomsWithin, Molecules, NearestMolecules
 from stable_plugin.observables import (
     AngleDistribution,
     BondAmplitudes,
     BondLengths,
+    Density,
     DiffusionCoefficient,
     DistanceDistribution,
     LocalBondAmplitudes,
@@ -70,6 +72,7 @@ __all__ = [
     "ClosestContact",
     "ContactLimits",
     "CoordinationNumber",
+    "Density",
     "Detector",
     "DiffusionCoefficient",
     "DistanceDistribution",
@@ -87,6 +90,7 @@ __all__ = [
     "MeanSquaredDisplacement",
     "Molecules",
     "MomentumLimits",
+    "MonteCarloBarostat",
     "NearestMolecules",
     "NonFinite",
     "NoseHooverChain",
@@ -108,6 +112,7 @@ __all__ = [
     "SystemConfig",
     "TemperatureLimits",
     "VelocityAutocorrelation",
+    "VolumeDeviation",
     "__version__",
     "evaluate",
 ]

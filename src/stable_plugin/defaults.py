@@ -26,15 +26,18 @@ from stable_plugin.detectors import (
     Published,
     RingLimits,
     TemperatureLimits,
+    VolumeDeviation,
     published_detector,
 )
 from stable_plugin.md.cells import optional
+from stable_plugin.md.integrators import Integrator
 from stable_plugin.md.neighborhoods import Molecules, Neighborhoods
 from stable_plugin.md.system import System
 from stable_plugin.observables import (
     AngleDistribution,
     BondAmplitudes,
     BondLengths,
+    Density,
     DistanceDistribution,
     LocalBondAmplitudes,
     LocalBondLengths,
@@ -82,7 +85,7 @@ def choose(config: SystemConfig, system: System, reference: Tensor, cell: Tensor
         ValueError: If the settings and the system do not fit together, or a reference frame itself is unstable.
     """
     observables = default_observables(system) if config.observables is None else _listed(config.observables)
-    detector = find_detector(config.detector, system, reference, config.integrator.temperature_K, cell, training=True)
+    detector = find_detector(config.detector, system, reference, config.integrator, cell, training=True)
     detector.bind(system, reference, *optional(cell))
     detector.check_reference(reference, "reference", *optional(cell))
     for observable in observables:
@@ -117,15 +120,17 @@ def default_observables(system: System) -> list[Observable]:
     return [BondLengths(), BondAmplitudes(), *(radial if system.is_extended else [])]
 
 
-def evaluated_observables(system: System) -> list[Observable]:
+def evaluated_observables(system: System, integrator: Integrator) -> list[Observable]:
     """Return the observables to look at in an evaluation: more than are trained on.
 
     Args:
         system: The system that is simulated.
+        integrator: Integrator of the simulation.
     """
     angles: list[Observable] = [AngleDistribution()] if len(system.angles) > 0 else []
+    density = [] if integrator.barostat is None else [Density()]
     if system.periodic or not has_molecules(system):
-        return [*default_observables(system), *angles]
+        return [*default_observables(system), *angles, *density]
     return [BondLengths(), _distances(system), *angles]
 
 
@@ -133,7 +138,7 @@ def find_detector(
     detector: Detector | Published | None,
     system: System,
     reference: Tensor,
-    temperature_K: float,
+    integrator: Integrator,
     cell: Tensor | None = None,
     *,
     training: bool = False,
@@ -144,7 +149,7 @@ def find_detector(
         detector: Value of the setting.
         system: The system that is simulated.
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
-        temperature_K: Temperature of the simulation in K.
+        integrator: Integrator of the simulation.
         cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
         training: Whether the detector is for training, for which some published limits are tighter.
 
@@ -152,36 +157,39 @@ def find_detector(
         ValueError: If the name is that of no published criterion, or of one for other systems.
     """
     if detector is None:
-        return default_detector(system, reference, temperature_K, cell)
+        return default_detector(system, reference, integrator, cell)
     if isinstance(detector, str):
-        return published_detector(detector, system, temperature_K, training=training)
+        return published_detector(detector, system, integrator.temperature_K, training=training)
     return detector
 
 
 def default_detector(
     system: System,
     reference: Tensor,
-    temperature_K: float,
+    integrator: Integrator,
     cell: Tensor | None = None,
     reference_temperature_K: float | None = None,
 ) -> Detector:
     """Return the detector for a system, by the kinds of its parts.
 
     All systems are watched by temperature, momentum and contacts; molecules by bonds, angles, planes, configurations and
-    rings; crystals by the displacements from their sites. All limits come from the reference and the temperature.
+    rings; crystals by the displacements from their sites; the volume at constant pressure. All limits come from the
+    reference and the temperature, but for that of the volume.
 
     Args:
         system: The system that is simulated.
         reference: Reference frames, (n_frames, n_atoms, 3) in Å.
-        temperature_K: Temperature of the simulation in K.
+        integrator: Integrator of the simulation.
         cell: Cells of the reference frames, (n_frames, 3, 3) in Å; that of the system if None.
         reference_temperature_K: Temperature of the reference in K; that of the simulation if None.
     """
+    temperature_K = integrator.temperature_K
     kinds = (BondLimits, AngleLimits, PlaneLimits, ChiralityLimits, RingLimits, ContactLimits)
     limits = (kind(temperature_K, reference_temperature_K=reference_temperature_K) for kind in kinds)
     detectors: list[Detector] = [each for each in limits if each.applies(system)]
     sites = _site_detector(system, reference, cell)
-    return AnyOf([*detectors, *sites, TemperatureLimits(temperature_K), MomentumLimits(temperature_K)])
+    volume = [] if integrator.barostat is None else [VolumeDeviation()]
+    return AnyOf([*detectors, *sites, *volume, TemperatureLimits(temperature_K), MomentumLimits(temperature_K)])
 
 
 def _site_detector(system: System, reference: Tensor, cell: Tensor | None) -> list[Detector]:

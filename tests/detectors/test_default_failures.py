@@ -30,7 +30,7 @@ class Watched:
             frame.rattle(scale, seed=index)
         self.system = System.from_frames(frames)
         self.reference = stack_positions(frames, self.system, "reference")
-        self.detector = default_detector(self.system, self.reference, temperature_K)
+        self.detector = default_detector(self.system, self.reference, Langevin(temperature_K))
         self.detector.bind(self.system, self.reference)
         generator = torch.Generator().manual_seed(0)
         self.velocities = Langevin(temperature_K).initial_velocities((1, len(atoms), 3), self.system.masses, generator)
@@ -175,7 +175,7 @@ def test_no_false_alarm_on_held_out_frames(name, temperature_K, n_reference):
     frames, held_out = (read(DATA / f"{name}_{part}.extxyz", ":") for part in ("train", "heldout"))
     system = System.from_frames(frames[:n_reference])
     reference, positions = (stack_positions(each, system, "frames") for each in (frames[:n_reference], held_out))
-    detector = default_detector(system, reference, temperature_K)
+    detector = default_detector(system, reference, Langevin(temperature_K))
     detector.bind(system, reference)
     generator = torch.Generator().manual_seed(0)
     velocities = Langevin(temperature_K).initial_velocities(positions.shape, system.masses, generator)
@@ -232,6 +232,6 @@ class TestRealData:
         for frame, moved in zip(frames, first[:: len(first) // 50], strict=False):
             frame.positions = moved.numpy()
         system = System.from_frames(frames)
-        detector = default_detector(system, first[::4], temperature_K)
+        detector = default_detector(system, first[::4], Langevin(temperature_K))
         detector.bind(system, first[::4])
         return detector, second

@@ -8,7 +8,7 @@ from ase.build import bulk, molecule
 from ase.units import kB
 from detector_tools import at_rest, bound, water_box
 
-from stable_plugin import BondDeviation, BondLengths, Evaluator, ObservableDeviation, StABlEConfig, System
+from stable_plugin import BondDeviation, BondLengths, Evaluator, Langevin, ObservableDeviation, StABlEConfig, System
 from stable_plugin.cli import _parse, main
 from stable_plugin.defaults import find_detector
 from stable_plugin.detectors import PUBLISHED, published_detector
@@ -188,7 +188,7 @@ def test_settings_and_evaluator_take_names():
     reference = torch.tensor(atoms.positions)[None]
     system = System.from_atoms(atoms)
     config = StABlEConfig(detector="stable")
-    assert find_detector(config.detector, system, reference, 300.0, training=True).threshold == 0.25
+    assert find_detector(config.detector, system, reference, Langevin(300.0), training=True).threshold == 0.25
     frames = [atoms.copy() for _ in range(4)]
     assert isinstance(Evaluator(frames, detector="stable").detector, BondDeviation)
     assert Evaluator(frames, detector="stable").detector.threshold == 0.5

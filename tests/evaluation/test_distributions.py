@@ -45,7 +45,7 @@ def simulated(positions, n_replicas=4, cell=None, velocities=None):
         failed_ps=torch.full((n_replicas,), torch.inf, dtype=torch.float64),
         last_positions=kept[-1],
         last_velocities=torch.zeros_like(kept[-1]),
-        cell=cell,
+        cell=None if cell is None else cell.expand(n_frames, n_replicas, 3, 3),
     )
 
 
@@ -161,7 +161,7 @@ def test_radial_distribution_and_cells_of_replicas():
     system = System.from_atoms(atoms)
     g.bind(system, reference)
     wider = torch.eye(3, dtype=torch.float64) * 12.3
-    run = simulated(reference * 12.3 / 12.0, cell=wider.expand(4, 3, 3))
+    run = simulated(reference * 12.3 / 12.0, cell=wider)
     found = DistributionTest(system, reference).compare(run, 0.2, [g])["radial_distribution"]
     assert found["value"] == pytest.approx(0.1, rel=0.1)  # the peak at 4 Å is at 4.1 Å
     assert found["exceeded"]

@@ -1,7 +1,12 @@
 """Instability detectors, which classify the replicas of a simulation as stable or unstable."""
 
 from stable_plugin.detectors.base import AnyOf, Detector
-from stable_plugin.detectors.condensed import CoordinationNumber, LindemannCriterion, ObservableDeviation
+from stable_plugin.detectors.condensed import (
+    CoordinationNumber,
+    LindemannCriterion,
+    ObservableDeviation,
+    VolumeDeviation,
+)
 from stable_plugin.detectors.contacts import ContactLimits
 from stable_plugin.detectors.fluctuations import (
     AngleLimits,
@@ -49,5 +54,6 @@ __all__ = [
     "RunawayTemperature",
     "TemperatureExplosion",
     "TemperatureLimits",
+    "VolumeDeviation",
     "published_detector",
 ]

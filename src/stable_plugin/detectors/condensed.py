@@ -15,13 +15,55 @@ from stable_plugin.observables.base import Observable
 from stable_plugin.runtime import checks
 
 
+class VolumeDeviation(Detector):
+    r"""Relative deviation of the volume from its mean in the reference, for simulations at constant pressure.
+
+    .. math:: v = \left| \frac{V}{\langle V \rangle_\mathrm{ref}} - 1 \right|
+
+    Args:
+        threshold: Relative deviation; a liquid that evaporates, or a crystal that collapses, goes further.
+        discard: Likewise; no limit if None.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import bulk
+        >>> from stable_plugin import System, VolumeDeviation
+        >>> copper = bulk("Cu", cubic=True)
+        >>> positions, cell = torch.tensor(copper.positions)[None], torch.tensor(copper.cell.array)[None]
+        >>> detector = VolumeDeviation()
+        >>> detector.bind(System.from_atoms(copper), positions)
+        >>> round(detector.measure(positions, positions, 1.1 * cell).item(), 3)
+        0.331
+    """
+
+    def __init__(self, threshold: float = 0.2, discard: float | None = None) -> None:
+        checks.number("threshold", threshold, above=0)
+        super().__init__(threshold, discard)
+        self._system: System | None = None
+        self._mean = 0.0
+
+    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
+        if not all(system.pbc):
+            raise ValueError(
+                f"pbc={list(system.pbc)}, but {type(self).__name__} needs a volume, so a system that is periodic in all "
+                "directions: choose another detector."
+            )
+        self._system = system
+        self._mean = system.volume(cell).mean().item()
+
+    def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
+        if self._system is None:
+            raise RuntimeError("VolumeDeviation has no reference yet: call bind(system, reference) first.")
+        return (self._system.volume(cell).to(positions) / self._mean - 1.0).abs().expand(len(positions))
+
+
 class LindemannCriterion(Detector):
     r"""Mean square displacement of the atoms of a replica from their reference sites, in Å²; for solids.
 
     .. math:: v = \frac{1}{N} \sum_{i=1}^{N} \left| \mathbf{u}_i - \mathbf{u}_\mathrm{com} \right|^2, \qquad
         \mathbf{u}_i = \mathbf{r}_i - \langle \mathbf{r}_i \rangle_\mathrm{ref}
 
-    The sites are the mean positions of the reference. The atoms are those of the framework, if the system has one: molecules on
+    The sites are the mean positions of the reference, and scale with the cell of the replica. The atoms are those of the framework, if the system has one: molecules on
     a surface move. The displacement :math:`\mathbf{u}_\mathrm{com}` of the center of
     mass is subtracted, because it diffuses under Langevin dynamics.
 
@@ -72,6 +114,7 @@ class LindemannCriterion(Detector):
         atoms = torch.arange(system.n_atoms, device=reference.device)
         pairs = torch.stack([atoms, atoms + system.n_atoms], dim=1)
         frame_and_first = torch.cat([reference, reference[:1].expand_as(reference)], dim=1)
+        self._inverse_cell = torch.linalg.pinv(system.cell)  # an isolated system has no cell
         self._sites = reference[0] + system.separations(frame_and_first, pairs).mean(dim=0)
 
     def measure(self, positions: Tensor, velocities: Tensor, cell: Tensor | None = None) -> Tensor:
@@ -88,7 +131,10 @@ class LindemannCriterion(Detector):
     def _squared_displacements(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         if self._sites is None or self._mass_fractions is None:
             raise RuntimeError("LindemannCriterion has no reference yet: call bind(system, reference) first.")
-        displacements = positions - self._sites.to(positions)
+        sites = self._sites.to(positions)
+        if cell is not None:
+            sites = sites @ (self._inverse_cell.to(cell) @ cell)
+        displacements = positions - sites
         of_center = (self._mass_fractions.to(positions)[:, None] * displacements).sum(dim=1, keepdim=True)
         return (displacements - of_center).square().sum(dim=-1)
 

@@ -253,8 +253,7 @@ def _frames_of(trajectories: ReplicaTrajectories, chosen: Tensor) -> Frames:
     if len(frame) > MAX_FRAMES:
         kept = torch.linspace(0, len(frame) - 1, MAX_FRAMES).round().long()
         frame, replica = frame[kept], replica[kept]
-    cell = None if trajectories.cell is None else trajectories.cell[replica]
-    return Frames(trajectories.positions[frame, replica], cell)
+    return Frames(trajectories.positions[frame, replica], trajectories.cells(frame, replica))
 
 
 def _spectrum_of(

@@ -60,8 +60,7 @@ def stop_at_energy_failures(
     descriptions: dict[int, str] = {}
     for replica in range(n_replicas):
         frames = replicas.valid[:, replica].nonzero().squeeze(1)
-        own = replicas.cell_of(replica)
-        cell = None if own is None else own.expand(len(frames), 3, 3)
+        cell = replicas.cells(frames, replica)
         energies = energies_and_forces(potential, replicas.positions[frames, replica], cell, n_replicas)[0]
         outside = (limits.relative(energies[:, None]).squeeze(1) > 1.0).nonzero().squeeze(1)
         if len(outside) == 0:

@@ -199,10 +199,12 @@ class Evaluator:
         self._start_cells, self._reference_cells = stack_cells(starts, system), stack_cells(reference, system)
         self.system = system.with_cells(self._start_cells, self._reference_cells)
         self.detector = find_detector(
-            detector, self.system, self.reference, self.settings.integrator.temperature_K, self._reference_cells
+            detector, self.system, self.reference, self.settings.integrator, self._reference_cells
         )
         self._watches_energies = detector is None
-        self.comparison = ObservableComparison(observables or evaluated_observables(self.system), dynamics)
+        self.comparison = ObservableComparison(
+            observables or evaluated_observables(self.system, self.settings.integrator), dynamics
+        )
         self._trajectory = trajectory_from_atoms(reference) if dynamics else None
         self.distributions = DistributionTest(
             self.system,
@@ -375,11 +377,12 @@ class Evaluator:
     def _under_other_conditions(self, potential: Potential) -> list[dict[str, Any]]:
         reference = self.reference.to(potential.system.masses)
         cell = None if self._reference_cells is None else self._reference_cells.to(reference)
-        own_temperature_K = self.settings.integrator.temperature_K
+        integrator = self.settings.integrator
 
         def detector_at(temperature_K: float) -> Detector:
+            changed = integrator.changed(temperature_K=temperature_K)
             detector = (
-                default_detector(potential.system, reference, temperature_K, cell, own_temperature_K)
+                default_detector(potential.system, reference, changed, cell, integrator.temperature_K)
                 if self._watches_energies
                 else copy.deepcopy(self.detector)
             )
@@ -401,7 +404,7 @@ class Evaluator:
             f"all {self.settings.n_replicas} replicas have failed in their start frames ({self.detector}), so nothing "
             "can be measured: the potential returns no finite forces there. Train it again with a lower learning rate, "
             "or check its units.",
-            system.atoms(replicas.last_positions[0].to(system.masses), cell=replicas.cell_of(0)),
+            system.atoms(replicas.last_positions[0].to(system.masses), cell=replicas.last_cell_of(0)),
         )
 
 

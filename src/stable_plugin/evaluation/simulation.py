@@ -95,7 +95,8 @@ class ReplicaTrajectories:
         failed_ps: Time at which each replica failed, (n_replicas,) in ps; inf if it did not.
         last_positions: Positions at the end or at the failure, (n_replicas, n_atoms, 3) in Å.
         last_velocities: Velocities then, (n_replicas, n_atoms, 3) in Å per ASE time.
-        cell: Cell of each replica, (n_replicas, 3, 3) in Å; None if all are that of the system.
+        cell: Cells of the frames, (n_frames, n_replicas, 3, 3) in Å; None if all are that of the system.
+        last_cell: Cells at the end or at the failure, (n_replicas, 3, 3) in Å; None likewise.
     """
 
     positions: Tensor
@@ -106,10 +107,20 @@ class ReplicaTrajectories:
     last_positions: Tensor
     last_velocities: Tensor
     cell: Tensor | None = None
+    last_cell: Tensor | None = None
 
-    def cell_of(self, replica: int) -> Tensor | None:
-        """Return the cell of a replica, (3, 3) in Å, or None if it is that of the system."""
-        return None if self.cell is None else self.cell[replica]
+    def cells(self, frames: Tensor, replicas: Tensor | int) -> Tensor | None:
+        """Return the cells of some frames, (n_chosen, 3, 3) in Å, or None if all are that of the system.
+
+        Args:
+            frames: Index of the frames, or a mask.
+            replicas: Replica of each, or of all of them.
+        """
+        return None if self.cell is None else self.cell[frames, replicas]
+
+    def last_cell_of(self, replica: int) -> Tensor | None:
+        """Return the cell of a replica at the end, (3, 3) in Å, or None if it is that of the system."""
+        return None if self.last_cell is None else self.last_cell[replica]
 
 
 def start_state(
@@ -157,13 +168,12 @@ def simulate_replicas(
     """
     simulator = settings.simulator(potential, detector)
     generator = torch.Generator(potential.device).manual_seed(settings.seed)
-    own_cell = None if cell is None else cell[_spread(starts, settings)]
     state = start_state(simulator, starts, settings, generator, cell)
     simulator.forces.expected_steps = settings.n_steps
     record_every, step_ps = settings.record_every, settings.integrator.timestep_fs / 1000.0
     active = torch.ones(settings.n_replicas, dtype=torch.bool, device=potential.device)
     failed_ps = torch.full((settings.n_replicas,), torch.inf, dtype=torch.float64)
-    positions, velocities, valid, times = [], [], [], []
+    positions, velocities, cells, valid, times = [], [], [], [], []
     for done in range(0, settings.n_steps, settings.segment_steps):
         n_steps = min(settings.segment_steps, settings.n_steps - done)
         window = simulator.run(
@@ -173,6 +183,7 @@ def simulate_replicas(
         failed_ps = torch.where(flagged, (done + window.unstable_step.cpu().double()) * step_ps, failed_ps)
         positions.append(window.positions.cpu())
         velocities.append(window.velocities.cpu())
+        cells.append(None if window.cell is None else window.cell.cpu())
         valid.append(window.valid.cpu())
         frame_numbers = torch.arange(1.0, len(window.positions) + 1, dtype=torch.float64)
         times.append((done + record_every * frame_numbers) * step_ps)
@@ -187,5 +198,6 @@ def simulate_replicas(
         failed_ps=failed_ps,
         last_positions=state.positions.cpu(),
         last_velocities=state.velocities.cpu(),
-        cell=own_cell,
+        cell=None if cells[0] is None else torch.cat([each for each in cells if each is not None]),
+        last_cell=None if cells[0] is None else state.cell.cpu(),
     )

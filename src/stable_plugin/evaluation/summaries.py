@@ -92,9 +92,9 @@ class ObservableComparison:
             observable.reset()
             for number in block.unique():
                 for replica in range(within.shape[1]):
-                    frames = trajectories.positions[within[:, replica] & (block == number), replica]
-                    cell = trajectories.cell_of(replica)
-                    observable.update(frames, *optional(None if cell is None else cell.expand(len(frames), 3, 3)))
+                    chosen = within[:, replica] & (block == number)
+                    cell = trajectories.cells(chosen, replica)
+                    observable.update(trajectories.positions[chosen, replica], *optional(cell))
         n_frames = int(within.any(dim=1).sum())
         for correlation in self.correlations:
             correlation.reset()

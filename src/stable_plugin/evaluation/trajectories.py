@@ -69,7 +69,7 @@ def write_trajectories(
     for replica in failed:
         frames = _recorded_frames(trajectories, system, replica)
         failed_ps = trajectories.failed_ps[replica].item()
-        last = _frame(system, trajectories.last_positions[replica], failed_ps, trajectories.cell_of(replica))
+        last = _frame(system, trajectories.last_positions[replica], failed_ps, trajectories.last_cell_of(replica))
         last.info["offending_atoms"] = labels.get(replica, "")
         ase.io.write(folder / f"failed_replica{replica:02d}.extxyz", [*frames, last])
     for replica in stable:
@@ -104,7 +104,7 @@ def write_to_label(
             continue
         written[atoms] += 1
         time_ps = trajectories.failed_ps[replica].item()
-        bad = _frame(system, trajectories.last_positions[replica], time_ps, trajectories.cell_of(replica))
+        bad = _frame(system, trajectories.last_positions[replica], time_ps, trajectories.last_cell_of(replica))
         good = _recorded_frames(trajectories, system, replica)[-1:]
         for frame in [*good, bad]:
             stage = "first_bad" if frame is bad else "last_good"
@@ -121,7 +121,8 @@ def _last(trajectories: ReplicaTrajectories, system: System) -> tuple[Tensor, ..
     positions, velocities = (
         each.to(system.masses) for each in (trajectories.last_positions, trajectories.last_velocities)
     )
-    return (positions, velocities, *optional(None if trajectories.cell is None else trajectories.cell.to(positions)))
+    cell = trajectories.last_cell
+    return (positions, velocities, *optional(None if cell is None else cell.to(positions)))
 
 
 def _recorded_frames(trajectories: ReplicaTrajectories, system: System, replica: int) -> list[Any]:
@@ -130,7 +131,7 @@ def _recorded_frames(trajectories: ReplicaTrajectories, system: System, replica:
             system,
             trajectories.positions[index, replica],
             trajectories.times_ps[index].item(),
-            trajectories.cell_of(replica),
+            None if trajectories.cell is None else trajectories.cell[index, replica],
         )
         for index in trajectories.valid[:, replica].nonzero()[:, 0].tolist()
     ]

@@ -187,7 +187,7 @@ def _log_choices(loop: TrainingLoop) -> None:
     reference = structures if config.reference is None else read_frames(config.reference)
     log.info(
         "StABlE: %d replicas of %s (%d bonds) from %d structures, targets from %d frames, unstable by %s, observables "
-        "%s, samples are %s, %s at %g K",
+        "%s, samples are %s, %s at %g K%s",
         config.n_replicas,
         loop.name or structures[0].get_chemical_formula(),
         len(loop.potential.system.bonds),
@@ -198,6 +198,7 @@ def _log_choices(loop: TrainingLoop) -> None:
         "whole frames" if loop.estimator.local is None else loop.estimator.local,
         type(config.integrator).__name__,
         config.integrator.temperature_K,
+        "" if config.integrator.barostat is None else f" and {config.integrator.barostat.pressure_GPa:g} GPa",
     )
 
 

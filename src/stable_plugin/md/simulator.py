@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stable_plugin.md.backends.cuda_graph import BlockGraphs, CapturedBlock
 from stable_plugin.md.backends.forces import Forces
+from stable_plugin.md.barostat import VolumeMoves
 from stable_plugin.md.cells import optional
 from stable_plugin.md.execution import Execution
 from stable_plugin.md.integrators import Integrator
@@ -125,6 +126,10 @@ class Simulator:
         self.graphs = BlockGraphs()
         self.capturing = execution.capture is not False and potential.device.type == "cuda"
         self.repeated_blocks = 0
+        barostat = integrator.barostat
+        self._volume_moves = None if barostat is None else VolumeMoves(barostat, potential.system, integrator.kT)
+        every = 0.0 if barostat is None else barostat.every_fs / (integrator.timestep_fs * self.block_steps)
+        self._volume_every = max(round(every), 1) * self.block_steps
         self._margin = 0.0
         self._cells_differ = False
         self._inertia = potential.system.inertia
@@ -269,6 +274,8 @@ class Simulator:
             with on_threads(self.forces.choose_threads(start.positions)):
                 self.forces.settle(start.positions)
                 for first in range(0, n_steps, self.block_steps):
+                    if self._volume_moves is not None and first % self._volume_every == 0:
+                        progress = self._change_volumes(progress, self._volume_moves, generator)
                     block = range(first, min(first + self.block_steps, n_steps))
                     progress = self._timed_block(progress, block, plan)
                     if block.stop % record_every == 0:
@@ -296,7 +303,7 @@ class Simulator:
         if self.potential.device.type == "cpu":
             keep_freed_memory()
         self.neighbors.invalidate()
-        self._cells_differ = self.different_cells(start) is not None
+        self._cells_differ = self._volume_moves is not None or self.different_cells(start) is not None
         self._margin = self._thermal_displacement()
         self.detector.set_degrees_of_freedom(self.integrator.degrees_of_freedom(self.potential.system.n_atoms))
         self.detector.set_check_interval(self.check_every * self.integrator.timestep_fs)
@@ -307,6 +314,20 @@ class Simulator:
         """Return the distance in Å that the lightest atom rarely exceeds in a block: four standard deviations."""
         speed = (self.integrator.kT / self.potential.system.masses.min()).sqrt().item()
         return 4.0 * speed * self.block_steps * self.integrator.timestep
+
+    def _change_volumes(self, progress: _Progress, moves: VolumeMoves, generator: torch.Generator) -> _Progress:
+        """Return the progress after each replica that moves has attempted to change its volume."""
+        state, moving = progress.state, progress.moving
+        proposed, log_volume = moves.propose(state, moving, generator)
+        self.neighbors.invalidate()
+        self.neighbors.update(proposed.positions, moving, self._margin, proposed.cell)
+        edges = self.neighbors.edges(proposed.positions, moving, proposed.cell)
+        energies, forces = self.forces(proposed.positions, edges)
+        proposed = proposed.replace(energies=energies, forces=forces)
+        accepted = moves.accepts(log_volume, proposed.energies - state.energies, generator)
+        # The list of neighbors is that of the proposal, also where it was rejected.
+        self.neighbors.invalidate()
+        return replace(progress, state=proposed.select(moving & accepted & proposed.finite(), state))
 
     def _timed_block(self, progress: _Progress, block: range, plan: _Plan) -> _Progress:
         began = time.perf_counter()

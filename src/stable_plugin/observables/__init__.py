@@ -2,6 +2,7 @@
 
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.contacts import LocalContactAmplitudes, LocalContacts
+from stable_plugin.observables.density import Density
 from stable_plugin.observables.dynamics import (
     DiffusionCoefficient,
     MeanSquaredDisplacement,
@@ -19,6 +20,7 @@ __all__ = [
     "AngleDistribution",
     "BondAmplitudes",
     "BondLengths",
+    "Density",
     "DiffusionCoefficient",
     "DistanceDistribution",
     "LocalBondAmplitudes",

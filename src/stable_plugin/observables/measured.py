@@ -33,6 +33,9 @@ class MeasuredCurve:
             path: Path of the file.
             columns: Columns of r, g(r) and, if wanted, its error, counted from zero. If None, the file has r and g(r) only.
 
+        Returns:
+            The curve, with errors if a third column is named.
+
         Raises:
             FileNotFoundError: If the file does not exist.
             ValueError: If it is not such a curve.

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from stable_plugin.md.barostat import MonteCarloBarostat
 from stable_plugin.md.state import State, maxwell_boltzmann
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.representation import ReprMixin
@@ -38,6 +39,7 @@ class Integrator(ReprMixin, ABC):
     Args:
         temperature_K: Temperature in K.
         timestep_fs: Timestep in fs.
+        barostat: What changes the volume between the steps; constant volume if None.
 
     Attributes:
         timestep: Timestep in ASE time.
@@ -51,13 +53,18 @@ class Integrator(ReprMixin, ABC):
     holds_fixed_atoms = False
     """Whether atoms of infinite mass stay exactly in place."""
 
-    def __init__(self, temperature_K: float, timestep_fs: float) -> None:
+    def __init__(self, temperature_K: float, timestep_fs: float, barostat: MonteCarloBarostat | None = None) -> None:
         self.temperature_K = checks.number("temperature_K", temperature_K, above=0, at_most=20000)
         self.timestep_fs = checks.number(
             "timestep_fs", timestep_fs, above=0, at_most=10, hint="0.5 fs is usual with hydrogen, 1 fs at 300 K."
         )
         self.timestep = timestep_fs * FS
         self.kT = BOLTZMANN * temperature_K
+        if not isinstance(barostat, MonteCarloBarostat | None):
+            raise ValueError(
+                f"barostat={barostat!r} is not a barostat: pass MonteCarloBarostat(pressure_GPa), or None."
+            )
+        self.barostat = barostat
 
     @property
     def is_stochastic(self) -> bool:

@@ -7,6 +7,7 @@ from math import exp, sqrt
 import torch
 from torch import Tensor
 
+from stable_plugin.md.barostat import MonteCarloBarostat
 from stable_plugin.md.integrators.base import ForceFunction, Integrator, drift, kick
 from stable_plugin.md.state import State
 from stable_plugin.runtime import checks
@@ -62,12 +63,19 @@ class Langevin(Integrator):
         temperature_K: Temperature in K.
         timestep_fs: Timestep in fs.
         friction_per_ps: Friction γ in 1/ps.
+        barostat: What changes the volume between the steps; constant volume if None.
     """
 
     holds_fixed_atoms = True
 
-    def __init__(self, temperature_K: float = 300.0, timestep_fs: float = 0.5, friction_per_ps: float = 1.0) -> None:
-        super().__init__(temperature_K, timestep_fs)
+    def __init__(
+        self,
+        temperature_K: float = 300.0,
+        timestep_fs: float = 0.5,
+        friction_per_ps: float = 1.0,
+        barostat: MonteCarloBarostat | None = None,
+    ) -> None:
+        super().__init__(temperature_K, timestep_fs, barostat)
         self.friction_per_ps = checks.number("friction_per_ps", friction_per_ps, at_least=0)
         self.decay = exp(-friction_per_ps * self.timestep / PS)
 

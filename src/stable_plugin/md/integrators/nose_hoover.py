@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stable_plugin.md.barostat import MonteCarloBarostat
 from stable_plugin.md.integrators.base import ForceFunction, Integrator, drift, kick
 from stable_plugin.md.state import State, kinetic_energy
 from stable_plugin.runtime import checks
@@ -55,6 +56,7 @@ class NoseHooverChain(Integrator):
         timestep_fs: Timestep in fs.
         relaxation_fs: Period of the thermostat in fs; 40 timesteps by default.
         chain_length: Number of thermostats in the chain.
+        barostat: What changes the volume between the steps; constant volume if None.
     """
 
     holds_fixed_atoms = True
@@ -65,8 +67,9 @@ class NoseHooverChain(Integrator):
         timestep_fs: float = 0.5,
         relaxation_fs: float | None = None,
         chain_length: int = 3,
+        barostat: MonteCarloBarostat | None = None,
     ) -> None:
-        super().__init__(temperature_K, timestep_fs)
+        super().__init__(temperature_K, timestep_fs, barostat)
         self.relaxation_fs = checks.number(
             "relaxation_fs",
             40 * timestep_fs if relaxation_fs is None else relaxation_fs,

@@ -1,0 +1,356 @@
+"""Constant pressure: distributions of the volume in closed form, the virial, and two pressures against each other."""
+
+from math import inf, sqrt
+
+import numpy as np
+import physical_validation as pv
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.constraints import FixAtoms
+from ase.io import read
+from springs import observable_gradient
+from toys import PairRepulsion, Springs
+
+from stable_plugin import (
+    Density,
+    Evaluator,
+    Langevin,
+    LindemannCriterion,
+    MonteCarloBarostat,
+    NonFinite,
+    NoseHooverChain,
+    Pressure,
+    Schedule,
+    StABlEConfig,
+    System,
+    VolumeDeviation,
+)
+from stable_plugin.algorithm.assembly import assemble
+from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.md import Simulator
+from stable_plugin.models import ModulePotential, Potential, find_potential
+from stable_plugin.models.module import NoInteraction
+from stable_plugin.observables.density import G_PER_CM3
+
+TEMPERATURE_K = 300.0
+KT = units.kB * TEMPERATURE_K
+
+
+GRID = [[x, y, z] for x in (0, 5, 10) for y in (0, 5, 10) for z in (0, 5, 10)]
+
+
+def free_atoms():
+    """Return 27 atoms without interaction."""
+    atoms = Atoms("Ar27", GRID, cell=[15.0] * 3, pbc=True)
+    return atoms, find_potential(NoInteraction().double(), System.from_atoms(atoms)), 27
+
+
+def free_molecules():
+    """Return 27 diatomic molecules, of which some cross the boundary of the cell."""
+    positions = np.repeat(np.array(GRID, dtype=float), 2, axis=0) + np.tile([[0, 0, -0.5], [0, 0, 0.6]], (27, 1))
+    atoms = Atoms("NO" * 27, positions, cell=[15.0] * 3, pbc=True)
+    system = System.from_atoms(atoms)
+    return atoms, ModulePotential(Springs(system.bonds, 20.0, torch.full((27,), 1.1)), system), 27
+
+
+def simulate(potential, atoms, pressure_GPa, n_steps, n_replicas, *, every=1, record=None, thermostat=Langevin, skip=0):
+    """Return a window of replicas that change their volume every few steps of 1 fs, after some that are left out."""
+    integrator = thermostat(TEMPERATURE_K, 1.0, barostat=MonteCarloBarostat(pressure_GPa, every_fs=float(every)))
+    simulator = Simulator(potential, integrator, NonFinite(), check_every_fs=float(every), block_steps=every)
+    generator = torch.Generator().manual_seed(0)
+    start = simulator.prepare(torch.tensor(atoms.positions).repeat(n_replicas, 1, 1), generator)
+    if skip:
+        start = simulator.run(start, skip, skip, generator).end
+    return simulator.run(start, n_steps, record or n_steps, generator)
+
+
+def volumes(window):
+    return torch.linalg.det(window.cell)
+
+
+@pytest.mark.parametrize("make", [free_atoms, free_molecules])
+def test_volume_of_an_ideal_gas_has_a_gamma_distribution(make):
+    """V is distributed as V^N exp(-PV/kT), with N molecules, so its compressibility is 1/P."""
+    atoms, potential, n_centers = make()
+    pressure, n_replicas = (n_centers + 1) * KT / atoms.get_volume(), 300
+    found = volumes(simulate(potential, atoms, pressure / units.GPa, 800, n_replicas)).flatten()
+    mean, variance = (n_centers + 1) * KT / pressure, (n_centers + 1) * (KT / pressure) ** 2
+    assert found.mean().item() == pytest.approx(mean, abs=4 * sqrt(variance / n_replicas))
+    # The kurtosis of a gamma distribution of shape k is 3 + 6 / k.
+    spread = sqrt((2.0 + 6.0 / (n_centers + 1)) / n_replicas)
+    assert found.var().item() == pytest.approx(variance, rel=4 * spread)
+    compressibility = found.var().item() / (KT * found.mean().item())
+    assert compressibility == pytest.approx(1.0 / pressure, rel=4 * spread)
+    assert found.var().item() < 0.5 * mean**2 / 8, "not that of eight molecules"
+
+
+class NearestNeighborSprings(PairRepulsion):
+    """Springs of stiffness k between nearest neighbors of a crystal: U = ½ k Σ (r - r0)²."""
+
+    def __init__(self, system, stiffness, length):
+        super().__init__(system, cutoff=1.2 * length)
+        self.stiffness, self.length = stiffness, length
+
+    def atomic_energies(self, positions, edges):
+        flat = positions.reshape(-1, 3)
+        lengths = torch.linalg.vector_norm(flat[edges.index[1]] - flat[edges.index[0]] + edges.shifts, dim=-1)
+        energies = 0.25 * self.stiffness * (lengths - self.length).square()
+        return torch.zeros_like(flat[:, 0]).index_add(0, edges.index[1], energies).reshape(positions.shape[:2])
+
+
+def test_volume_of_a_harmonic_crystal_fluctuates_by_its_compressibility():
+    """U = N k r0² (ΔV/V)² / 3 with six bonds per atom, so the variance of V is 3 kT V² / (2 N k r0²)."""
+    atoms = bulk("Ar", "fcc", a=3.6, cubic=True) * (2, 2, 2)
+    length, stiffness = 3.6 / sqrt(2.0), 40.0
+    potential = NearestNeighborSprings(System.from_atoms(atoms, bonds=[]), stiffness, length)
+    window = simulate(potential, atoms, 0.0, 1500, 24, every=10, record=100, skip=500)
+    found = volumes(window)
+    expected = 1.5 * KT / (len(atoms) * stiffness * length**2)
+    relative = (found / atoms.get_volume()).log()
+    by_replica = relative.var(dim=0)
+    error = by_replica.std().item() / sqrt(24)
+    assert by_replica.mean().item() == pytest.approx(expected, abs=4 * error + 0.05 * expected)
+    assert error < 0.1 * expected
+    assert relative.mean().item() == pytest.approx(0.0, abs=0.003), "expansion of an anharmonic crystal"
+
+
+def soft_spheres():
+    """Return a dense liquid of soft spheres, whose neighbor lists have skins."""
+    atoms = bulk("Ar", "fcc", a=3.4, cubic=True) * (2, 2, 2)
+    return atoms, PairRepulsion(System.from_atoms(atoms, bonds=[]), strength=0.8, cutoff=3.0)
+
+
+@pytest.fixture(scope="module")
+def liquid():
+    """Return windows of soft spheres at two pressures in GPa."""
+    atoms, potential = soft_spheres()
+    settings = {"every": 5, "record": 150, "skip": 1500}
+    return potential, {pressure: simulate(potential, atoms, pressure, 3000, 40, **settings) for pressure in (0.8, 1.0)}
+
+
+def test_mean_virial_is_the_pressure_of_the_barostat(liquid):
+    potential, windows = liquid
+    pressure = Pressure(0.0, molecular=False)
+    pressure.bind(potential.system, windows[0.8].positions[0])
+    pressure.attach(potential, TEMPERATURE_K)
+    for expected, window in windows.items():
+        found = pressure.per_frame(window.frames(), window.frame_cells()).reshape(len(window.positions), -1)
+        by_replica = found.mean(dim=0)
+        error = by_replica.std().item() / sqrt(len(by_replica))
+        assert by_replica.mean().item() == pytest.approx(expected, abs=3.5 * error)
+        assert error < 0.05 * expected
+
+
+def test_volumes_at_two_pressures_have_the_ratio_of_the_ensemble(liquid):
+    """The logarithm of the ratio of two distributions of V is linear, with the slope (P2 - P1) / kT."""
+    potential, windows = liquid
+
+    def as_claimed_at(pressure, claimed=None):
+        window = windows[pressure]
+        with torch.no_grad():
+            energies = BoltzmannEstimator(potential, TEMPERATURE_K).energies(window.frames(), window.frame_cells())
+        return pv.data.SimulationData(
+            units=pv.data.UnitData(
+                kb=units.kB,
+                energy_conversion=units.mol / units.kJ,
+                length_conversion=0.1,
+                volume_conversion=0.001,
+                temperature_conversion=1.0,
+                pressure_conversion=units.bar**-1,
+                time_conversion=0.001,
+            ),
+            system=pv.data.SystemData(natoms=32, nconstraints=0, ndof_reduction_tra=0, ndof_reduction_rot=0),
+            ensemble=pv.data.EnsembleData(
+                "NPT", natoms=32, pressure=(claimed or pressure) * units.GPa, temperature=TEMPERATURE_K
+            ),
+            observables=pv.data.ObservableData(
+                potential_energy=energies.numpy(),
+                kinetic_energy=np.zeros(len(energies)),
+                total_energy=energies.numpy(),
+                volume=torch.linalg.det(window.frame_cells()).numpy(),
+            ),
+        )
+
+    quiet = {"verbosity": 0, "data_is_uncorrelated": True}
+    right = pv.ensemble.check(as_claimed_at(0.8), as_claimed_at(1.0), **quiet)
+    assert np.abs(right).max() < 3.5, "in standard errors"
+    wrong = pv.ensemble.check(as_claimed_at(0.8), as_claimed_at(1.0, claimed=1.3), **quiet)
+    assert np.abs(wrong).max() > 3.5
+
+
+class Balloon(Potential):
+    """Free atoms in a cell that resists changes of its volume: U = a (V / 100 Å³ - 1)²."""
+
+    cutoff, sees_cells = inf, True
+
+    def __init__(self, system):
+        module = torch.nn.Module()
+        module.strength = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        super().__init__(module, system)
+
+    def atomic_energies(self, positions, edges):
+        cell = self.system.cell.expand(len(positions), 3, 3) if edges.cell is None else edges.cell
+        energies = self.module.strength * (torch.linalg.det(cell) / 100.0 - 1.0).square()
+        return 0.5 * energies[:, None].expand(positions.shape[:2]) + 0.0 * positions.sum(-1)
+
+
+def test_volume_follows_the_energy_of_the_cell():
+    """V is distributed as V² exp(-(U(V) + PV)/kT) with two atoms: mean density and its gradient by quadrature."""
+    atoms = Atoms("Ar2", [[0, 0, 0], [2, 2, 2]], cell=[4.5] * 3, pbc=True)
+    potential = Balloon(System.from_atoms(atoms, bonds=[]))
+    density = Density()
+    density.bind(potential.system, torch.zeros(1, 2, 3))
+    window = simulate(potential, atoms, 0.1, 800, 3000)
+    found = density.per_frame(window.frames(), window.frame_cells())
+    estimate = BoltzmannEstimator(potential, TEMPERATURE_K, 1000).estimate(
+        window.frames(), [found], [density.known_target], lambda values, _: values.sum(), cell=window.frame_cells()
+    )
+
+    volume = np.linspace(0.5, 500.0, 100_000)
+    slope = (volume / 100.0 - 1.0) ** 2
+    log_weight = 2.0 * np.log(volume) - (0.3 * slope + 0.1 * units.GPa * volume) / KT
+    weight = np.exp(log_weight - log_weight.max())
+    exact = atoms.get_masses().sum() / volume / G_PER_CM3
+    mean = np.average(exact, weights=weight)
+    gradient = -(np.average(exact * slope, weights=weight) - mean * np.average(slope, weights=weight)) / KT
+    assert found.mean().item() == pytest.approx(mean, abs=4 * found.std().item() / sqrt(3000))
+    assert found.std().item() < 0.5 * mean
+    assert estimate.gradients[0].item() == pytest.approx(gradient, rel=0.2)
+
+
+@pytest.mark.parametrize("thermostat", [Langevin, NoseHooverChain])
+def test_energies_and_forces_belong_to_the_new_cells(thermostat):
+    atoms, potential = soft_spheres()
+    window = simulate(potential, atoms, 1.0, 40, 3, every=4, record=4, thermostat=thermostat)
+    cells = volumes(window)
+    assert (cells.diff(dim=0) != 0.0).any(dim=0).all(), "every replica has a volume of its own"
+    simulator = Simulator(potential, thermostat(TEMPERATURE_K, 1.0), NonFinite(), check_every_fs=1.0)
+    fresh = simulator.refresh(window.end)
+    torch.testing.assert_close(fresh.forces, window.end.forces)
+    torch.testing.assert_close(fresh.energies, window.end.energies)
+
+
+def test_equal_seeds_give_equal_volumes():
+    atoms, potential = soft_spheres()
+    one, other = (simulate(potential, atoms, 1.0, 20, 2) for _ in range(2))
+    torch.testing.assert_close(one.cell, other.cell, rtol=0.0, atol=0.0)
+
+
+def test_replicas_that_stopped_keep_their_cells():
+    atoms, potential = soft_spheres()
+    simulator = Simulator(
+        potential, Langevin(TEMPERATURE_K, 1.0, barostat=MonteCarloBarostat(1.0, 1.0)), NonFinite(), check_every_fs=1.0
+    )
+    generator = torch.Generator().manual_seed(0)
+    start = simulator.prepare(torch.tensor(atoms.positions).repeat(2, 1, 1), generator)
+    window = simulator.run(start, 20, 20, generator, active=torch.tensor([True, False]))
+    assert not torch.equal(window.end.cell[0], start.cell[0])
+    torch.testing.assert_close(window.end.cell[1], start.cell[1], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(window.end.positions[1], start.positions[1], rtol=0.0, atol=0.0)
+
+
+def test_barostat_names_what_it_cannot_be_used_with():
+    barostat = MonteCarloBarostat(1.0)
+    atoms, _ = soft_spheres()
+    with pytest.raises(ValueError, match=r"barostat=1\.0 is not a barostat: pass MonteCarloBarostat\(pressure_GPa\)"):
+        Langevin(300.0, barostat=1.0)
+    with pytest.raises(ValueError, match=r"pressure_GPa='1 bar' is out of range: pass a finite number"):
+        MonteCarloBarostat("1 bar")
+    with pytest.raises(ValueError, match="every_fs=0"):
+        MonteCarloBarostat(1.0, every_fs=0.0)
+    slab = atoms.copy()
+    slab.pbc = [True, True, False]
+    held = atoms.copy()
+    held.set_constraint(FixAtoms([0]))
+    for frame, message in (
+        (slab, r"needs a volume, but pbc=\[True, True, False\]"),
+        (held, r"structures have FixAtoms"),
+    ):
+        system = System.from_atoms(frame, bonds=[]).with_fixed([frame], [frame])
+        with pytest.raises(ValueError, match=message):
+            Simulator(PairRepulsion(system), Langevin(300.0, barostat=barostat), NonFinite())
+
+
+def test_changed_integrator_keeps_its_barostat():
+    integrator = Langevin(300.0, barostat=MonteCarloBarostat(1.0))
+    assert integrator.changed(temperature_K=500.0).barostat is integrator.barostat
+
+
+class SoftSpheres(torch.nn.Module):
+    """A module that simulates soft spheres."""
+
+    def __init__(self):
+        super().__init__()
+        self.strength = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+
+    def stable_potential(self, system):
+        potential = PairRepulsion(system, cutoff=3.0)
+        potential.module = self
+        return potential
+
+
+def test_training_follows_the_density():
+    atoms, _ = soft_spheres()
+    positions = torch.tensor(atoms.positions)[None]
+    config = StABlEConfig(
+        objective="boltzmann", n_replicas=6, window_ps=0.1, record_every_fs=10.0, check_every_fs=10.0,
+        integrator=Langevin(TEMPERATURE_K, 2.0, barostat=MonteCarloBarostat(1.0, every_fs=10.0)), detector=NonFinite(),
+        observables=Density(target_g_per_cm3=8.0), schedule=Schedule(max_observable_loss=1e-6),
+    )  # fmt: skip
+    potential = SoftSpheres().stable_potential(System.from_atoms(atoms, bonds=[]))
+    positions = positions.repeat(2, 1, 1)
+    loop = assemble(potential, positions, positions, config)
+    estimate = observable_gradient(loop)
+    assert estimate is not None
+    assert estimate.gradients[0].item() > 0.0, "a weaker repulsion makes it denser"
+    restored = assemble(potential, positions, positions, config)
+    restored.load_state_dict(loop.state_dict())
+    torch.testing.assert_close(
+        observable_gradient(restored).gradients, observable_gradient(loop).gradients, rtol=0.0, atol=0.0
+    )
+
+
+def test_evaluation_records_the_cells_of_the_frames(tmp_path):
+    atoms, _ = soft_spheres()
+    settings = {"integrator": Langevin(TEMPERATURE_K, 2.0, barostat=MonteCarloBarostat(1.0)), "horizons_ps": [0.4]}
+    settings |= {"n_replicas": 3, "record_every_fs": 50.0, "check_every_fs": 10.0}
+    assert "VolumeDeviation(threshold=0.2)" in str(Evaluator([atoms], **settings).detector)
+    evaluator = Evaluator([atoms], detector=NonFinite(), **settings)
+    evaluation = evaluator.evaluate(SoftSpheres(), trajectories=tmp_path)
+    written = [read(tmp_path / f"stable_replica{replica:02d}.extxyz", ":") for replica in range(3)]
+    found = [frame.get_masses().sum() / frame.get_volume() / G_PER_CM3 for frames in written for frame in frames]
+    assert len(set(np.round(found, 6))) > 12
+    target = atoms.get_masses().sum() / atoms.get_volume() / G_PER_CM3
+    difference = evaluation.summaries[0]["observables"]["density"]
+    assert difference == pytest.approx(abs(np.mean(found) - target), rel=1e-5)
+
+
+def test_volume_deviation_flags_a_cell_that_runs_away():
+    atoms, potential = soft_spheres()
+    detector = VolumeDeviation(0.2)
+    positions = torch.tensor(atoms.positions)[None]
+    detector.bind(potential.system, positions)
+    simulator = Simulator(
+        potential, Langevin(TEMPERATURE_K, 1.0, barostat=MonteCarloBarostat(0.0, 1.0)), detector, check_every_fs=1.0
+    )
+    generator = torch.Generator().manual_seed(0)
+    window = simulator.run(simulator.prepare(positions, generator), 1000, 1000, generator, stop_unstable=True)
+    assert window.stopped.all(), "soft spheres without pressure evaporate"
+    assert torch.linalg.det(window.end.cell[0]).item() / atoms.get_volume() == pytest.approx(1.2, abs=0.15)
+    with pytest.raises(ValueError, match=r"needs a volume"):
+        detector.bind(System.from_atoms(Atoms("Ar2", [[0, 0, 0], [0, 0, 4]])), torch.zeros(1, 2, 3))
+    with pytest.raises(RuntimeError, match=r"no reference yet"):
+        VolumeDeviation().measure(positions, positions)
+
+
+def test_sites_of_a_crystal_scale_with_the_cell():
+    atoms, potential = soft_spheres()
+    reference = torch.tensor(atoms.positions)[None]
+    detector = LindemannCriterion(0.3)
+    detector.bind(potential.system, reference)
+    moved, cell = 1.1 * reference, 1.1 * torch.tensor(atoms.cell.array)[None]
+    moved[0, 0, 0] += 1.0
+    share = 1.0 / len(atoms)
+    assert detector.measure(moved, moved, cell).item() == pytest.approx(share * (1.0 - share))
