@@ -169,7 +169,7 @@ def test_load_recipe_agrees_with_fairchem():
         (("${frames}", "${frame}"), [], r"Interpolation key 'frame' not found"),
         (("runner:", "runner: ["), [], r"recipe .*recipe\.yaml' cannot be loaded"),
         (("", ""), ["runner.m=3"], r"runner\.m is not in the recipe: to add a key, use \+runner\.m=3"),
-        (("", ""), ["runner.trian=x"], r"did you mean runner\.train\? To add a key, use \+runner\.trian=x"),
+        (("", ""), ["runner.trainn=x"], r"did you mean runner\.train\? To add a key, use \+runner\.trainn=x"),
         (("", ""), ["frame=x"], r"frame is not in the recipe: did you mean frames\? To add a key, use \+frame=x"),
         (("", ""), ["runner=3"], r"runner=3 is not a section of a recipe: pass a mapping"),
     ],
