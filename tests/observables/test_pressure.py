@@ -1,18 +1,23 @@
 """The pressure against closed forms, quadrature and other codes, and its gradient in the parameters."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.io import read
 from observable_tools import bound, noisy_frames, water_grid
+from spc_fw import SPCFw
 from torch import nn
 
 from stable_plugin import Evaluator, Langevin, Pressure, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.algorithm.window_data import WindowEstimator
 from stable_plugin.md.centers import MolecularCenters
+from stable_plugin.md.system import stack_positions
 from stable_plugin.models import Potential, find_potential
 
 TEMPERATURE_K = 300.0
@@ -67,6 +72,16 @@ class SpringPotential(Potential):
         energies = 0.25 * self.module.k * torch.where(length < self.cutoff, (length - self.module.length) ** 2, 0.0)
         zero = positions.new_zeros(flat.shape[0])
         return zero.index_add(0, edges.index[1], energies).reshape(positions.shape[:2])
+
+
+OPENMM = [
+    (-28.689235, -0.03494),
+    (-28.836679, -0.20185),
+    (-28.337237, 0.10414),
+    (-28.252575, -0.07605),
+    (-28.92607, -0.302),
+]
+"""Energies in eV and molecular pressures in GPa of frames of SPC/Fw water, printed by support/openmm_pressures.py."""
 
 
 def attached(pressure, potential):
@@ -284,3 +299,16 @@ def test_pressure_without_a_potential_says_so():
     pressure = bound(Pressure(1e-4), ARGON)
     with pytest.raises(RuntimeError, match=r"Pressure has no potential yet: call attach\(potential, temperature_K\)"):
         pressure.per_frame(torch.zeros(1, 2, 3))
+
+
+def test_pressure_of_spc_fw_water_equals_that_of_openmm():
+    """Ewald sums, bonds and angles of 64 molecules: the virial by autograd against finite differences of another program."""
+    frames = read(Path(__file__).parents[2] / "recipes/data/water_reference.extxyz", "::40")
+    potential = SPCFw(System.from_atoms(frames[0]))
+    positions = stack_positions(frames, potential.system, "frames")
+    with torch.no_grad():
+        energies = potential.energies(positions, potential.edges(positions))
+    pressures = attached(Pressure(1e-4), potential).per_frame(positions)[:, 0]
+    for energy, pressure, (same_energy, same_pressure) in zip(energies, pressures, OPENMM, strict=True):
+        assert energy.item() == pytest.approx(same_energy, abs=5e-6)
+        assert pressure.item() == pytest.approx(same_pressure, abs=5e-5)
