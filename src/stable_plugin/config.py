@@ -347,32 +347,12 @@ class StABlEConfig(SystemConfig):
             self._set_systems(self.systems)
 
     def _set_systems(self, systems: Sequence[SystemConfig | Mapping[str, Any]]) -> None:
-        if not isinstance(systems, Sequence) or isinstance(systems, str) or not systems:
-            raise ValueError(f"systems={systems!r} is not a list of systems: pass instances of SystemConfig, or None.")
         own = [each.name for each in fields(SystemConfig) if not _is_default(each, getattr(self, each.name))]
         if own:
             raise ValueError(
                 f"systems= and {', '.join(f'{name}=' for name in own)} were both passed: set {own[0]} in each of the systems."
             )
-        self.systems = [self._system(system, f"systems[{number}]") for number, system in enumerate(systems)]
-
-    def _system(self, system: SystemConfig | Mapping[str, Any], path: str) -> SystemConfig:
-        """Return a checked system, also of a mapping of its fields."""
-        _check_type(path, system, SystemConfig, Mapping)
-        own = [each.name for each in fields(SystemConfig)]
-        try:
-            if isinstance(system, Mapping):
-                for name in system.keys() - own:
-                    raise ValueError(f"{name}={system[name]!r} is not a setting of a system: {_closest(name, own)}")
-                system = SystemConfig(**system)
-            if system.structures is None:
-                raise ValueError("structures=None: pass start frames for each of the systems.")
-            self.for_system(system)
-        except (ValueError, FileNotFoundError) as error:
-            # Settings of the run, as window_ps, are not below the path of a system.
-            is_own = str(error).partition("=")[0] not in {each.name for each in fields(self)} - set(own)
-            raise type(error)(f"{path}{'.' if is_own and _NAMED.match(str(error)) else ': '}{error}") from error
-        return system
+        self.systems = as_systems(systems, self.for_system)
 
     def for_system(self, system: SystemConfig) -> StABlEConfig:
         """Return the settings with a system in the place of the list of systems.
@@ -483,6 +463,62 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], None]], Calla
         return wrapper
 
     return decorate
+
+
+def as_systems(
+    systems: Sequence[SystemConfig | Mapping[str, Any]], check: Callable[[SystemConfig], Any] = lambda system: None
+) -> list[SystemConfig]:
+    """Return systems, also of mappings of their fields.
+
+    Args:
+        systems: Value of the setting.
+        check: Raises an error for a system that does not fit to the other settings.
+
+    Raises:
+        ValueError: If a system is invalid; the message begins with its place in the list.
+    """
+    if not isinstance(systems, Sequence) or isinstance(systems, str) or not systems:
+        raise ValueError(f"systems={systems!r} is not a list of systems: pass instances of SystemConfig, or None.")
+    return [_as_system(system, f"systems[{number}]", check) for number, system in enumerate(systems)]
+
+
+def named_systems(systems: Sequence[SystemConfig]) -> list[SystemConfig]:
+    """Return systems of which each has a name of its own, the chemical formula where none is set.
+
+    Args:
+        systems: Systems with structures.
+
+    Raises:
+        ValueError: If two have the same name.
+    """
+    named = []
+    for system in systems:
+        assert system.structures is not None
+        named.append(replace(system, name=system.name or read_frames(system.structures)[0].get_chemical_formula()))
+    names = [system.name for system in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"systems have the names {names}: set a different name for each.")
+    return named
+
+
+def _as_system(
+    system: SystemConfig | Mapping[str, Any], path: str, check: Callable[[SystemConfig], Any]
+) -> SystemConfig:
+    _check_type(path, system, SystemConfig, Mapping)
+    own = [each.name for each in fields(SystemConfig)]
+    try:
+        if isinstance(system, Mapping):
+            for name in system.keys() - own:
+                raise ValueError(f"{name}={system[name]!r} is not a setting of a system: {_closest(name, own)}")
+            system = SystemConfig(**system)
+        if system.structures is None:
+            raise ValueError("structures=None: pass start frames for each of the systems.")
+        check(system)
+    except (ValueError, FileNotFoundError) as error:
+        # Settings of the run, as window_ps, are not below the path of a system.
+        is_own = str(error).partition("=")[0] not in {each.name for each in fields(StABlEConfig)} - set(own)
+        raise type(error)(f"{path}{'.' if is_own and _NAMED.match(str(error)) else ': '}{error}") from error
+    return system
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from ase import Atoms
@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator
 from torch import nn
 
 from stable_plugin.algorithm.replica_pool import UnusablePotentialError
-from stable_plugin.config import StABlEConfig
+from stable_plugin.config import StABlEConfig, SystemConfig, as_systems, named_systems
 from stable_plugin.defaults import default_detector, evaluated_observables, find_detector
 from stable_plugin.detectors import Detector, Published
 from stable_plugin.evaluation.conditions import failures_under, other_conditions
@@ -53,7 +53,7 @@ class Evaluator:
     before the failure.
 
     Args:
-        starts: Start frames, as a file or ASE structures, that the potential was not trained on.
+        starts: Start frames, as a file or ASE structures, that the potential was not trained on. None with ``systems``.
         reference: Frames for reference bond lengths and observables; ``starts`` if None.
         labeled: Frames with energies and forces, for the errors on them; no errors are reported if None.
         detector: Detector that decides when a replica has failed, or the name of a published criterion (``"mdsim"``,
@@ -82,6 +82,9 @@ class Evaluator:
         energy_key: Key of the total energy in ``labeled``.
         forces_key: Key of the forces in ``labeled``.
         max_systems: Number of systems in the start frames that are evaluated, the most frequent ones.
+        systems: Several systems or state points, in the place of ``starts`` and what belongs to one system: each with a name,
+            start frames as ``structures``, ``reference``, ``integrator``, ``observables``, ``detector`` and ``bonds``. One
+            report has all of them.
         seed: Seed of velocities and noise. With equal seeds, two potentials can be compared replica by replica.
 
     Attributes:
@@ -99,7 +102,7 @@ class Evaluator:
 
     def __init__(
         self,
-        starts: Frames,
+        starts: Frames | None = None,
         reference: Frames | None = None,
         labeled: Frames | None = None,
         *,
@@ -122,7 +125,27 @@ class Evaluator:
         forces_key: str = FORCES_KEY,
         max_systems: int = StABlEConfig.max_systems,
         seed: int = StABlEConfig.seed,
+        systems: Sequence[SystemConfig | Mapping[str, Any]] | None = None,
     ) -> None:
+        further: list[SystemConfig] = []
+        if systems is not None:
+            alone = {
+                "starts": starts,
+                "reference": reference,
+                "detector": detector,
+                "observables": observables,
+                "dynamics": dynamics or None,
+                "integrator": integrator,
+                "bonds": bonds,
+            }
+            both = [name for name, value in alone.items() if value is not None]
+            if both:
+                raise ValueError(f"systems= and {both[0]}= were both passed: describe each system in systems=.")
+            first, *further = named_systems(as_systems(systems))
+            starts, reference, bonds, integrator = first.structures, first.reference, first.bonds, first.integrator
+            detector, observables = first.detector, _observables(first)
+        if starts is None:
+            raise ValueError("starts=None: pass start frames, or systems=.")
         shared: dict[str, Any] = {
             "integrator": integrator or Langevin(),
             "n_replicas": n_replicas,
@@ -149,6 +172,10 @@ class Evaluator:
             raise ValueError(
                 f"bonds= and dynamics= belong to one system, but starts have several ({', '.join(names)}): "
                 "pass the frames of one of them."
+            )
+        if systems is not None and len(names) > 1:
+            raise ValueError(
+                f"systems[0].structures have several systems ({', '.join(names)}): make each an entry of systems= of its own."
             )
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
         self.name, self.others = "", dict[str, Evaluator]()
@@ -182,6 +209,29 @@ class Evaluator:
             log.warning("%s is not evaluated, the other systems are: %s", name, errors[name])
         self.not_evaluated |= {name: str(error) for name, error in errors.items()}
         self.failed += errors
+        if systems is not None:
+            self.name = first.name
+            common = {"other_conditions": other_conditions, "method": method, "preflight": preflight}
+            for number, each in enumerate(further, start=1):
+                self.others[each.name] = self._of_system(each, f"systems[{number}]", {**shared, **common})
+
+    def _of_system(self, system: SystemConfig, path: str, settings: dict[str, Any]) -> Evaluator:
+        """Return the evaluator of a further system."""
+        assert system.structures is not None
+        try:
+            evaluator = Evaluator(
+                system.structures,
+                system.reference,
+                detector=system.detector,
+                observables=_observables(system),
+                bonds=system.bonds,
+                **{**settings, "integrator": system.integrator},
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if evaluator.others:
+            raise ValueError(f"{path}.structures have several systems: make each an entry of systems= of its own.")
+        return evaluator
 
     def _set_up(
         self,
@@ -427,6 +477,10 @@ def _simulated(
     for name, reason in left_out.items():
         log.warning("%s is not evaluated: %s", name, reason)
     return usable[:max_systems], left_out, [name for name in lacking if not _is_isolated_atom(starts[name][0])]
+
+
+def _observables(system: SystemConfig) -> Sequence[Observable] | None:
+    return cast("Sequence[Observable] | None", system.observables)  # one alone is made a list on construction
 
 
 def _lack(atoms: Atoms, n_references: int) -> str:

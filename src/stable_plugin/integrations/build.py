@@ -14,7 +14,7 @@ from torch import nn
 from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.algorithm.systems_loop import AnyLoop, SystemsLoop
 from stable_plugin.algorithm.training_loop import TrainingLoop
-from stable_plugin.config import MIN_FRAMES, StABlEConfig, SystemConfig
+from stable_plugin.config import MIN_FRAMES, StABlEConfig, SystemConfig, named_systems
 from stable_plugin.integrations.structures import training_structures
 from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.compositions import frames_by_name, split_by_composition
@@ -83,11 +83,7 @@ def single_systems(config: StABlEConfig) -> list[StABlEConfig]:
     """
     if config.systems is not None:
         systems = cast("Sequence[SystemConfig]", config.systems)  # those of mappings are made on construction
-        named = [replace(system, name=system.name or _formula(system)) for system in systems]
-        names = [system.name for system in named]
-        if len(set(names)) < len(names):
-            raise ValueError(f"systems have the names {names}: set a different name for each.")
-        singles = [config.for_system(system) for system in named]
+        singles = [config.for_system(system) for system in named_systems(systems)]
     else:
         singles = _by_composition(config)
     if len(singles) == 1:
@@ -200,11 +196,6 @@ def _log_choices(loop: TrainingLoop) -> None:
         config.integrator.temperature_K,
         "" if config.integrator.barostat is None else f" and {config.integrator.barostat.pressure_GPa:g} GPa",
     )
-
-
-def _formula(system: Any) -> str:
-    formula: str = read_frames(system.structures)[0].get_chemical_formula()
-    return formula
 
 
 def _listed(names: Sequence[str]) -> str:
