@@ -82,10 +82,10 @@ class Evaluator:
         energy_key: Key of the total energy in ``labeled``.
         forces_key: Key of the forces in ``labeled``.
         max_systems: Number of systems in the start frames that are evaluated, the most frequent ones.
+        seed: Seed of velocities and noise. With equal seeds, two potentials can be compared replica by replica.
         systems: Several systems or state points, in the place of ``starts`` and what belongs to one system: each with a name,
             start frames as ``structures``, ``reference``, ``integrator``, ``observables``, ``detector`` and ``bonds``. One
             report has all of them.
-        seed: Seed of velocities and noise. With equal seeds, two potentials can be compared replica by replica.
 
     Attributes:
         others: Evaluators of the other systems by name, where the start frames have several. This one is of the most
