@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.build import bulk
-from toys import PairRepulsion
+from toys import SoftSpheres
 
 from stable_plugin import Density, Evaluator, Langevin, MonteCarloBarostat, NonFinite, RadialDistribution, SystemConfig
 from stable_plugin.evaluation import system_reports, write_system_reports
@@ -15,19 +14,6 @@ from stable_plugin.evaluation import system_reports, write_system_reports
 LATTICE = bulk("Ar", "fcc", a=3.4, cubic=True) * (2, 2, 2)
 FRAMES = [LATTICE, LATTICE]
 SETTINGS = {"n_replicas": 2, "horizons_ps": [0.1], "record_every_fs": 50.0, "check_every_fs": 10.0}
-
-
-class SoftSpheres(torch.nn.Module):
-    """A module that simulates soft spheres."""
-
-    def __init__(self):
-        super().__init__()
-        self.strength = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
-
-    def stable_potential(self, system):
-        potential = PairRepulsion(system, cutoff=3.0)
-        potential.module = self
-        return potential
 
 
 def state(name, temperature_K, **changes):

@@ -11,7 +11,7 @@ from ase.build import bulk
 from ase.constraints import FixAtoms
 from ase.io import read
 from springs import observable_gradient
-from toys import PairRepulsion, Springs
+from toys import PairRepulsion, SoftSpheres, Springs
 
 from stable_plugin import (
     Density,
@@ -276,19 +276,6 @@ def test_barostat_names_what_it_cannot_be_used_with():
 def test_changed_integrator_keeps_its_barostat():
     integrator = Langevin(300.0, barostat=MonteCarloBarostat(1.0))
     assert integrator.changed(temperature_K=500.0).barostat is integrator.barostat
-
-
-class SoftSpheres(torch.nn.Module):
-    """A module that simulates soft spheres."""
-
-    def __init__(self):
-        super().__init__()
-        self.strength = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
-
-    def stable_potential(self, system):
-        potential = PairRepulsion(system, cutoff=3.0)
-        potential.module = self
-        return potential
 
 
 def test_training_follows_the_density():

@@ -8,7 +8,7 @@ import torch
 from ase.build import bulk
 from ase.io import read
 from springs import observable_gradient
-from toys import PairRepulsion
+from toys import PairRepulsion, SoftSpheres
 
 from stable_plugin import NonFinite, NoseHooverChain, RadialDistribution, RunawayTemperature, StABlEConfig, System
 from stable_plugin.algorithm.assembly import assemble
@@ -20,7 +20,6 @@ from stable_plugin.md.cells import stack_cells
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
 from stable_plugin.md.neighbors import edges_within
 from stable_plugin.md.system import stack_positions
-from stable_plugin.models.base import Potential
 from stable_plugin.units import BOLTZMANN
 
 STRAINS = (1.0, 0.94, 1.07)
@@ -43,19 +42,6 @@ def stacked(frames):
     system = System.from_atoms(frames[0])
     cell = stack_cells(frames, system)
     return system.with_cells(cell), stack_positions(frames, system, "frames"), cell
-
-
-class ModuleRepulsion(torch.nn.Module):
-    """A module that simulates soft spheres, as users' modules do."""
-
-    def __init__(self):
-        super().__init__()
-        self.strength = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-    def stable_potential(self, system) -> Potential:
-        potential = PairRepulsion(system, cutoff=3.0)
-        potential.module = self
-        return potential
 
 
 def test_stack_cells_of_equal_cells_is_none():
@@ -204,7 +190,7 @@ def test_training_loop_of_different_cells_keeps_them():
 
 def test_evaluator_of_different_cells(tmp_path):
     frames = strained_crystals()
-    module = ModuleRepulsion()
+    module = SoftSpheres(0.5)
     for frame in frames:
         potential = module.stable_potential(System.from_atoms(frame))
         at = torch.tensor(frame.positions)[None]

@@ -76,6 +76,19 @@ class PairRepulsion(Potential):
         return torch.zeros_like(flat[:, 0]).index_add(0, receiver, energies).reshape(positions.shape[:2])
 
 
+class SoftSpheres(nn.Module):
+    """A module that simulates soft spheres with a cutoff of 3 Å, as users' modules do."""
+
+    def __init__(self, strength=0.8):
+        super().__init__()
+        self.strength = nn.Parameter(torch.tensor(strength, dtype=torch.float64))
+
+    def stable_potential(self, system):
+        potential = PairRepulsion(system, cutoff=3.0)
+        potential.module = self
+        return potential
+
+
 TRIATOMIC = Atoms("OHH", positions=[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [-0.3, 0.95, 0.0]])
 """Water with bonds of about 1 Å."""
 

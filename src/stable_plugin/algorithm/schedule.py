@@ -25,10 +25,10 @@ class PhaseTracker:
     windows in which stable replicas continue, until the evidence of a smaller rate than ``max_failures_per_ns`` is strong, or
     weak enough to give up.
 
-    A verification is a sequential test: it may be looked at after each window, and takes the shorter the clearer the case
-    is. The v-th one of a run has an error probability of 0.05 * 2 / 3^v, together 0.05. It counts from its first window on,
-    however it ends, and does not use the time of the probe that led to it. So a potential that fails more
-    often than ``max_failures_per_ns`` passes in at most 5 % of runs, however many times it is verified.
+    A verification is a sequential test: it looks after each window, and is the shorter the clearer the case is. The v-th
+    one of a run has an error probability of 0.05 * 2 / 3^v, together 0.05. It counts from its first window on, however it
+    ends, and does not use the time of the probe that led to it. So a potential that fails more often than
+    ``max_failures_per_ns`` passes in at most 5 % of runs, however many times it is verified.
 
     Source: the loop of Raja et al., TMLR 2025, arXiv:2402.13984, section 3; for the test see
     :func:`~stable_plugin.runtime.intervals.log_evidence`.

@@ -63,9 +63,9 @@ class LindemannCriterion(Detector):
     .. math:: v = \frac{1}{N} \sum_{i=1}^{N} \left| \mathbf{u}_i - \mathbf{u}_\mathrm{com} \right|^2, \qquad
         \mathbf{u}_i = \mathbf{r}_i - \langle \mathbf{r}_i \rangle_\mathrm{ref}
 
-    The sites are the mean positions of the reference, and scale with the cell of the replica. The atoms are those of the framework, if the system has one: molecules on
-    a surface move. The displacement :math:`\mathbf{u}_\mathrm{com}` of the center of
-    mass is subtracted, because it diffuses under Langevin dynamics.
+    The sites are the mean positions of the reference, and scale with the cell of the replica. The atoms are those of the
+    framework, if the system has one: molecules on a surface move. The displacement :math:`\mathbf{u}_\mathrm{com}` of the
+    center of mass is subtracted, because it diffuses under Langevin dynamics.
 
     The Lindemann ratio is :math:`\delta = \sqrt{v} / a` with the nearest-neighbor distance a, and crystals melt at
     :math:`\delta \approx 0.1`. For a ratio δ, pass ``threshold = (δ a)²``: 0.065 Å² for copper, with a = 2.55 Å. The value
