@@ -43,7 +43,7 @@ class Density(Observable):
         >>> density.bind(System.from_atoms(copper), reference=torch.tensor(copper.positions)[None])
         >>> density.update(torch.tensor(copper.positions)[None])
         >>> round(density.compute().item(), 2)
-        8.93
+        8.97
     """
 
     def __init__(self, target_g_per_cm3: float | None = None, **kwargs: Any) -> None:
