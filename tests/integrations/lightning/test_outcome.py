@@ -119,7 +119,7 @@ def test_end_without_verification_is_reported(tmp_path, frames, caplog):
     assert (
         "not verified to have less than 30000 failures per ns: training ended before the next verification" in message
     )
-    assert "It would take 0.0316 ps per replica without a further failure to verify it" in message
+    assert "It would take 0.0315 ps per replica without a further failure to verify it" in message
     assert callback.repaired_path is None and not list(tmp_path.glob("repaired*"))
 
 
