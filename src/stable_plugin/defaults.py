@@ -85,6 +85,8 @@ def choose(config: SystemConfig, system: System, reference: Tensor, cell: Tensor
         ValueError: If the settings and the system do not fit together, or a reference frame itself is unstable.
     """
     observables = default_observables(system) if config.observables is None else _listed(config.observables)
+    if config.integrator.barostat is not None:
+        config.integrator.barostat.check(system)
     detector = find_detector(config.detector, system, reference, config.integrator, cell, training=True)
     detector.bind(system, reference, *optional(cell))
     detector.check_reference(reference, "reference", *optional(cell))

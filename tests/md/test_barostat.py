@@ -29,6 +29,7 @@ from stable_plugin import (
 )
 from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
+from stable_plugin.integrations.build import validate
 from stable_plugin.md import Simulator
 from stable_plugin.models import ModulePotential, Potential, find_potential
 from stable_plugin.models.module import NoInteraction
@@ -271,6 +272,10 @@ def test_barostat_names_what_it_cannot_be_used_with():
         system = System.from_atoms(frame, bonds=[]).with_fixed([frame], [frame])
         with pytest.raises(ValueError, match=message):
             Simulator(PairRepulsion(system), Langevin(300.0, barostat=barostat), NonFinite())
+        with pytest.raises(ValueError, match=message):
+            Evaluator([frame], integrator=Langevin(300.0, barostat=barostat))
+        with pytest.raises(ValueError, match=message):
+            validate(StABlEConfig(structures=[frame] * 2, integrator=Langevin(300.0, barostat=barostat)))
 
 
 def test_changed_integrator_keeps_its_barostat():

@@ -248,6 +248,8 @@ class Evaluator:
         self.reference = stack_positions(reference, system, "reference")
         self._start_cells, self._reference_cells = stack_cells(starts, system), stack_cells(reference, system)
         self.system = system.with_cells(self._start_cells, self._reference_cells)
+        if self.settings.integrator.barostat is not None:
+            self.settings.integrator.barostat.check(self.system)
         self.detector = find_detector(
             detector, self.system, self.reference, self.settings.integrator, self._reference_cells
         )

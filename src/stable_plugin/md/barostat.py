@@ -51,6 +51,26 @@ class MonteCarloBarostat(ReprMixin):
         self.pressure_GPa = checks.number("pressure_GPa", pressure_GPa)
         self.every_fs = checks.number("every_fs", every_fs, above=0)
 
+    def check(self, system: System) -> None:
+        """Raise an error for a system whose volume cannot change.
+
+        Args:
+            system: System to be simulated.
+
+        Raises:
+            ValueError: If the system is not periodic in all directions, or atoms are held in place.
+        """
+        if not all(system.pbc):
+            raise ValueError(
+                f"barostat={self!r} needs a volume, but pbc={list(system.pbc)}: use structures that are periodic in all "
+                "directions, or leave the barostat out."
+            )
+        if system.n_moving < system.n_atoms:
+            raise ValueError(
+                f"barostat={self!r} moves all atoms with the cell, but the structures have FixAtoms: remove the constraint with "
+                "atoms.set_constraint(), or leave the barostat out."
+            )
+
 
 class VolumeMoves:
     """The moves of a barostat in one system.
@@ -61,20 +81,11 @@ class VolumeMoves:
         kT: Thermal energy in eV.
 
     Raises:
-        ValueError: If the system is not periodic in all directions, or atoms are held in place.
+        ValueError: If the volume of the system cannot change.
     """
 
     def __init__(self, barostat: MonteCarloBarostat, system: System, kT: float) -> None:
-        if not all(system.pbc):
-            raise ValueError(
-                f"barostat={barostat!r} needs a volume, but pbc={list(system.pbc)}: use structures that are periodic in all "
-                "directions, or leave the barostat out."
-            )
-        if system.n_moving < system.n_atoms:
-            raise ValueError(
-                f"barostat={barostat!r} moves all atoms with the cell, but the structures have FixAtoms: remove the constraint "
-                "with atoms.set_constraint(), or leave the barostat out."
-            )
+        barostat.check(system)
         self._centers = MolecularCenters(system)
         self._pressure = barostat.pressure_GPa * units.GPa
         self._kT = kT
