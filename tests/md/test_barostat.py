@@ -12,6 +12,7 @@ from ase.constraints import FixAtoms
 from ase.io import read
 from springs import observable_gradient
 from toys import PairRepulsion, SoftSpheres, Springs
+from validation_units import QUIET, UNITS
 
 from stable_plugin import (
     Density,
@@ -153,15 +154,7 @@ def test_volumes_at_two_pressures_have_the_ratio_of_the_ensemble(liquid):
         with torch.no_grad():
             energies = BoltzmannEstimator(potential, TEMPERATURE_K).energies(window.frames(), window.frame_cells())
         return pv.data.SimulationData(
-            units=pv.data.UnitData(
-                kb=units.kB,
-                energy_conversion=units.mol / units.kJ,
-                length_conversion=0.1,
-                volume_conversion=0.001,
-                temperature_conversion=1.0,
-                pressure_conversion=units.bar**-1,
-                time_conversion=0.001,
-            ),
+            units=UNITS,
             system=pv.data.SystemData(natoms=32, nconstraints=0, ndof_reduction_tra=0, ndof_reduction_rot=0),
             ensemble=pv.data.EnsembleData(
                 "NPT", natoms=32, pressure=(claimed or pressure) * units.GPa, temperature=TEMPERATURE_K
@@ -174,10 +167,9 @@ def test_volumes_at_two_pressures_have_the_ratio_of_the_ensemble(liquid):
             ),
         )
 
-    quiet = {"verbosity": 0, "data_is_uncorrelated": True}
-    right = pv.ensemble.check(as_claimed_at(0.8), as_claimed_at(1.0), **quiet)
+    right = pv.ensemble.check(as_claimed_at(0.8), as_claimed_at(1.0), **QUIET)
     assert np.abs(right).max() < 3.5, "in standard errors"
-    wrong = pv.ensemble.check(as_claimed_at(0.8), as_claimed_at(1.0, claimed=1.3), **quiet)
+    wrong = pv.ensemble.check(as_claimed_at(0.8), as_claimed_at(1.0, claimed=1.3), **QUIET)
     assert np.abs(wrong).max() > 3.5
 
 

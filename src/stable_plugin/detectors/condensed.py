@@ -43,11 +43,7 @@ class VolumeDeviation(Detector):
         self._mean = 0.0
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        if not all(system.pbc):
-            raise ValueError(
-                f"pbc={list(system.pbc)}, but {type(self).__name__} needs a volume, so a system that is periodic in all "
-                "directions: choose another detector."
-            )
+        system.require_periodic(f"{type(self).__name__} needs a volume", "choose another detector")
         self._system = system
         self._mean = system.volume(cell).mean().item()
 

@@ -163,6 +163,7 @@ class Evaluator:
         if method not in get_args(Method):
             raise ValueError(f"method={method!r} is not a method: pass 'direct' or 'splitting'.")
         self.method = method
+        inherited = {**shared, "other_conditions": other_conditions, "method": method, "preflight": preflight}
         checks.count("max_systems", max_systems, at_least=1)
         all_starts = split_by_composition(read_frames(starts, "starts"))
         all_reference = None if reference is None else read_frames(reference, "reference")
@@ -190,10 +191,7 @@ class Evaluator:
                         own_reference,
                         detector=copy.deepcopy(detector),
                         observables=copy.deepcopy(observables),
-                        other_conditions=other_conditions,
-                        method=method,
-                        preflight=preflight,
-                        **shared,
+                        **inherited,
                     )
                     continue
                 if reference is not None:
@@ -211,9 +209,8 @@ class Evaluator:
         self.failed += errors
         if systems is not None:
             self.name = first.name
-            common = {"other_conditions": other_conditions, "method": method, "preflight": preflight}
             for number, each in enumerate(further, start=1):
-                self.others[each.name] = self._of_system(each, f"systems[{number}]", {**shared, **common})
+                self.others[each.name] = self._of_system(each, f"systems[{number}]", inherited)
 
     def _of_system(self, system: SystemConfig, path: str, settings: dict[str, Any]) -> Evaluator:
         """Return the evaluator of a further system."""

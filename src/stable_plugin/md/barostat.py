@@ -79,13 +79,19 @@ class VolumeMoves:
         barostat: The barostat.
         system: System that is simulated. Its molecules must be shorter than half the smallest height of the cell.
         kT: Thermal energy in eV.
+        block_fs: Time of a block of steps in fs.
+
+    Attributes:
+        every_blocks: Blocks of steps between two attempts.
 
     Raises:
         ValueError: If the volume of the system cannot change.
     """
 
-    def __init__(self, barostat: MonteCarloBarostat, system: System, kT: float) -> None:
+    def __init__(self, barostat: MonteCarloBarostat, system: System, kT: float, block_fs: float) -> None:
         barostat.check(system)
+        self.every_blocks = max(round(barostat.every_fs / block_fs), 1)
+        self._system = system
         self._centers = MolecularCenters(system)
         self._pressure = barostat.pressure_GPa * units.GPa
         self._kT = kT
@@ -106,8 +112,7 @@ class VolumeMoves:
         largest = SMALLEST_MOVE * torch.exp(size * log(LARGEST_MOVE / SMALLEST_MOVE))
         change = torch.where(moving, largest * (2.0 * direction - 1.0), 0.0)  # of ln V
         stretch = (torch.expm1(change / 3.0)).to(state.positions)[:, None, None]
-        volume = torch.linalg.det(state.cell.double()).abs()
-        work = self._pressure * volume * torch.expm1(change)
+        work = self._pressure * self._system.volume(state.cell) * torch.expm1(change)
         moved = state.replace(
             positions=state.positions + stretch * self._centers(state.positions, state.cell),
             cell=state.cell + stretch * state.cell,

@@ -126,10 +126,10 @@ class Simulator:
         self.graphs = BlockGraphs()
         self.capturing = execution.capture is not False and potential.device.type == "cuda"
         self.repeated_blocks = 0
-        barostat = integrator.barostat
-        self._volume_moves = None if barostat is None else VolumeMoves(barostat, potential.system, integrator.kT)
-        every = 0.0 if barostat is None else barostat.every_fs / (integrator.timestep_fs * self.block_steps)
-        self._volume_every = max(round(every), 1) * self.block_steps
+        self._volume_moves: VolumeMoves | None = None
+        if integrator.barostat is not None:
+            block_fs = self.block_steps * integrator.timestep_fs
+            self._volume_moves = VolumeMoves(integrator.barostat, potential.system, integrator.kT, block_fs)
         self._margin = 0.0
         self._cells_differ = False
         self._inertia = potential.system.inertia
@@ -274,8 +274,9 @@ class Simulator:
             with on_threads(self.forces.choose_threads(start.positions)):
                 self.forces.settle(start.positions)
                 for first in range(0, n_steps, self.block_steps):
-                    if self._volume_moves is not None and first % self._volume_every == 0:
-                        progress = self._change_volumes(progress, self._volume_moves, generator)
+                    moves = self._volume_moves
+                    if moves is not None and first % (moves.every_blocks * self.block_steps) == 0:
+                        progress = self._change_volumes(progress, moves, generator)
                     block = range(first, min(first + self.block_steps, n_steps))
                     progress = self._timed_block(progress, block, plan)
                     if block.stop % record_every == 0:

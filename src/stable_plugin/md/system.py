@@ -217,6 +217,21 @@ class System:
         different = [each.to(self.cell) for each in cells if each is not None]
         return replace(self, cells=torch.cat([self.cell[None], *different])) if different else self
 
+    def require_periodic(self, reason: str, remedy: str) -> None:
+        """Raise an error unless the system is periodic in all directions.
+
+        Args:
+            reason: What needs this, and why, as ``Density needs a volume``.
+            remedy: What to do instead.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if not all(self.pbc):
+            raise ValueError(
+                f"pbc={list(self.pbc)}, but {reason}, so a system that is periodic in all directions: {remedy}."
+            )
+
     def volume(self, cell: Tensor | None = None) -> Tensor:
         """Return the volume of a cell, (), or of several, (...), in Å³, float64.
 

@@ -51,11 +51,9 @@ class Density(Observable):
         super().__init__(None if given is None else [checks.number("target_g_per_cm3", given, above=0)], **kwargs)
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        if not all(system.pbc):
-            raise ValueError(
-                f"pbc={list(system.pbc)}, but {type(self).__name__} needs a volume, so a system that is periodic in all "
-                "directions: set cell and pbc of the frames, or leave Density out."
-            )
+        system.require_periodic(
+            f"{type(self).__name__} needs a volume", "set cell and pbc of the frames, or leave Density out"
+        )
         super().bind(system, reference, cell)
 
     def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:

@@ -89,9 +89,8 @@ class MeasuredCurve:
                 f"target_file covers r from {self.r[0]:g} to {self.r[-1]:g} Å, but the bins of the observable range from "
                 f"{first:g} to {last:g} Å: set r_max, or use a file with the whole curve."
             )
-        values, errors = (
-            None if each is None else torch.from_numpy(np.interp(centers.numpy(), self.r, each))
-            for each in (self.values, self.errors)
-        )
-        assert values is not None
-        return values, errors
+
+        def interpolated(curve: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.interp(centers.numpy(), self.r, curve))
+
+        return interpolated(self.values), None if self.errors is None else interpolated(self.errors)

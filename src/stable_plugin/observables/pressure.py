@@ -140,11 +140,9 @@ class Pressure(PotentialObservable):
         super().__init__([self.target_GPa], **kwargs)
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        if not all(system.pbc):
-            raise ValueError(
-                f"pbc={list(system.pbc)}, but {type(self).__name__} needs a volume, so a system that is periodic in all "
-                "directions: set cell and pbc of the frames, or leave Pressure out."
-            )
+        system.require_periodic(
+            f"{type(self).__name__} needs a volume", "set cell and pbc of the frames, or leave Pressure out"
+        )
         super().bind(system, reference, cell)
         self._centers = MolecularCenters(system) if self.molecular else None
 

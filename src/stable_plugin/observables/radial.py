@@ -111,11 +111,7 @@ class RadialDistribution(LocalObservable):
         return name if self.pair is None else f"{name}_{self.pair[0]}_{self.pair[1]}"
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        if not all(system.pbc):
-            raise ValueError(
-                f"pbc={list(system.pbc)}, but {type(self).__name__} needs a density, so a system that is periodic in all "
-                "directions: use DistanceDistribution for molecules."
-            )
+        system.require_periodic(f"{type(self).__name__} needs a density", "use DistanceDistribution for molecules")
         r_max = min(DEFAULT_R_MAX, system.minimum_image_cutoff) if self.r_max is None else self.r_max
         if r_max > system.minimum_image_cutoff:
             raise ValueError(

@@ -16,27 +16,18 @@ import numpy as np
 import physical_validation as pv
 import pytest
 import torch
-from ase import Atoms, units
+from ase import Atoms
 from ase.constraints import FixAtoms
 from torch import nn
 from toys import as_potential, tiny_mace
+from validation_units import QUIET, UNITS
 
 from stable_plugin import Langevin, NonFinite, NoseHooverChain, System
 from stable_plugin.md import Simulator
 from stable_plugin.md.state import kinetic_energy
 from stable_plugin.models import ModulePotential
 
-UNITS = pv.data.UnitData(
-    kb=units.kB,
-    energy_conversion=units.mol / units.kJ,
-    length_conversion=0.1,
-    volume_conversion=0.001,
-    temperature_conversion=1.0,
-    pressure_conversion=1.0,
-    time_conversion=0.001,
-)
 TEMPERATURE, WARMER = 300.0, 330.0
-QUIET = {"verbosity": 0, "data_is_uncorrelated": True}
 
 
 @dataclass
