@@ -37,6 +37,8 @@ from stable_plugin.observables import (
     Density,
     DiffusionCoefficient,
     DistanceDistribution,
+    HeatCapacity,
+    HeatOfVaporization,
     LocalBondAmplitudes,
     LocalBondLengths,
     LocalContactAmplitudes,
@@ -46,6 +48,7 @@ from stable_plugin.observables import (
     PowerSpectrum,
     Pressure,
     RadialDistribution,
+    Stress,
     VelocityAutocorrelation,
 )
 
@@ -80,6 +83,8 @@ __all__ = [
     "Evaluator",
     "Execution",
     "ExtxyzDataModule",
+    "HeatCapacity",
+    "HeatOfVaporization",
     "IntermolecularContact",
     "Langevin",
     "LindemannCriterion",
@@ -108,6 +113,7 @@ __all__ = [
     "StABlEConfig",
     "StABlEMixin",
     "StABlERunner",
+    "Stress",
     "System",
     "SystemConfig",
     "TemperatureLimits",

@@ -195,7 +195,8 @@ def test_estimate_ignores_missing_values():
     value = torch.tensor([1.0, 2.0, torch.nan, 4.0, torch.nan, 9.0], dtype=torch.float64)[:, None]
     held = ~torch.isnan(value[:, 0])
     target = [torch.zeros(1, dtype=torch.float64)]
-    term = estimator.surrogate_term(positions, [value], target, mean_squared_error, uniform_weights(6, positions), None)
+    loss = lambda mean: mean_squared_error(mean, target[0])  # noqa: E731
+    term = estimator.surrogate_term(positions, [value], [loss], uniform_weights(6, positions), None)
     alone = estimator.estimate(positions[held], [value[held]], target)
     assert estimator.combine(positions, [term]).gradients[0].item() == pytest.approx(
         alone.gradients[0].item(), rel=1e-12

@@ -10,46 +10,27 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import read
 from observable_tools import bound, noisy_frames, water_grid
+from pair_quadrature import (
+    ARGON,
+    KT,
+    SIDE,
+    TEMPERATURE_K,
+    Gaussians,
+    attached,
+    boltzmann_weights,
+    central_difference,
+    grid_of_pairs,
+)
 from spc_fw import SPCFw
 from torch import nn
 
-from stable_plugin import Evaluator, Langevin, Pressure, System
+from stable_plugin import Evaluator, Langevin, Pressure, Stress, System
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.algorithm.window_data import WindowEstimator
 from stable_plugin.md.centers import MolecularCenters
 from stable_plugin.md.system import stack_positions
 from stable_plugin.models import Potential, find_potential
-
-TEMPERATURE_K = 300.0
-KT = units.kB * TEMPERATURE_K
-SIDE = 6.0
-ARGON = Atoms("Ar2", [[0, 0, 0], [2, 2, 2]], cell=[SIDE] * 3, pbc=True)
-
-
-class Gaussians(nn.Module):
-    """Pairs repel each other by a Gaussian of the distance to the nearest image."""
-
-    def __init__(self, height=0.05, width=0.9):
-        super().__init__()
-        self.height = nn.Parameter(torch.tensor(height, dtype=torch.float64))
-        self.width = nn.Parameter(torch.tensor(width, dtype=torch.float64))
-
-    def stable_potential(self, system):
-        return GaussianPotential(self, system)
-
-
-class GaussianPotential(Potential):
-    cutoff = 0.5 * SIDE
-
-    def atomic_energies(self, positions, edges):
-        flat, module = positions.reshape(-1, 3), self.module
-        squared = (flat[edges.index[1]] - flat[edges.index[0]] + edges.shifts).square().sum(dim=1)
-        # Shifted to zero with zero slope at the cutoff, so that no force is left out.
-        height, slope = torch.exp(-squared / module.width**2), torch.exp(-(self.cutoff**2) / module.width**2)
-        smooth = height - slope - slope * (self.cutoff**2 - squared) / module.width**2
-        energies = 0.5 * module.height * torch.where(squared < self.cutoff**2, smooth, 0.0)
-        zero = positions.new_zeros(flat.shape[0])
-        return zero.index_add(0, edges.index[1], energies).reshape(positions.shape[:2])
+from stable_plugin.observables.pressure import VOIGT
 
 
 class Spring(nn.Module):
@@ -84,45 +65,72 @@ OPENMM = [
 """Energies in eV and molecular pressures in GPa of frames of SPC/Fw water, printed by support/openmm_pressures.py."""
 
 
-def attached(pressure, potential):
-    pressure.bind(potential.system, torch.zeros(1, potential.system.n_atoms, 3))
-    pressure.attach(potential, TEMPERATURE_K)
-    return pressure
+LONG_RANGED = {"height": 0.3, "width": 2.0, "cutoff": 5.0}
+"""A pair that sees several images, and so the shape of the cell."""
 
 
-def grid_of_pairs(n=14):
-    """Return a pair of atoms whose distance vectors fill the cell evenly."""
-    ticks = (torch.arange(n, dtype=torch.float64) + 0.5) / n * SIDE
-    vectors = torch.cartesian_prod(ticks, ticks, ticks)
-    return torch.stack([torch.zeros_like(vectors), vectors], dim=1)
-
-
-def boltzmann_weights(potential, frames):
-    with potential.frozen():
-        energies = potential.energies(frames, potential.edges(frames))
-    return torch.softmax(-energies / KT, dim=0)
-
-
-def free_energy(height, width, side):
-    """Return -kT log Z of the pair in a cubic cell, up to a constant, by quadrature."""
-    potential = find_potential(Gaussians(height, width), System.from_atoms(ARGON))
-    frames = grid_of_pairs()
-    strained = frames * (side / SIDE)
-    cell = side * torch.eye(3, dtype=torch.float64).expand(len(frames), 3, 3)
+def free_energy(strain, n=14, **model):
+    """Return -kT log Z of the pair in a strained cell, up to a constant, by quadrature over n³ points."""
+    potential = find_potential(Gaussians(**model), System.from_atoms(ARGON))
+    frames, deformed = grid_of_pairs(n), torch.eye(3, dtype=torch.float64) + strain
+    cell = (SIDE * deformed).expand(len(frames), 3, 3)
+    strained = frames @ deformed
     with potential.frozen():
         energies = potential.energies(strained, potential.edges(strained, cell))
-    return -KT * (torch.logsumexp(-energies / KT, dim=0).item() + 2 * np.log(side**3))
+    return -KT * (torch.logsumexp(-energies / KT, dim=0) + 2 * torch.linalg.det(cell[0]).log()).item()
+
+
+def mean_over_grid(observable, potential, frames):
+    return boltzmann_weights(potential, frames) @ attached(observable, potential).per_frame(frames)
+
+
+def strained_by(row, column):
+    strain = torch.zeros(3, 3, dtype=torch.float64)
+    strain[row, column] = strain[column, row] = 1.0
+    return strain
 
 
 def test_mean_is_minus_the_derivative_of_the_free_energy():
     potential = find_potential(Gaussians(), System.from_atoms(ARGON))
-    frames = grid_of_pairs()
-    mean = (boltzmann_weights(potential, frames) * attached(Pressure(0.0), potential).per_frame(frames)[:, 0]).sum()
-    step = 1e-3
-    slope = (free_energy(0.05, 0.9, SIDE + step) - free_energy(0.05, 0.9, SIDE - step)) / (2 * step)
+    mean = mean_over_grid(Pressure(0.0), potential, grid_of_pairs())
+    step = 1e-3 / SIDE * torch.eye(3, dtype=torch.float64)
+    slope = (free_energy(step) - free_energy(-step)) / 2e-3
     assert mean.item() == pytest.approx(-slope / (3 * SIDE**2) / units.GPa, rel=1e-5)
     ideal = 2 * KT / SIDE**3 / units.GPa
     assert mean.item() > 1.01 * ideal, "the repulsion is too weak to be seen"
+
+
+def test_mean_stress_is_the_derivative_of_the_free_energy_in_the_strain():
+    """In a sheared cell, in which all six components differ from zero."""
+    atoms = ARGON.copy()
+    shear = np.eye(3) + 0.1 * np.array([[0, 1, 0.5], [1, 0.4, 0.3], [0.5, 0.3, 0]])
+    atoms.set_cell(SIDE * shear, scale_atoms=True)
+    potential = find_potential(Gaussians(**LONG_RANGED), System.from_atoms(atoms))
+    frames = grid_of_pairs(n=8) @ torch.tensor(shear)
+    mean = mean_over_grid(Stress([0.0] * 6), potential, frames)
+    volume, step = atoms.get_volume(), 1e-4
+    for value, (row, column) in zip(mean.tolist(), VOIGT, strict=True):
+        direction = torch.tensor(shear) @ strained_by(row, column)
+        above, below = (
+            free_energy(torch.tensor(shear) - torch.eye(3) + s * direction, n=8, **LONG_RANGED) for s in (step, -step)
+        )
+        # A shear is both of its components.
+        expected = (above - below) / (2 * step) / volume / units.GPa / (1 if row == column else 2)
+        assert value == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert mean[3:].abs().max() > 1e-4, "the shear is too weak to be seen"
+
+
+def test_pressure_is_the_mean_of_the_normal_stresses():
+    copper = bulk("Cu", cubic=True) * 2
+    potential = find_potential(EMT(), System.from_atoms(copper))
+    frames = noisy_frames(copper, 2)
+    stress = attached(Stress([0.0] * 6), potential).per_frame(frames)
+    assert torch.allclose(attached(Pressure(0.0), potential).per_frame(frames)[:, 0], -stress[:, :3].mean(dim=1))
+    copper.positions = frames[0].numpy()
+    copper.calc = EMT()
+    kinetic = len(copper) * KT / copper.get_volume()
+    expected = (copper.get_stress() - kinetic * np.array([1, 1, 1, 0, 0, 0])) / units.GPa
+    assert stress[0].tolist() == pytest.approx(expected.tolist(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["height", "width"])
@@ -146,14 +154,8 @@ def test_gradient_equals_central_differences_of_the_mean(name):
     assert estimate.loss == pytest.approx(loss(), rel=1e-9)
     parameters = dict(potential.module.named_parameters())
     gradient = estimate.gradients[list(parameters).index(name)].item()
-    step = 1e-4
-    with torch.no_grad():
-        parameters[name] += step
-        above = loss()
-        parameters[name] -= 2 * step
-        below = loss()
     # The estimator divides the covariance by 1 - Σω², which is 1 - 4e-4 here.
-    assert gradient == pytest.approx((above - below) / (2 * step), rel=2e-3)
+    assert gradient == pytest.approx(central_difference(loss, parameters[name]), rel=2e-3)
 
 
 def test_gradient_without_the_explicit_part_is_wrong():
@@ -312,3 +314,9 @@ def test_pressure_of_spc_fw_water_equals_that_of_openmm():
     for energy, pressure, (same_energy, same_pressure) in zip(energies, pressures, OPENMM, strict=True):
         assert energy.item() == pytest.approx(same_energy, abs=5e-6)
         assert pressure.item() == pytest.approx(same_pressure, abs=5e-5)
+
+
+@pytest.mark.parametrize("value", ["1 GPa", 1.0, [1.0, 2.0], None])
+def test_stress_must_have_six_components(value):
+    with pytest.raises(ValueError, match=r"target_GPa=.* must be six numbers in GPa: xx, yy, zz, yz, xz, xy"):
+        Stress(value)

@@ -129,6 +129,10 @@ def surrogate_weights(
     return -((weights * centered / unbiasing) @ upstream) / (BOLTZMANN * temperature_K)
 
 
+def _loss_from(loss: Loss, target: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda mean: loss(mean, target.to(mean))
+
+
 class BoltzmannEstimator:
     """Estimates a loss on observables and its gradient from the frames of a simulation.
 
@@ -202,20 +206,32 @@ class BoltzmannEstimator:
         """
         n_samples = len(positions) if members is None else len(members)
         weights = uniform_weights(n_samples, positions, self.context) if weights is None else weights
-        term = self.surrogate_term(positions, values, targets, loss, weights, members, explicit)
+        losses = [_loss_from(loss, target) for _, target in zip(values, targets, strict=True)]
+        term = self.surrogate_term(positions, values, losses, weights, members, explicit)
         return self.combine(positions, [term], cell)
 
     def surrogate_term(
         self,
         positions: Tensor,
         values: Sequence[Tensor],
-        targets: Sequence[Tensor],
-        loss: Loss,
+        losses: Sequence[Callable[[Tensor], Tensor]],
         weights: Tensor,
         members: Members | None,
         explicit: Sequence[Explicit | None] | None = None,
     ) -> SurrogateTerm:
-        """Return the weights of atomic energies that represent a loss; arguments as for :meth:`estimate`."""
+        """Return the weights of atomic energies that represent a loss.
+
+        Args:
+            positions: (n_frames, n_atoms, 3) in Å.
+            values: Per observable, its value in each sample, (n_samples, n_values); NaN where a sample has no value.
+            losses: Per observable, its loss as a function of the mean of these values.
+            weights: Statistical weights of the samples, (n_samples,).
+            members: Atoms of each sample; whole frames if None.
+            explicit: Per observable, its values as a function of the parameters; None for one of the positions alone.
+
+        Raises:
+            ValueError: If there are fewer than two samples.
+        """
         n_samples = self.context.count(len(weights), weights.device)
         if n_samples < MIN_FRAMES:
             raise ValueError(
@@ -223,7 +239,7 @@ class BoltzmannEstimator:
                 "replicas."
             )
         total, surrogate, means, weighted = 0.0, torch.zeros_like(weights), [], []
-        for value, target, function in zip(values, targets, explicit or [None] * len(values), strict=True):
+        for value, loss, function in zip(values, losses, explicit or [None] * len(values), strict=True):
             # Each value is averaged over the samples that have it.
             absent = torch.isnan(value)
             present = torch.where(absent, 0.0, weights[:, None])
@@ -231,7 +247,7 @@ class BoltzmannEstimator:
             value = torch.where(absent, 0.0, value.double())
             mean = self.context.sum((present * value).sum(dim=0)).requires_grad_(True)
             with torch.enable_grad():
-                part = loss(mean, target.to(mean))
+                part = loss(mean)
             (upstream,) = torch.autograd.grad(part, mean)
             surrogate = surrogate + surrogate_weights(value, upstream, present, self.temperature_K, self.context)
             if function is not None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate, Explicit
+from stable_plugin.algorithm.estimator import BoltzmannEstimator, Estimate
 from stable_plugin.algorithm.reweighting import ess_fraction, reweight, uniform_weights
 from stable_plugin.config import Loss, mean_squared_error
 from stable_plugin.md.cells import optional
 from stable_plugin.md.neighborhoods import Members, Neighborhoods, even_sample
 from stable_plugin.observables.base import Observable
 from stable_plugin.observables.local import LocalObservable
-from stable_plugin.observables.pressure import PotentialObservable
+from stable_plugin.observables.potential import PotentialObservable
 
 
 @dataclass
@@ -139,7 +140,7 @@ class WindowEstimator:
         return WindowData(positions, groups, cell=cell)
 
     def estimate(self, data: WindowData, weights: Sequence[Tensor] | None = None) -> Estimate:
-        """Return the estimate from samples; its means are in units of the observables' scales.
+        """Return the estimate from samples.
 
         Args:
             data: The samples.
@@ -152,19 +153,15 @@ class WindowEstimator:
         terms = []
         for group, each in zip(data.groups, weights, strict=True):
             observables: Sequence[Observable] = self._by_frame if group.sites is None else self._by_site
-            targets = [observable.scaled(observable.known_target) for observable in observables]
-            explicit = [_explicit(observable) for observable in observables]
+            losses = [partial(observable.loss, self.loss) for observable in observables]
+            explicit = [each.of_frames if isinstance(each, PotentialObservable) else None for each in observables]
             values = [
                 # The parameters have changed since the frames were collected.
-                observable.scaled(
-                    _per_frame(observable, data.positions, data.cell) if is_reweighted and function else value
-                )
+                _per_frame(observable, data.positions, data.cell) if is_reweighted and function else value
                 for observable, function, value in zip(observables, explicit, group.values, strict=True)
             ]
             members = self._members(group, data)
-            terms.append(
-                self.estimator.surrogate_term(data.positions, values, targets, self.loss, each, members, explicit)
-            )
+            terms.append(self.estimator.surrogate_term(data.positions, values, losses, each, members, explicit))
         return self.estimator.combine(data.positions, terms, data.cell)
 
     def reweight(self, data: WindowData) -> tuple[list[Tensor], float]:
@@ -190,7 +187,7 @@ class WindowEstimator:
         n_frames = self.context.count(len(positions), positions.device)
         for observable in [*self._by_frame, *self._by_site]:
             mean = self.context.sum(_per_frame(observable, positions, cell).double().sum(dim=0)) / n_frames
-            total += self.loss(observable.scaled(mean), observable.scaled(observable.known_target.to(mean))).item()
+            total += observable.loss(self.loss, mean).item()
         return total
 
     def _members(self, group: SampleGroup, data: WindowData) -> Members | None:
@@ -211,17 +208,10 @@ class WindowEstimator:
 
 
 def _per_frame(observable: Observable, positions: Tensor, cell: Tensor | None) -> Tensor:
-    """Return the observable of each frame, (n_frames, n_values); a process whose replicas all broke has no frame."""
+    """Return the observable of each frame, (n_frames, n_means); a process whose replicas all broke has no frame."""
     if len(positions) == 0:
-        return positions.new_empty(0, len(observable.known_target))
+        return positions.new_empty(0, observable.n_means)
     return observable.per_frame(positions, *optional(cell))
-
-
-def _explicit(observable: Observable) -> Explicit | None:
-    """Return the scaled observable as a function of the parameters, or None if it depends on the positions alone."""
-    if not isinstance(observable, PotentialObservable):
-        return None
-    return lambda positions, cell: observable.scaled(observable.of_frames(positions, cell))
 
 
 def _per_site(observable: LocalObservable, positions: Tensor, site_index: Tensor, cell: Tensor | None) -> Tensor:

@@ -62,6 +62,14 @@ class Potential(ABC):
         """Return the arguments besides module and system, for ``repr``."""
         return {}
 
+    def of_system(self, system: System) -> Potential:
+        """Return a potential of the same model for another system.
+
+        Args:
+            system: What is simulated with it.
+        """
+        return type(self)(self.module, system, **self.settings())
+
     @property
     def constant_energy(self) -> float:
         """Total energy of the model minus the interaction energy of one replica, in eV."""

@@ -40,6 +40,9 @@ class CalculatorPotential(Potential):
         super().__init__(Placeholder(), system)
         self.calculator = calculator
 
+    def of_system(self, system: System) -> Potential:
+        return type(self)(self.calculator, system)
+
     def __repr__(self) -> str:
         formula = self.system.atoms(torch.zeros(self.system.n_atoms, 3)).get_chemical_formula()
         return f"{type(self).__name__}({type(self.calculator).__name__}, {formula})"
@@ -53,6 +56,9 @@ class CalculatorPotential(Potential):
             f"{type(self.calculator).__name__} is an ASE calculator, which has no weights to train: evaluate it, or train a "
             "torch model."
         )
+
+    def energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        return self.energies_and_forces(positions, edges)[0]
 
     def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         energies, forces = [], []

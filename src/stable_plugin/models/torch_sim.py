@@ -60,6 +60,9 @@ class TorchSimPotential(Potential):
             "MACE, fairchem or another family that it contains."
         )
 
+    def energies(self, positions: Tensor, edges: Edges) -> Tensor:
+        return self.energies_and_forces(positions, edges)[0]
+
     def energies_and_forces(self, positions: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         state = self._state(len(positions))
         state.positions = positions.detach().reshape(-1, 3).clone()

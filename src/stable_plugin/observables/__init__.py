@@ -9,8 +9,10 @@ from stable_plugin.observables.dynamics import (
     PowerSpectrum,
     VelocityAutocorrelation,
 )
+from stable_plugin.observables.energetic import HeatCapacity, HeatOfVaporization
 from stable_plugin.observables.local import LocalBondAmplitudes, LocalBondLengths, LocalObservable
-from stable_plugin.observables.pressure import PotentialObservable, Pressure
+from stable_plugin.observables.potential import PotentialObservable
+from stable_plugin.observables.pressure import Pressure, Stress
 from stable_plugin.observables.radial import RadialDistribution
 from stable_plugin.observables.series import TimeCorrelation
 from stable_plugin.observables.structure import AngleDistribution, BondAmplitudes, BondLengths, DistanceDistribution
@@ -23,6 +25,8 @@ __all__ = [
     "Density",
     "DiffusionCoefficient",
     "DistanceDistribution",
+    "HeatCapacity",
+    "HeatOfVaporization",
     "LocalBondAmplitudes",
     "LocalBondLengths",
     "LocalContactAmplitudes",
@@ -34,6 +38,7 @@ __all__ = [
     "PowerSpectrum",
     "Pressure",
     "RadialDistribution",
+    "Stress",
     "TimeCorrelation",
     "VelocityAutocorrelation",
     "trajectory_from_atoms",

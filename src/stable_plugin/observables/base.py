@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -133,15 +133,29 @@ class Observable(ReprMixin, Metric):
         """
         if len(positions) == 0:
             return
-        total = self.per_frame(positions, *optional(cell)).double().sum(dim=0)
+        self._add_block(self.per_frame(positions, *optional(cell)).double().sum(dim=0), len(positions))
+
+    def _add_block(self, total: Tensor, n_frames: int) -> None:
+        """Add the sum of :meth:`per_frame` over a block of frames."""
         self.total = self.total + total
-        self.count = self.count + len(positions)
-        self.squares = self.squares + total.square() / len(positions)
+        self.count = self.count + n_frames
+        self.squares = self.squares + total.square() / n_frames
         self.blocks = self.blocks + 1
 
+    def of_means(self, means: Tensor) -> Tensor:
+        """Return the observable from the means of :meth:`per_frame`: these means, unless it is a fluctuation.
+
+        Args:
+            means: (n_means,).
+
+        Returns:
+            (n_values,), differentiable.
+        """
+        return means
+
     def compute(self) -> Tensor:
-        """Return the mean over all frames, (n_values,)."""
-        return self.total / self.count
+        """Return the observable over all frames, (n_values,)."""
+        return self.of_means(self.total / self.count)
 
     def standard_error(self) -> Tensor:
         """Return the standard error of :meth:`compute` from the spread of the block means; NaN for less than two blocks.
@@ -162,9 +176,23 @@ class Observable(ReprMixin, Metric):
             raise RuntimeError(f"{type(self).__name__} has no target yet: call bind(system, reference) first.")
         return self.target
 
+    @property
+    def n_means(self) -> int:
+        """Number of values of :meth:`per_frame`."""
+        return len(self.known_target)
+
     def scaled(self, values: Tensor) -> Tensor:
-        """Return values or means of the observable in units of its scale, (..., n_values)."""
+        """Return values of the observable in units of its scale, (..., n_values)."""
         return values / self.scale.to(values)
+
+    def loss(self, function: Callable[[Tensor, Tensor], Tensor], means: Tensor) -> Tensor:
+        """Return the loss of the observable, whose difference from the target is measured in units of its scale, ().
+
+        Args:
+            function: Loss of a value and its target.
+            means: Means of :meth:`per_frame`, (n_means,).
+        """
+        return function(self.scaled(self.of_means(means)), self.scaled(self.known_target.to(means)))
 
     def mean_absolute_error(self) -> float:
         """Return the absolute difference of mean and target, averaged over the values."""

@@ -1,9 +1,9 @@
-"""Observables that are functions of the potential as well as of the positions: the pressure."""
+"""Stress and pressure at the volume of the cell."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from ase import units
@@ -11,89 +11,41 @@ from torch import Tensor
 
 from stable_plugin.md.centers import MolecularCenters
 from stable_plugin.md.system import System
-from stable_plugin.observables.base import Observable
+from stable_plugin.observables.potential import PotentialObservable
 from stable_plugin.runtime import checks
 from stable_plugin.units import BOLTZMANN
 
-if TYPE_CHECKING:
-    from stable_plugin.models.base import Potential
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+"""Rows and columns of a stress in the order of ASE."""
 
 
-class PotentialObservable(Observable):
-    r"""Base class of ensemble averages of a function g of the positions and of the potential's parameters θ.
+class _Virial(PotentialObservable):
+    """Base class of observables of the stress; arguments as of :class:`Pressure`."""
 
-    Their mean responds to the parameters in two ways, and the Boltzmann estimator follows both:
-
-    .. math:: \nabla_\theta \langle g \rangle = \langle \nabla_\theta g \rangle - \beta \, \mathrm{Cov}(g, \nabla_\theta U)
-
-    Subclasses implement :meth:`of_frames`. Targets must be given: frames alone have no value.
-
-    Source: Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021).
-
-    Args:
-        target: Mean that the potential should reproduce, (n_values,).
-        kwargs: ``scale``, and arguments of :class:`torchmetrics.Metric`.
-    """
-
-    def __init__(self, target: list[float], **kwargs: Any) -> None:
+    def __init__(self, target: list[float], molecular: bool, **kwargs: Any) -> None:
+        self.molecular = molecular
         super().__init__(target, **kwargs)
-        self._potential: Potential | None = None
-        self._temperature_K = 0.0
-        self._chunk = 1
 
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        assert self._given_target is not None
-        self._system = system
-        self._set_target(self._given_target.to(reference.device))
+        name = type(self).__name__
+        system.require_periodic(f"{name} needs a volume", f"set cell and pbc of the frames, or leave {name} out")
+        super().bind(system, reference, cell)
+        self._centers = MolecularCenters(system) if self.molecular else None
 
-    def attach(self, potential: Potential, temperature_K: float, chunk: int = 32) -> None:
-        """Set the potential that the observable is a function of.
-
-        Args:
-            potential: The potential; its present weights count at each call.
-            temperature_K: Temperature of the simulation in K.
-            chunk: Frames per model call; bounds the memory.
-        """
-        self._potential, self._temperature_K, self._chunk = potential, temperature_K, chunk
-
-    @property
-    def potential(self) -> Potential:
-        """Potential passed to :meth:`attach`.
-
-        Raises:
-            RuntimeError: If there is none yet.
-        """
-        if self._potential is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no potential yet: call attach(potential, temperature_K) after bind()."
-            )
-        return self._potential
-
-    @torch.no_grad()
-    def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        # As energies are: in evaluation mode, also within a training step.
-        with self.potential.frozen():
-            parts = [
-                self.of_frames(
-                    positions[first : first + self._chunk], None if cell is None else cell[first : first + self._chunk]
-                )
-                for first in range(0, len(positions), self._chunk)
-            ]
-        return torch.cat(parts) if parts else positions.new_empty(0, len(self.known_target))
-
-    @abstractmethod
-    def of_frames(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Return the observable of frames under the present parameters, (n_frames, n_values).
-
-        Values are differentiable in the parameters where gradients are enabled.
-
-        Args:
-            positions: As many frames as memory allows in one call, (n_frames, n_atoms, 3) in Å.
-            cell: Cells of the frames, (n_frames, 3, 3) in Å; that of the system if None.
-        """
+    def stresses(self, positions: Tensor, cell: Tensor | None) -> Tensor:
+        """Return the stress of frames with its kinetic part, (n_frames, 3, 3) in GPa, positive under tension."""
+        moved = None if self._centers is None else self._centers(positions, cell)
+        derivative = self.potential.strain_derivative(
+            positions, cell, moved=moved, create_graph=torch.is_grad_enabled()
+        ).double()
+        n_moving = self.system.n_atoms if self._centers is None else self._centers.number
+        kinetic = n_moving * BOLTZMANN * self._temperature_K * torch.eye(3).to(derivative)
+        volume = self.system.volume(cell).to(derivative).reshape(-1, 1, 1)
+        # The forces of a molecule turn it, which its mean does not.
+        return (0.5 * (derivative + derivative.mT) - kinetic) / volume / units.GPa
 
 
-class Pressure(PotentialObservable):
+class Pressure(_Virial):
     r"""Pressure at the volume of the cell, in GPa.
 
     .. math:: P = \frac{1}{3V} \left( 3 N k_B T - \mathrm{tr} \frac{\partial U}{\partial \varepsilon} \right)
@@ -136,25 +88,60 @@ class Pressure(PotentialObservable):
 
     def __init__(self, target_GPa: float, molecular: bool = True, **kwargs: Any) -> None:
         self.target_GPa = checks.number("target_GPa", target_GPa)
-        self.molecular = molecular
-        super().__init__([self.target_GPa], **kwargs)
-
-    def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
-        system.require_periodic(
-            f"{type(self).__name__} needs a volume", "set cell and pbc of the frames, or leave Pressure out"
-        )
-        super().bind(system, reference, cell)
-        self._centers = MolecularCenters(system) if self.molecular else None
+        super().__init__([self.target_GPa], molecular, **kwargs)
 
     def of_frames(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        moved = None if self._centers is None else self._centers(positions, cell)
-        derivative = self.potential.strain_derivative(
-            positions, cell, moved=moved, create_graph=torch.is_grad_enabled()
-        )
-        n_moving = self.system.n_atoms if self._centers is None else self._centers.number
-        kinetic = 3.0 * n_moving * BOLTZMANN * self._temperature_K
-        trace = derivative.diagonal(dim1=1, dim2=2).sum(dim=1).double()
-        return ((kinetic - trace) / (3.0 * self.system.volume(cell)) / units.GPa)[:, None]
+        return -self.stresses(positions, cell).diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
 
     def axis(self) -> dict[str, Any]:
         return {"kind": "bars", "x": ["P"], "xlabel": "", "ylabel": "pressure / GPa"}
+
+
+class Stress(_Virial):
+    r"""Stress at the shape and volume of the cell, in GPa, as ASE defines it: positive under tension.
+
+    .. math:: \sigma_{ij} = \frac{1}{V} \left( \frac{\partial U}{\partial \varepsilon_{ij}} - N k_B T \, \delta_{ij} \right)
+
+    Elastic constants are trained at fixed strain: a cell that is strained by ε has the stress C ε as its target. Cells with
+    different strains are systems of one training. Further remarks at :class:`Pressure`.
+
+    Input of ``update``: ``positions``, (n_frames, n_atoms, 3) in Å, wrapped or not.
+
+    Output of ``compute``: (6,) in GPa: xx, yy, zz, yz, xz, xy.
+
+    Args:
+        target_GPa: Stress to reproduce in GPa: six numbers in the order above.
+        molecular: Whether the strain moves molecules as a whole, as for :class:`Pressure`.
+        kwargs: ``scale`` in GPa, and arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If an argument is not a number, or the target has not six of them.
+
+    Example:
+        >>> import torch
+        >>> from ase.build import bulk
+        >>> from ase.calculators.emt import EMT
+        >>> from stable_plugin import Stress, System
+        >>> from stable_plugin.models import find_potential
+        >>> copper = bulk("Cu", a=3.59, cubic=True)
+        >>> copper.set_cell(copper.cell * [1.01, 1, 1], scale_atoms=True)
+        >>> positions = torch.tensor(copper.positions)[None]
+        >>> stress = Stress(target_GPa=[1.7, 1.2, 1.2, 0, 0, 0])  # 1 % of the elastic constants of copper
+        >>> stress.bind(System.from_atoms(copper), positions)
+        >>> stress.attach(find_potential(EMT(), stress.system), temperature_K=1.0)
+        >>> [round(value, 1) for value in stress.per_frame(positions)[0, :2].tolist()]
+        [1.7, 1.1]
+    """
+
+    def __init__(self, target_GPa: Sequence[float], molecular: bool = True, **kwargs: Any) -> None:
+        if not isinstance(target_GPa, Sequence) or isinstance(target_GPa, str) or len(target_GPa) != len(VOIGT):
+            raise ValueError(f"target_GPa={target_GPa!r} must be six numbers in GPa: xx, yy, zz, yz, xz, xy.")
+        self.target_GPa = [checks.number("target_GPa", each) for each in target_GPa]
+        super().__init__(self.target_GPa, molecular, **kwargs)
+
+    def of_frames(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        rows, columns = zip(*VOIGT, strict=True)
+        return self.stresses(positions, cell)[:, rows, columns]
+
+    def axis(self) -> dict[str, Any]:
+        return {"kind": "bars", "x": ["xx", "yy", "zz", "yz", "xz", "xy"], "xlabel": "", "ylabel": "stress / GPa"}

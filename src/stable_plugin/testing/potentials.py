@@ -332,6 +332,15 @@ class PotentialConformance:
             self._assert_same(alone, (energies[index : index + 1], forces[index : index + 1]))
         self._assert_same(case.energies_and_forces(case.positions.flip(0)), (energies.flip(0), forces.flip(0)))
 
+    def test_potential_of_another_system_is_that_of_the_same_model(self, structure: str) -> None:
+        """As an observable makes that of a molecule from that of its liquid."""
+        case = self._case(structure)
+        potential = case.potential.of_system(System.from_atoms(case.atoms))
+        assert type(potential) is type(case.potential)
+        with potential.frozen():
+            found = potential.energies_and_forces(case.positions, potential.edges(case.positions))
+        self._assert_same(found, case.energies_and_forces())
+
     def test_permuted_atoms_have_permuted_forces(self, structure: str) -> None:
         """Energies do not depend on the order of the atoms, and forces follow it."""
         case = self._case(structure)

@@ -91,8 +91,9 @@ class FairchemPotential(Potential):
                 "needs. Use an energy-conserving model, or conservative=True to simulate with the gradient of its energy "
                 "head and to train that."
             )
-        known = tasks if tasks is not None else list((module.tasks or {}).values())
-        self.task = energy_task(known, task_name)
+        self._tasks = tasks if tasks is not None else list((module.tasks or {}).values())
+        self._conservative = conservative
+        self.task = energy_task(self._tasks, task_name)
         self.dataset = task_name or self.task.datasets[0]
         self._charge, self._spin = resolve_charge_and_spin(system.charge, system.spin, self.dataset)
         self._templates: dict[tuple[int, bool], AtomicData] = {}
@@ -138,6 +139,9 @@ class FairchemPotential(Potential):
         layers = [part for part in self.module.output_heads.get_submodule(self._readout.layer).modules()]
         last = [part for part in layers if isinstance(part, nn.Linear)][-1:]
         return last[0].bias if last else None
+
+    def of_system(self, system: System) -> Potential:
+        return type(self)(self.module, system, self._tasks, self.dataset, self._conservative)
 
     def settings(self) -> dict[str, Any]:
         return {"task_name": self.dataset, "charge": self._charge, "spin": self._spin}
