@@ -25,6 +25,7 @@ from stable_plugin.md.integrators import Integrator, Langevin
 from stable_plugin.md.neighborhoods import Neighborhoods
 from stable_plugin.models import PotentialMaker, potential_maker
 from stable_plugin.observables.base import Observable
+from stable_plugin.observables.series import TimeCorrelation
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.checks import Count, Number, Seed
 from stable_plugin.runtime.intervals import error_share, sequential_limit
@@ -184,6 +185,10 @@ class SystemConfig:
         else:
             _check_type("detector", self.detector, Detector, type(None))
         for each in self.observables or ():
+            if isinstance(each, TimeCorrelation):
+                raise ValueError(
+                    f"observables={each!r} are of motion, which is not learned from: evaluate them, as `dynamics` of Evaluator."
+                )
             _check_type("observables", each, Observable)
         if self.local != "auto" and not isinstance(self.local, Neighborhoods | None):
             raise ValueError(
