@@ -14,6 +14,7 @@ from recipe_tools import ROOT
 
 from stable_plugin.cli import main
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
+from stable_plugin.integrations.lightning import pseudolabels
 from stable_plugin.integrations.recipes import repair
 from stable_plugin.md.labels import read_labeled
 from stable_plugin.models import load_potential
@@ -199,6 +200,18 @@ def test_repair_names_a_mistake_before_anything_is_made(trained, tmp_path, monke
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_output_is_refused_before_frames_are_labeled(trained, tmp_path, monkeypatch, capsys):
+    def label(*arguments):
+        raise AssertionError("frames are labeled")
+
+    monkeypatch.setattr(pseudolabels, "predictions", label)
+    taken = tmp_path / "taken.model"
+    taken.touch()
+    for output, message in (("new.pt", "is not a .model file"), (str(taken), "exists and is not overwritten")):
+        assert main(["repair", str(trained / "tiny.model"), TRAIN, "-o", output, "--unlabeled"]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_repair_refuses_a_family_without_a_module(monkeypatch):

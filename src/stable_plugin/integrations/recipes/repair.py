@@ -102,7 +102,8 @@ def repair_recipe(
         anchors: File of frames of other systems, on which the energies and forces of the potential are kept as well.
 
     Raises:
-        ValueError: If the family of the model has no LightningModule.
+        ValueError: If the family of the model has no LightningModule, or its files have another suffix than ``output``.
+        FileExistsError: If ``output`` exists.
     """
     family = find_family(model)
     module = family.lightning_module()
@@ -111,6 +112,14 @@ def repair_recipe(
             f"model={model!r} is of the family {family.name!r}, which has no LightningModule in this package: add "
             "StABlECallback to the Trainer of that family's own training."
         )
+    # Before frames are labeled, which takes long. Modules of other families know their suffix when they have read the model.
+    suffix = getattr(module, "potential_suffix", "")
+    if not output.endswith(suffix):
+        raise ValueError(
+            f"output={output!r} is not a {suffix} file: pass a path with that suffix, which files of this family have."
+        )
+    if Path(output).exists():
+        raise FileExistsError(f"output={output!r} exists and is not overwritten: pass another path.")
     data, output, valid, reference, anchors = (_absolute(path) for path in (data, output, valid, reference, anchors))
     integrator = {"_target_": "stable_plugin.Langevin", "temperature_K": temperature_K}
     trainer = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "enable_model_summary": False}
