@@ -129,18 +129,15 @@ class Evaluator:
     ) -> None:
         further: list[SystemConfig] = []
         if systems is not None:
-            alone = {
-                "starts": starts,
-                "reference": reference,
-                "detector": detector,
-                "observables": observables,
-                "dynamics": dynamics or None,
-                "integrator": integrator,
-                "bonds": bonds,
-            }
-            both = [name for name, value in alone.items() if value is not None]
-            if both:
-                raise ValueError(f"systems= and {both[0]}= were both passed: describe each system in systems=.")
+            _refuse_beside_systems(
+                starts=starts,
+                reference=reference,
+                detector=detector,
+                observables=observables,
+                dynamics=dynamics or None,
+                integrator=integrator,
+                bonds=bonds,
+            )
             first, *further = named_systems(as_systems(systems))
             starts, reference, bonds, integrator = first.structures, first.reference, first.bonds, first.integrator
             detector, observables = first.detector, _observables(first)
@@ -174,10 +171,8 @@ class Evaluator:
                 f"bonds= and dynamics= belong to one system, but starts have several ({', '.join(names)}): "
                 "pass the frames of one of them."
             )
-        if systems is not None and len(names) > 1:
-            raise ValueError(
-                f"systems[0].structures have several systems ({', '.join(names)}): make each an entry of systems= of its own."
-            )
+        if systems is not None:
+            _refuse_several("systems[0]", names)
         self.labeled = None if labeled is None else read_labeled(labeled, "labeled", energy_key, forces_key)
         self.name, self.others = "", dict[str, Evaluator]()
         errors: dict[str, ValueError] = {}
@@ -226,8 +221,7 @@ class Evaluator:
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if evaluator.others:
-            raise ValueError(f"{path}.structures have several systems: make each an entry of systems= of its own.")
+        _refuse_several(path, [evaluator.name, *evaluator.others])
         return evaluator
 
     def _set_up(
@@ -454,6 +448,21 @@ class Evaluator:
             "can be measured: the potential returns no finite forces there. Train it again with a lower learning rate, "
             "or check its units.",
             system.atoms(replicas.last_positions[0].to(system.masses), cell=replicas.last_cell_of(0)),
+        )
+
+
+def _refuse_beside_systems(**arguments: Any) -> None:
+    """Raise an error if an argument that each system has for itself is passed beside ``systems``."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"systems= and {name}= were both passed: describe each system in systems=.")
+
+
+def _refuse_several(path: str, names: Sequence[str]) -> None:
+    """Raise an error if an entry of ``systems`` has frames of several systems."""
+    if len(names) > 1:
+        raise ValueError(
+            f"{path}.structures have several systems ({', '.join(names)}): make each an entry of systems= of its own."
         )
 
 
