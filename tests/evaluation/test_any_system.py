@@ -286,7 +286,7 @@ def test_evaluator_simulates_with_an_ase_calculator():
     potential = find_potential(EMT(), evaluator.system)
     positions = evaluator.starts
     with pytest.raises(TypeError, match="EMT is an ASE calculator, which has no weights to train: evaluate it"):
-        potential.energies(positions, potential.edges(positions))
+        potential.atomic_energies(positions, potential.edges(positions))
 
 
 def test_calculators_see_the_cell_of_each_frame():
