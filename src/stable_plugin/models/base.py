@@ -184,6 +184,19 @@ class Potential(ABC):
         Raises:
             ValueError: If the model is periodic, and takes neither edges nor cells.
         """
+        edges = self.edges_to_strain(positions, cell)
+        return strain_derivative(self.energies, positions, edges, moved=moved, create_graph=create_graph)
+
+    def edges_to_strain(self, positions: Tensor, cell: Tensor | None = None) -> Edges:
+        """Return the neighbor graph with all that a strain changes, for :func:`~stable_plugin.md.strain.strained`.
+
+        Args:
+            positions: (n_replicas, n_atoms, 3) in Å.
+            cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
+
+        Raises:
+            ValueError: If the model is periodic, and takes neither edges nor cells.
+        """
         if self.system.periodic and isinf(self.cutoff) and not self.sees_cells:
             raise ValueError(
                 f"{type(self.module).__name__} takes neither edges nor cells, and would not see a strain: use a model that does "
@@ -192,8 +205,7 @@ class Potential(ABC):
         if cell is None and self.system.periodic and isinf(self.cutoff):
             # A model that builds its own graph sees the strain in the cell.
             cell = self.system.cell.to(positions).expand(len(positions), 3, 3)
-        edges = self.edges(positions, cell)
-        return strain_derivative(self.energies, positions, edges, moved=moved, create_graph=create_graph)
+        return self.edges(positions, cell)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

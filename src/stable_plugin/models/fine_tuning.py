@@ -16,6 +16,7 @@ from torchmetrics import MeanAbsoluteError
 from stable_plugin.md.cells import optional, stack_cells
 from stable_plugin.md.compositions import group_by_system
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY
+from stable_plugin.md.strain import strained, symmetric
 from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models.base import Potential, save_new
 from stable_plugin.models.isolated_atoms import E0s, check_mode
@@ -237,28 +238,24 @@ class FineTuningModule(PotentialModule):
         positions = stack_positions(frames, potential.system, "frames").to(potential.device, potential.dtype)
         cell = stack_cells(frames, potential.system)
         cell = None if cell is None else cell.to(positions)
-        stresses = self._stress_errors(potential, frames, positions, cell, create_graph)
-        edges = potential.edges(positions, *optional(cell))
+        labeled = [
+            index for index, frame in enumerate(frames) if STRESS_KEY in frame.info and self.options.stress_weight
+        ]
+        edges = potential.edges_to_strain(positions, cell) if labeled else potential.edges(positions, *optional(cell))
         positions.requires_grad_(True)
-        energies = potential.energies(positions, edges)
-        (gradient,) = torch.autograd.grad(energies.sum(), positions, create_graph=create_graph)
+        strain, at, edges = strained(positions, edges) if labeled else (None, positions, edges)
+        energies = potential.energies(at, edges)
+        inputs = [positions] if strain is None else [positions, strain]
+        gradient, *by_strain = torch.autograd.grad(energies.sum(), inputs, create_graph=create_graph)
         labels = torch.tensor([frame.info[ENERGY_KEY] for frame in frames], dtype=torch.float64)
         interaction = (labels - potential.constant_energy).to(energies)
         forces = torch.tensor(np.stack([frame.arrays[FORCES_KEY] for frame in frames])).to(gradient)
+        stresses = positions.new_empty(0)
+        if by_strain:
+            volume = potential.system.volume(cell).to(gradient).reshape(-1, 1, 1)
+            known = torch.tensor(np.stack([frames[index].info[STRESS_KEY] for index in labeled])).to(gradient)
+            stresses = (symmetric(by_strain[0]) / volume)[labeled] - known
         return (energies - interaction) / len(frames[0]), -gradient - forces, stresses
-
-    def _stress_errors(
-        self, potential: Potential, frames: Sequence[Atoms], positions: Tensor, cell: Tensor | None, create_graph: bool
-    ) -> Tensor:
-        """Return the errors of the stresses of the frames that have labels, (n_labeled, 3, 3) in eV/Å³."""
-        labeled = [index for index, frame in enumerate(frames) if STRESS_KEY in frame.info]
-        if not labeled or not self.options.stress_weight:
-            return positions.new_empty(0)
-        own_cell = None if cell is None else cell[labeled]
-        derivative = potential.strain_derivative(positions[labeled], own_cell, create_graph=create_graph)
-        volume = potential.system.volume(own_cell).to(derivative).reshape(-1, 1, 1)
-        labels = torch.tensor(np.stack([frames[index].info[STRESS_KEY] for index in labeled]))
-        return derivative / volume - labels.to(derivative)
 
     def _loss(self, energies: Tensor, forces: Tensor, stresses: Tensor) -> Tensor:
         parts = [

@@ -41,8 +41,7 @@ class _Virial(PotentialObservable):
         n_moving = self.system.n_atoms if self._centers is None else self._centers.number
         kinetic = n_moving * BOLTZMANN * self._temperature_K * torch.eye(3).to(derivative)
         volume = self.system.volume(cell).to(derivative).reshape(-1, 1, 1)
-        # The forces of a molecule turn it, which its mean does not.
-        return (0.5 * (derivative + derivative.mT) - kinetic) / volume / units.GPa
+        return (derivative - kinetic) / volume / units.GPa
 
 
 class Pressure(_Virial):
