@@ -147,7 +147,7 @@ def test_gas_phase_follows_the_parameters(monkeypatch):
 
     def counted(self):
         simulated.append(self)
-        original(self)
+        return original(self)
 
     monkeypatch.setattr(GasPhase, "_simulate", counted)
     gas = heat_of_vaporization(potential)._gas

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from math import isinf
+from dataclasses import dataclass, replace
+from math import isinf, nan
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +17,6 @@ from stable_plugin.md.execution import Execution
 from stable_plugin.md.integrators import Langevin
 from stable_plugin.md.simulator import Simulator
 from stable_plugin.md.system import System
-from stable_plugin.md.window import NEVER
-from stable_plugin.units import BOLTZMANN
 
 if TYPE_CHECKING:
     from stable_plugin.models.base import Potential
@@ -114,6 +112,21 @@ class PureLiquid:
         )
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Molecules as simulated.
+
+    Attributes:
+        frames: (n_replicas * n_frames, n_atoms, 3) in Å, replica by replica.
+        energies: Their energies under the parameters that they were simulated with, in eV.
+        n_replicas: Number of replicas.
+    """
+
+    frames: Tensor
+    energies: Tensor
+    n_replicas: int
+
+
 class GasPhase:
     """Simulates a molecule in vacuum, and follows its mean energy while the parameters change.
 
@@ -139,14 +152,12 @@ class GasPhase:
         seed: int,
     ) -> None:
         extent = 2.0 * float(starts.norm(dim=-1).max())
-        own = potential.cutoff
-        self.potential = potential.of_system(liquid.molecule(2.0 * (extent + (CUTOFF_A if isinf(own) else own))))
+        cutoff = CUTOFF_A if isinf(potential.cutoff) else potential.cutoff
+        self.potential = potential.of_system(liquid.molecule(2.0 * (extent + cutoff)))
         self._starts = starts.to(self.potential.device, self.potential.dtype)
-        self._temperature_K = temperature_K
-        self._timestep_fs = timestep_fs
+        self._integrator = Langevin(temperature_K, timestep_fs=timestep_fs, friction_per_ps=FRICTION_PER_PS)
         self._generator = torch.Generator(self.potential.device).manual_seed(seed)
-        self._frames: Tensor | None = None
-        self._replica = self._energies = self._starts
+        self._sample: _Sample | None = None
 
     def mean_energy(self) -> Tensor:
         r"""Return the mean energy of the molecule under the present parameters, () in eV, float64.
@@ -155,45 +166,46 @@ class GasPhase:
         :math:`\exp(-\beta (U_\theta - U_{\theta_0}))`, whose derivative is the covariance of the Boltzmann estimator.
         New frames are simulated where these weights leave less than half of the effective sample size.
         """
-        if self._frames is None:
-            self._simulate()
-        energies, weights = self._weighted()
-        if 1.0 / float(weights.detach().square().sum()) < MIN_ESS * len(weights):
-            self._simulate()
-            energies, weights = self._weighted()
+        if self._sample is None:
+            self._sample = self._simulate()
+        energies, weights = self._weighted(self._sample)
+        if float(weights.detach().square().sum()) * len(weights) * MIN_ESS > 1.0:
+            self._sample = self._simulate()
+            energies, weights = self._weighted(self._sample)
         return (weights * energies).sum()
 
     def standard_error(self) -> float:
         """Return the standard error of :meth:`mean_energy` when the frames were simulated, in eV, from the replicas' means."""
-        found, _ = torch.unique(self._replica, return_inverse=True)
-        means = torch.stack([self._energies[self._replica == each].mean() for each in found])
+        if self._sample is None:
+            return nan
+        means = self._sample.energies.reshape(self._sample.n_replicas, -1).mean(dim=1)
         return float(means.std() / len(means) ** 0.5)
 
-    def _weighted(self) -> tuple[Tensor, Tensor]:
-        energies = self._present_energies()
-        return energies, torch.softmax(-(energies - self._energies) / (BOLTZMANN * self._temperature_K), dim=0)
+    def _weighted(self, sample: _Sample) -> tuple[Tensor, Tensor]:
+        energies = self._energies(sample.frames)
+        return energies, torch.softmax(-(energies - sample.energies) / self._integrator.kT, dim=0)
 
-    def _present_energies(self) -> Tensor:
-        assert self._frames is not None
-        return self.potential.energies(self._frames, self.potential.edges(self._frames)).double()
+    def _energies(self, frames: Tensor) -> Tensor:
+        return self.potential.energies(frames, self.potential.edges(frames)).double()
 
     @torch.no_grad()
-    def _simulate(self) -> None:
+    def _simulate(self) -> _Sample:
+        check_every_fs = CHECK_EVERY * self._integrator.timestep_fs
+        every = max(1, round(RECORD_EVERY_FS / check_every_fs))
+        n_first, n_recorded = (
+            max(1, round(1000.0 * ps / (every * check_every_fs))) for ps in (EQUILIBRATION_PS, SAMPLING_PS)
+        )
         detector = BondDeviation(WHOLE_A)
         detector.bind(self.potential.system, self._starts)
-        integrator = Langevin(self._temperature_K, timestep_fs=self._timestep_fs, friction_per_ps=FRICTION_PER_PS)
         # Too little work for the time that compiling takes.
         execution = Execution(compile=False, capture=False)
-        check_every_fs = CHECK_EVERY * self._timestep_fs
-        simulator = Simulator(self.potential, integrator, detector, check_every_fs=check_every_fs, execution=execution)
-        record_every = CHECK_EVERY * max(1, round(RECORD_EVERY_FS / check_every_fs))
-        n_first, n_recorded = (
-            max(1, round(1000.0 * ps / (record_every * self._timestep_fs))) for ps in (EQUILIBRATION_PS, SAMPLING_PS)
+        simulator = Simulator(
+            self.potential, self._integrator, detector, check_every_fs=check_every_fs, execution=execution
         )
         start = simulator.prepare(self._starts, self._generator)
-        n_steps = (n_first + n_recorded) * record_every
-        window = simulator.run(start, n_steps, record_every, self._generator, stop_unstable=True)
-        whole = window.unstable_step == NEVER
+        n_steps = (n_first + n_recorded) * every * CHECK_EVERY
+        window = simulator.run(start, n_steps, every * CHECK_EVERY, self._generator, stop_unstable=True)
+        whole = ~window.unstable
         if int(whole.sum()) < 2:
             log.warning(
                 "%d of %d molecules dissociate in the gas phase: their mean energy is taken over the molecules of the "
@@ -201,15 +213,13 @@ class GasPhase:
                 int((~whole).sum()),
                 len(whole),
             )
-            frames, replica = self._starts, torch.arange(len(self._starts))
+            frames, n_replicas = self._starts, len(self._starts)
         else:
-            kept = window.positions[n_first:, whole]
-            frames, replica = kept.flatten(0, 1), torch.arange(kept.shape[1]).repeat(len(kept))
+            frames, n_replicas = window.positions[n_first:, whole].transpose(0, 1).flatten(0, 1), int(whole.sum())
             # Failed ones start again from the reference.
             self._starts = torch.where(whole[:, None, None], window.end.positions, self._starts)
-        self._frames, self._replica = frames, replica.to(frames.device)
         with self.potential.frozen():
-            self._energies = self._present_energies()
+            return _Sample(frames, self._energies(frames), n_replicas)
 
 
 def _formula(system: System, atoms: Sequence[int]) -> str:
