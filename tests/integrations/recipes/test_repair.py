@@ -31,7 +31,7 @@ QUICK = [
     "+runner.stable.steps_per_window=3",
     "+runner.stable.record_every_fs=2.5",
     "+runner.stable.check_every_fs=2.5",
-    "+runner.stable.schedule.max_failures_per_ns=30000",
+    "runner.stable.schedule.max_failures_per_ns=30000",
     "runner.stable.schedule.max_windows=1",
     # A model that has seen one epoch fails at once, and is to learn from it.
     "runner.evaluation.n_replicas=2",

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from stable_plugin.config import StABlEConfig
+from stable_plugin.config import Schedule, StABlEConfig
 from stable_plugin.integrations.recipes.launch import prepare
 from stable_plugin.integrations.recipes.run_folder import RunFolder
 from stable_plugin.models.registry import find_family
@@ -144,7 +144,11 @@ def repair_recipe(
                 "window_ps": StABlEConfig.window_ps,
                 "learning_rate": RATE_FRACTION * signature(module).parameters["lr"].default,
                 "margin_weight": UNLABELED_MARGIN_WEIGHT if unlabeled else StABlEConfig.margin_weight,
-                "schedule": {"_target_": "stable_plugin.Schedule", "max_windows": MAX_WINDOWS},
+                "schedule": {
+                    "_target_": "stable_plugin.Schedule",
+                    "max_failures_per_ns": Schedule.max_failures_per_ns,
+                    "max_windows": MAX_WINDOWS,
+                },
                 "seed": StABlEConfig.seed,
             },
             "stable_trainer": {
@@ -162,6 +166,7 @@ def repair_recipe(
                 "integrator": integrator,
                 "n_replicas": StABlEConfig.n_replicas,
                 "horizons_ps": [1.0],
+                "max_failures_per_ns": "${runner.stable.schedule.max_failures_per_ns}",
                 "seed": StABlEConfig.seed,
             },
         },
