@@ -59,7 +59,7 @@ class Potential(ABC):
         return f"{type(self).__name__}({type(self.module).__name__}, {formula}{arguments})"
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments besides module and system, for ``repr``."""
+        """Return the arguments besides module and system, for ``repr`` and :meth:`of_system`."""
         return {}
 
     def of_system(self, system: System) -> Potential:
