@@ -259,7 +259,7 @@ def test_charged_molecules_have_no_heat_of_vaporization():
         bound(HeatOfVaporization(44.0), water)
 
 
-def test_liquid_needs_molecules_in_one_order_only_among_those_used():
+def test_molecules_with_atoms_in_another_order_are_not_started_from():
     water = water_grid(side=7.0)
     reordered = water[[2, 0, 1, *range(3, 24)]]
     liquid = PureLiquid(System.from_atoms(reordered))

@@ -146,6 +146,7 @@ class HeatCapacity(PotentialObservable):
     def bind(self, system: System, reference: Tensor, cell: Tensor | None = None) -> None:
         super().bind(system, reference, cell)
         self._n_molecules = MolecularCenters(system).number
+        self._first_frame = reference[:1], None if cell is None else cell[:1]
 
     def attach(self, potential: Potential, temperature_K: float, chunk: int = 32) -> None:
         super().attach(potential, temperature_K, chunk)
@@ -158,8 +159,10 @@ class HeatCapacity(PotentialObservable):
     def of_frames(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         energies = _energies(self.potential, positions, cell)
         if self._zero is None:
-            # A variance is the difference of squares, and loses digits where the mean is far from zero.
-            self._zero = float(energies[0])
+            # A variance is the difference of squares, and loses digits where the mean is far from zero. The same frame in
+            # all processes that train together.
+            frame, own_cell = self._first_frame
+            self._zero = float(_energies(self.potential, frame.to(positions), own_cell))
         return torch.stack([energies - self._zero, (energies - self._zero).square()], dim=1)
 
     def of_means(self, means: Tensor) -> Tensor:
