@@ -12,6 +12,8 @@ from stable_plugin.integrations.recipes.load import load_recipe
 from stable_plugin.integrations.recipes.validation import validate_arguments
 
 LENGTHS = {"_target_": "stable_plugin.BondLengths"}
+PRESSURE = {"_target_": "stable_plugin.Pressure", "target_Gpa": 1.0}
+STRESS = {"_target_": "stable_plugin.Stress", "target_GPa": 1.0}
 SCHEDULE = {"_target_": "stable_plugin.Schedule"}
 SGD = {"_target_": "torch.optim.SGD"}
 
@@ -87,6 +89,8 @@ def test_validate_accepts_what_hints_allow(arguments):
         ({"observables": [LENGTHS, SCHEDULE]}, r"at\.observables\[1\]=.*Schedule.* is not an instance of Observable"),
         ({"optimizer": SGD}, r"at\.optimizer=.* is not callable: .* or set _partial_: true"),
         ({"anything": {**SGD, "_partial_": "yes"}}, r"at\.anything\._partial_='yes' is not a valid boolean: pass true"),
+        ({"observables": [PRESSURE]}, r"at\.observables\[0\]\.target_GPa is missing.* did you mean it by target_Gpa\?"),
+        ({"observables": [STRESS]}, r"at\.observables\[0\]\.target_GPa=1\.0 is not a valid list: pass one"),
         ({"anything": SGD}, r"at\.anything\.params is missing, and torch\.optim\.SGD requires it: pass a value"),
         ({"anything": [{**SCHEDULE, "windows": 1}]}, r"at\.anything\[0\]\.windows=1 is not an argument of .*mean max_windows"),
         ({"anything": {**SCHEDULE, "max_failures_per_ns": "1"}}, r"at\.anything\.max_failures_per_ns='1' is not a valid number"),

@@ -85,7 +85,10 @@ def _validate_names(
     missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in arguments]
     if missing and not partial:
         paths = ", ".join(f"{path}.{key}" for key in missing)
-        raise ValueError(f"{paths} is missing, and {name} requires it: pass a value.")
+        # An argument of another name is accepted where further ones are passed on.
+        given = checks.closest(missing[0], [str(key) for key in arguments if key not in known])
+        remedy = f"did you mean it by {given}?" if given else "pass a value."
+        raise ValueError(f"{paths} is missing, and {name} requires it: {remedy}")
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
@@ -143,7 +146,7 @@ def _schema(hint: Any) -> Any:
 
 
 def _expectation(kind: str, message: str) -> str:
-    if kind == "sequence_str":
+    if kind == "sequence_str" or message.endswith("instance of Sequence"):
         return "a valid list"
     return message.removeprefix("Input should be ") if message.startswith("Input should be ") else f"valid ({message})"
 
