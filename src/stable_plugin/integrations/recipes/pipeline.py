@@ -83,11 +83,8 @@ class StABlEPipeline(RunFolder):
         self.supervised, self.stable, self.stable_trainer = supervised, stable, stable_trainer
         self.control, self.title = control, title
         self.output = None if output is None else Path(output)
-        if self.output is not None and not self.output.name.endswith(model.potential_suffix):
-            raise ValueError(
-                f"runner.output={str(output)!r} is not a {model.potential_suffix} file: pass a path with that suffix, which "
-                "files of this family have."
-            )
+        if self.output is not None:
+            require_suffix("runner.output", self.output, model.potential_suffix)
 
     def __repr__(self) -> str:
         arguments = (
@@ -110,10 +107,8 @@ class StABlEPipeline(RunFolder):
             ValueError: If settings, data and model do not fit together.
             FileExistsError: If the output exists.
         """
-        if self.output is not None and self.output.exists():
-            raise FileExistsError(
-                f"runner.output={str(self.output)!r} exists and is not overwritten: pass another path."
-            )
+        if self.output is not None:
+            require_new("runner.output", self.output)
         device = self.device
         for name in ("supervised", "stable_trainer"):
             _validate_trainer(f"runner.{name}", getattr(self, name), self._accelerator)
@@ -290,3 +285,34 @@ def _disabled(logger: logging.Logger) -> Iterator[None]:
 
 def _newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def require_suffix(name: str, path: str | Path, suffix: str) -> None:
+    """Raise an error unless a file to write has the suffix of the model's family.
+
+    Args:
+        name: Name of the argument.
+        path: The file.
+        suffix: Suffix of the family's files.
+
+    Raises:
+        ValueError: If it has another one.
+    """
+    if not str(path).endswith(suffix):
+        raise ValueError(
+            f"{name}={str(path)!r} is not a {suffix} file: pass a path with that suffix, which files of this family have."
+        )
+
+
+def require_new(name: str, path: str | Path) -> None:
+    """Raise an error if a file to write exists.
+
+    Args:
+        name: Name of the argument.
+        path: The file.
+
+    Raises:
+        FileExistsError: If it exists.
+    """
+    if Path(path).exists():
+        raise FileExistsError(f"{name}={str(path)!r} exists and is not overwritten: pass another path.")

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from stable_plugin.config import Schedule, StABlEConfig
 from stable_plugin.integrations.recipes.launch import prepare
+from stable_plugin.integrations.recipes.pipeline import require_new, require_suffix
 from stable_plugin.integrations.recipes.run_folder import RunFolder
 from stable_plugin.models.registry import find_family
 
@@ -113,13 +114,8 @@ def repair_recipe(
             "StABlECallback to the Trainer of that family's own training."
         )
     # Before frames are labeled, which takes long. Modules of other families know their suffix when they have read the model.
-    suffix = getattr(module, "potential_suffix", "")
-    if not output.endswith(suffix):
-        raise ValueError(
-            f"output={output!r} is not a {suffix} file: pass a path with that suffix, which files of this family have."
-        )
-    if Path(output).exists():
-        raise FileExistsError(f"output={output!r} exists and is not overwritten: pass another path.")
+    require_suffix("output", output, getattr(module, "potential_suffix", ""))
+    require_new("output", output)
     data, output, valid, reference, anchors = (_absolute(path) for path in (data, output, valid, reference, anchors))
     integrator = {"_target_": "stable_plugin.Langevin", "temperature_K": temperature_K}
     trainer = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "enable_model_summary": False}
