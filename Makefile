@@ -136,10 +136,11 @@ CUDA_RUN = PYTHONPATH=src:.:.wheels/site $(CUDA_PYTHON) -m
 .wheels/site: $(wildcard .wheels/*.whl)
 	mkdir -p $@
 	test -z "$^" || $(CUDA_PYTHON) -m pip install -qq --no-index --no-deps --upgrade --target $@ $^
+	$(CUDA_PYTHON) -c 'import setuptools; setuptools.setup()' -q egg_info  # where the package reads its version
 	touch $@
 
 test-cuda: .wheels/site  ## run the checks for a CUDA device, with the Python of this machine
-	$(CUDA_RUN) pytest -q -m cuda -p no:cacheprovider tests/md/test_cuda.py
+	$(CUDA_RUN) pytest -q -m cuda -p no:cacheprovider tests/cuda
 
 bench-cuda: .wheels/site  ## time captured simulations on a CUDA device
 	$(CUDA_RUN) benchmarks md growth memory --device cuda

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from math import log
 from typing import Any
 
@@ -135,8 +136,14 @@ def torch_sim(case: Case, steps: int) -> Callable[[], None]:
     settings = {
         name: torch.tensor(value, device=potential.device, dtype=potential.dtype) for name, value in numbers.items()
     }
-    initialize, step = ts.integrators.nvt_langevin(model, **settings)
-    state = initialize(ts.io.atoms_to_state(_frames(case), potential.device, potential.dtype), seed=0)
+    start = ts.io.atoms_to_state(_frames(case), potential.device, potential.dtype)
+    if hasattr(ts.integrators, "nvt_langevin"):  # up to 0.3, the last for Python 3.11
+        initialize, step = ts.integrators.nvt_langevin(model, **settings)
+        state = initialize(start, seed=0)
+    else:
+        start.rng = 0
+        state = ts.integrators.nvt_langevin_init(start, model, kT=settings["kT"])
+        step = partial(ts.integrators.nvt_langevin_step, model=model, **settings)
 
     def simulate() -> None:
         nonlocal state
