@@ -20,7 +20,7 @@ from benchmarks.windows import rounds, windows
 def md_rows(device: str, repeats: int) -> Iterator[list[Row]]:
     """Time MD steps for each system and number of replicas."""
     # On a GPU a step takes as long for one replica as for many.
-    n_steps = {n: 50 if device == "cuda" else max(10, 640 // n) for n in (1, 8, 32, 128)}
+    n_steps = {n: 20 if device == "cuda" else max(10, 640 // n) for n in (1, 8, 32, 128)}
     cases = {
         **{f"aspirin {n}": (lambda n=n: aspirin(n, device), steps) for n, steps in n_steps.items()},
         "peptide": (lambda: peptide_mace(32, device), 10),

@@ -67,7 +67,7 @@ observables = [
 # ## Training
 #
 # The first epochs fit energies and forces of four frames, the later ones repair. `local=NearestMolecules(5)` makes a sample
-# of each molecule with its four nearest ones. `chunk` bounds the frames per model call, and with it the memory.
+# of each molecule with its four nearest ones.
 
 # %%
 callback = StABlECallback(
@@ -83,7 +83,6 @@ callback = StABlECallback(
     record_every_fs=20.0 if FULL else 5.0,
     learning_rate=0.002,
     steps_per_window=3,
-    chunk=8,
     start_epoch=100 if FULL else 1,
     schedule=Schedule(max_failures_per_ns=300.0 if FULL else 3e5, max_windows=20 if FULL else 1),
 )

@@ -152,7 +152,7 @@ OUT_OF_RANGE = {
     "min_ess_fraction": (0.0, 1.1),
     "max_lr_scale": (0.9, None),
     "start_epoch": (-1, 0.5),
-    "chunk": (0, None),
+    "chunk": (0, None, "Auto"),
     "seed": (-1, 2**63 - 1, None),
     "weight": (0.0, -1.0, None),
     "max_systems": (0, 1.5, None),

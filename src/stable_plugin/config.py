@@ -321,8 +321,9 @@ class StABlEConfig(SystemConfig):
     start_epoch: Annotated[int, Count(at_least=0)] = 0
     """Epochs of ordinary training that come first."""
 
-    chunk: Annotated[int, Count()] = 64
-    """Frames per model call of the estimator; bounds its memory."""
+    chunk: Annotated[int, Count(hint="Or 'auto'.")] | Literal["auto"] = "auto"
+    """Frames per model call of the estimator; bounds its memory. Automatic: as many as have about 1,300 atoms together on a
+    CPU, and 20,000 on another device."""
 
     execution: Execution = field(default_factory=Execution)
     """How the simulator runs its steps: captured in CUDA graphs, compiled, on how many threads."""

@@ -5,6 +5,7 @@ Fast enough to run once per mutant; slower references are in ``test_estimator_ac
 
 import logging
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -305,6 +306,13 @@ def test_other_errors_are_not_retried(positions):
     with pytest.raises(RuntimeError, match="shapes differ"):
         BoltzmannEstimator(potential, TEMPERATURE, chunk=4).energies(positions)
     assert potential.module.calls == [4]
+
+
+@pytest.mark.parametrize(("device", "n_atoms", "chunk"), [("cpu", 21, 64), ("cuda", 21, 952), ("cpu", 5000, 1)])
+def test_chunk_follows_device_and_atoms(device, n_atoms, chunk):
+    potential = SimpleNamespace(device=torch.device(device), system=SimpleNamespace(n_atoms=n_atoms))
+    assert BoltzmannEstimator(potential, 300.0).chunk == chunk
+    assert BoltzmannEstimator(potential, 300.0, chunk=7).chunk == 7
 
 
 def test_estimator_repr_shows_its_arguments(potential):

@@ -75,8 +75,9 @@ def assemble(
         detector.bind(potential.system, reference, *optional(reference_cell))
         integrator = config.integrator.changed(temperature_K=config.heating * config.integrator.temperature_K)
         learning_simulator = simulator.changed(integrator, detector)
+    chunk = None if config.chunk == "auto" else config.chunk
     estimator = WindowEstimator(
-        BoltzmannEstimator(potential, config.integrator.temperature_K, config.chunk, context),
+        BoltzmannEstimator(potential, config.integrator.temperature_K, chunk, context),
         chosen.observables,
         loss=config.loss,
         local=chosen.local,

@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+ATOMS_PER_CALL_CPU, ATOMS_PER_CALL = 1344, 20_000
+"""Atoms of the frames of one model call, on a CPU, which gains nothing by more, and on other devices, which idle on less."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -139,7 +142,8 @@ class BoltzmannEstimator:
     Args:
         potential: Potential whose parameters are trained.
         temperature_K: Temperature of the simulation in K.
-        chunk: Frames per model call; bounds the memory. Halved, with a warning, where memory does not suffice.
+        chunk: Frames per model call; bounds the memory. Chosen by the number of atoms and the device if None. Halved, with
+            a warning, where memory does not suffice.
         context: Processes that share the samples. Each calls every method with its own samples, and all get the same
             estimate.
     """
@@ -148,12 +152,12 @@ class BoltzmannEstimator:
         self,
         potential: Potential,
         temperature_K: float,
-        chunk: int = 32,
+        chunk: int | None = None,
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.potential = potential
         self.temperature_K = temperature_K
-        self.chunk = chunk
+        self.chunk = default_chunk(potential) if chunk is None else chunk
         self.context = context
 
     def __repr__(self) -> str:
@@ -315,3 +319,9 @@ class BoltzmannEstimator:
         frames = positions[part]
         edges = self.potential.edges(frames, *optional(None if cell is None else cell[part]))
         return self.potential.atomic_energies(frames, edges).double()
+
+
+def default_chunk(potential: Potential) -> int:
+    """Return how many frames of the potential's system make a model call that keeps its device busy."""
+    n_atoms = ATOMS_PER_CALL_CPU if potential.device.type == "cpu" else ATOMS_PER_CALL
+    return max(1, n_atoms // potential.system.n_atoms)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SKIN_CPU_A, SKIN_A = 1.0, 2.0
+"""Default skins in Å, on a CPU and on other devices."""
+
 
 @dataclass(frozen=True)
 class _Progress:
@@ -76,8 +79,8 @@ class Simulator:
         detector: Decides which replicas are unstable.
         check_every_fs: Time between two checks by the detector, in fs.
         block_steps: Maximum number of steps between two host synchronizations.
-        skin_A: Skin of the neighbor list of a periodic or large system, in Å. One that is too small costs repeated blocks, not
-            accuracy.
+        skin_A: Skin of the neighbor list of a periodic or large system, in Å; by default 1 Å on a CPU and 2 Å on other
+            devices. One that is too small costs repeated blocks, not accuracy.
         execution: How steps are executed; the fastest way that works by default.
 
     Attributes:
@@ -99,7 +102,7 @@ class Simulator:
         *,
         check_every_fs: float = 5.0,
         block_steps: int = 5,
-        skin_A: float = 1.0,
+        skin_A: float | None = None,
         execution: Execution | None = None,
     ) -> None:
         self.potential = potential
@@ -108,13 +111,11 @@ class Simulator:
         self.check_every = checks.steps("check_every_fs", check_every_fs, integrator.timestep_fs)
         # Checks come at the end of a block.
         self.block_steps = _largest_divisor(self.check_every, checks.count("block_steps", block_steps))
+        on_cpu = potential.device.type == "cpu"
+        # The search runs on the CPU: other devices wait for it, and are quick to select from more candidates.
+        skin_A = (SKIN_CPU_A if on_cpu else SKIN_A) if skin_A is None else checks.number("skin_A", skin_A, at_least=0)
         # On a CPU reading the host is free, and padding a fixed number of edges is not.
-        self.neighbors = NeighborList(
-            potential.cutoff,
-            checks.number("skin_A", skin_A, at_least=0),
-            potential.system,
-            fixed=potential.device.type != "cpu",
-        )
+        self.neighbors = NeighborList(potential.cutoff, skin_A, potential.system, fixed=not on_cpu)
         execution = execution or Execution()
         if execution.capture is True and potential.device.type != "cuda":
             raise ValueError(

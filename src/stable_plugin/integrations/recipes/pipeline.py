@@ -172,6 +172,7 @@ class StABlEPipeline(RunFolder):
         checkpoint = _newest_checkpoint(folder) or _newest_checkpoint(self.folder / "supervised")
         # weights_only: a checkpoint that somebody else has put here must not run code.
         trainer.fit(module, self.data, ckpt_path=checkpoint, weights_only=True)
+        module.to(self.device)  # Lightning leaves it on the CPU
 
     def _run_stable_phase(self, module: LightningModule) -> None:
         began = time.perf_counter()

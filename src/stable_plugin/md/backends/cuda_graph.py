@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,14 +49,33 @@ class CapturedBlock:
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 self._block(*self._inputs)
+            with refused_synchronization():
+                self._block(*self._inputs)
         present.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
+        spare = generator.clone_state()
         self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph, pool=pool, stream=side):
-            return self._block(*self._inputs)
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, stream=side):
+                return self._block(*self._inputs)
+        except Exception:
+            # The state that was registered waits for the end of the recording, and cannot be drawn from any more.
+            generator.graphsafe_set_state(spare)
+            raise
 
     def _replay(self) -> None:
         self._graph.replay()
+
+
+@contextmanager
+def refused_synchronization() -> Iterator[None]:
+    """Raise an error where the host waits for the device, which would break a recording and what was recorded before."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 class BlockGraphs:

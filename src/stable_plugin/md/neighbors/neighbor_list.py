@@ -150,7 +150,7 @@ class NeighborList:
             self._pairs = buffer = Pairs.padding(_capacity_for(n_pairs), positions, self.cutoff)
             self._reference_positions = reference = positions.detach().clone()
             self.generation += 1
-        buffer.copy_(pairs, self.cutoff)
+        buffer.copy_(pairs, positions, self.cutoff)
         reference.copy_(positions)
         n_within = int((buffer.squared_distances(positions) < self.cutoff**2).sum())
         if self._max_occupancy is None:

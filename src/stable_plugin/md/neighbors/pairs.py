@@ -44,10 +44,14 @@ class Pairs:
     shifts: Tensor | None
 
     @classmethod
-    def padding(cls, n_pairs: int, like: Tensor, cutoff: float) -> Pairs:
-        """Return pairs of an atom with itself, shifted beyond the cutoff; device and dtype are those of ``like``."""
-        index = torch.zeros(n_pairs, dtype=torch.long, device=like.device)
-        return cls(index, index.clone(), index.clone(), padding_shifts(n_pairs, like, cutoff))
+    def padding(cls, n_pairs: int, positions: Tensor, cutoff: float) -> Pairs:
+        """Return pairs of an atom with itself, shifted beyond the cutoff, for positions (n_replicas, n_atoms, 3).
+
+        The pairs take the atoms in turn: a GPU adds up many edges of one atom one after the other.
+        """
+        n_replicas, n_atoms, _ = positions.shape
+        index = torch.arange(n_pairs, device=positions.device) % (n_replicas * n_atoms)
+        return cls(index, index.clone(), index // n_atoms, padding_shifts(n_pairs, positions, cutoff))
 
     def squared_distances(self, positions: Tensor) -> Tensor:
         """Return squared distances, (n_pairs,) in Å², for positions (n_replicas, n_atoms, 3)."""
@@ -55,11 +59,11 @@ class Pairs:
         vectors = flat.index_select(0, self.second) - flat.index_select(0, self.first)
         return (vectors if self.shifts is None else vectors + self.shifts).square().sum(dim=-1)
 
-    def copy_(self, pairs: Pairs, cutoff: float) -> None:
+    def copy_(self, pairs: Pairs, positions: Tensor, cutoff: float) -> None:
         """Overwrite these pairs in place by others, at most as many, followed by padding."""
         assert self.shifts is not None
         n_pairs = len(pairs.first)
-        padding = Pairs.padding(len(self.first) - n_pairs, self.shifts, cutoff)
+        padding = Pairs.padding(len(self.first) - n_pairs, positions, cutoff)
         assert padding.shifts is not None
         shifts = self.shifts.new_zeros(n_pairs, 3) if pairs.shifts is None else pairs.shifts
         self.first.copy_(torch.cat([pairs.first, padding.first]))
