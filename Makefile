@@ -129,7 +129,7 @@ wheel: $(ENV)  ## build sdist and wheel, install the wheel into a clean environm
 bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=windows for whole StABlE phases
 	$(BIN)/python -m benchmarks $(GROUPS)
 
-# On a CUDA machine, which may be without a network: its own Python and torch, and wheels put into .wheels for the rest.
+# On a CUDA machine, which may be without a network: its own Python and torch, and wheels in .wheels (requirements/cuda.txt).
 CUDA_PYTHON ?= python3
 CUDA_RUN = PYTHONPATH=src:.:.wheels/site $(CUDA_PYTHON) -m
 
