@@ -32,6 +32,7 @@ from stable_plugin.algorithm.assembly import assemble
 from stable_plugin.algorithm.estimator import BoltzmannEstimator
 from stable_plugin.integrations.build import validate
 from stable_plugin.md import Simulator
+from stable_plugin.md.barostat import VolumeMoves
 from stable_plugin.models import ModulePotential, Potential, find_potential
 from stable_plugin.models.module import NoInteraction
 from stable_plugin.observables.density import G_PER_CM3
@@ -57,9 +58,13 @@ def free_molecules():
     return atoms, ModulePotential(Springs(system.bonds, 20.0, torch.full((27,), 1.1)), system), 27
 
 
-def simulate(potential, atoms, pressure_GPa, n_steps, n_replicas, *, every=1, record=None, thermostat=Langevin, skip=0):
+def simulate(
+    potential, atoms, pressure_GPa, n_steps, n_replicas, *, every=1, record=None, thermostat=Langevin, skip=0,
+    coupling="isotropic",
+):  # fmt: skip
     """Return a window of replicas that change their volume every few steps of 1 fs, after some that are left out."""
-    integrator = thermostat(TEMPERATURE_K, 1.0, barostat=MonteCarloBarostat(pressure_GPa, every_fs=float(every)))
+    barostat = MonteCarloBarostat(pressure_GPa, float(every), coupling)
+    integrator = thermostat(TEMPERATURE_K, 1.0, barostat=barostat)
     simulator = Simulator(potential, integrator, NonFinite(), check_every_fs=float(every), block_steps=every)
     generator = torch.Generator().manual_seed(0)
     start = simulator.prepare(torch.tensor(atoms.positions).repeat(n_replicas, 1, 1), generator)
@@ -72,12 +77,14 @@ def volumes(window):
     return torch.linalg.det(window.cell)
 
 
+@pytest.mark.parametrize("coupling", ["isotropic", "anisotropic"])
 @pytest.mark.parametrize("make", [free_atoms, free_molecules])
-def test_volume_of_an_ideal_gas_has_a_gamma_distribution(make):
+def test_volume_of_an_ideal_gas_has_a_gamma_distribution(make, coupling):
     """V is distributed as V^N exp(-PV/kT), with N molecules, so its compressibility is 1/P."""
     atoms, potential, n_centers = make()
     pressure, n_replicas = (n_centers + 1) * KT / atoms.get_volume(), 300
-    found = volumes(simulate(potential, atoms, pressure / units.GPa, 800, n_replicas)).flatten()
+    window = simulate(potential, atoms, pressure / units.GPa, 800, n_replicas, coupling=coupling)
+    found = volumes(window).flatten()
     mean, variance = (n_centers + 1) * KT / pressure, (n_centers + 1) * (KT / pressure) ** 2
     assert found.mean().item() == pytest.approx(mean, abs=4 * sqrt(variance / n_replicas))
     # The kurtosis of a gamma distribution of shape k is 3 + 6 / k.
@@ -86,6 +93,9 @@ def test_volume_of_an_ideal_gas_has_a_gamma_distribution(make):
     compressibility = found.var().item() / (KT * found.mean().item())
     assert compressibility == pytest.approx(1.0 / pressure, rel=4 * spread)
     assert found.var().item() < 0.5 * mean**2 / 8, "not that of eight molecules"
+    lengths = window.cell[-1].diagonal(dim1=1, dim2=2)
+    assert torch.allclose(window.cell[-1], torch.diag_embed(lengths)), "angles are kept"
+    assert torch.allclose(lengths, lengths[:, :1].expand(-1, 3)) == (coupling == "isotropic")
 
 
 class NearestNeighborSprings(PairRepulsion):
@@ -116,6 +126,42 @@ def test_volume_of_a_harmonic_crystal_fluctuates_by_its_compressibility():
     assert by_replica.mean().item() == pytest.approx(expected, abs=4 * error + 0.05 * expected)
     assert error < 0.1 * expected
     assert relative.mean().item() == pytest.approx(0.0, abs=0.003), "expansion of an anharmonic crystal"
+
+
+def test_lengths_of_a_harmonic_crystal_fluctuate_by_its_elastic_constants():
+    """U = N k r0² Σ (e_i + e_j)² / 4 over the pairs of axes, so var e_i = 3 kT / (2 N k r0²) and cov = -1/3 of that."""
+    atoms = bulk("Ar", "fcc", a=3.6, cubic=True) * (2, 2, 2)
+    length, stiffness = 3.6 / sqrt(2.0), 40.0
+    potential = NearestNeighborSprings(System.from_atoms(atoms, bonds=[]), stiffness, length)
+    settings = {"every": 10, "record": 100, "skip": 1000, "coupling": "anisotropic"}
+    window = simulate(potential, atoms, 0.0, 4000, 24, **settings)
+    strains = (window.cell.diagonal(dim1=2, dim2=3) / atoms.cell[0, 0]).log()
+    strains = strains - strains.mean(dim=0)
+    products = torch.einsum("tri,trj->rij", strains, strains) / (len(strains) - 1)
+    expected = KT / (len(atoms) * stiffness * length**2) * (2.0 * torch.eye(3) - 0.5)
+    error = products.std(dim=0) / sqrt(24)
+    assert bool(((products.mean(dim=0) - expected).abs() < 4 * error + 0.05 * expected.abs()).all())
+    assert error.max() < 0.15 * expected.max()
+
+
+@pytest.mark.parametrize("coupling", ["isotropic", "anisotropic"])
+def test_move_keeps_directions_and_fractional_coordinates(coupling):
+    atoms = Atoms("Ar27", GRID, cell=[[15, 0, 0], [4, 14, 0], [-3, 2, 16]], pbc=True)
+    potential = find_potential(NoInteraction().double(), System.from_atoms(atoms, bonds=[]))
+    generator = torch.Generator().manual_seed(0)
+    state = Simulator(potential, Langevin(TEMPERATURE_K), NonFinite()).prepare(
+        torch.tensor(atoms.positions).repeat(50, 1, 1), generator
+    )
+    moves = VolumeMoves(MonteCarloBarostat(0.0, coupling=coupling), potential.system, KT, 1.0)
+    moved, log_volume = moves.propose(state, torch.ones(50, dtype=torch.bool), generator)
+    stretched = moved.cell.norm(dim=2) / state.cell.norm(dim=2)
+    assert torch.allclose(moved.cell, stretched[:, :, None] * state.cell, rtol=1e-12)
+    assert ((stretched - 1.0).abs() > 1e-9).sum(dim=1).tolist() == [3 if coupling == "isotropic" else 1] * 50
+    inside = [each.positions @ torch.linalg.inv(each.cell) for each in (state, moved)]
+    assert torch.allclose(*inside, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        log_volume, 28 * (torch.linalg.det(moved.cell) / torch.linalg.det(state.cell)).log(), atol=1e-9
+    )
 
 
 def soft_spheres():
@@ -253,6 +299,8 @@ def test_barostat_names_what_it_cannot_be_used_with():
         MonteCarloBarostat("1 bar")
     with pytest.raises(ValueError, match="every_fs=0"):
         MonteCarloBarostat(1.0, every_fs=0.0)
+    with pytest.raises(ValueError, match=r"coupling='cubic' is not a coupling: pass one of isotropic, anisotropic\."):
+        MonteCarloBarostat(1.0, coupling="cubic")
     slab = atoms.copy()
     slab.pbc = [True, True, False]
     held = atoms.copy()

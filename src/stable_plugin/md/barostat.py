@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log
+from typing import Literal, get_args
 
 import torch
 from ase import units
@@ -19,8 +20,12 @@ SMALLEST_MOVE, LARGEST_MOVE = 3e-4, 0.1
 fluctuates by some percent, that of a large crystal by less than a thousandth."""
 
 
+Coupling = Literal["isotropic", "anisotropic"]
+"""What a move changes: all cell vectors by one factor, or the length of one of them."""
+
+
 class MonteCarloBarostat(ReprMixin):
-    r"""Isotropic barostat, for use with any integrator that keeps the temperature.
+    r"""Barostat for use with any integrator that keeps the temperature.
 
     After every ``every_fs``, each replica attempts to change its volume from V to V', with its molecules moved as a whole,
     and does so with the probability
@@ -37,6 +42,8 @@ class MonteCarloBarostat(ReprMixin):
     Args:
         pressure_GPa: Pressure in GPa; 1 bar by default.
         every_fs: Time between two attempts in fs, rounded to blocks of steps. An attempt costs about as much as two steps.
+        coupling: ``isotropic`` keeps the shape of the cell. ``anisotropic`` changes the length of one cell vector, drawn for
+            each attempt, and keeps the angles: for solids. Nothing holds the shape of a liquid's cell.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -44,12 +51,15 @@ class MonteCarloBarostat(ReprMixin):
     Example:
         >>> from stable_plugin import Langevin, MonteCarloBarostat
         >>> Langevin(300.0, barostat=MonteCarloBarostat(pressure_GPa=0.1))
-        Langevin(temperature_K=300.0, timestep_fs=0.5, friction_per_ps=1.0, barostat=MonteCarloBarostat(pressure_GPa=0.1, every_fs=25.0))
+        Langevin(temperature_K=300.0, timestep_fs=0.5, friction_per_ps=1.0, barostat=MonteCarloBarostat(pressure_GPa=0.1, every_fs=25.0, coupling='isotropic'))
     """
 
-    def __init__(self, pressure_GPa: float = 1e-4, every_fs: float = 25.0) -> None:
+    def __init__(self, pressure_GPa: float = 1e-4, every_fs: float = 25.0, coupling: Coupling = "isotropic") -> None:
         self.pressure_GPa = checks.number("pressure_GPa", pressure_GPa)
         self.every_fs = checks.number("every_fs", every_fs, above=0)
+        if coupling not in get_args(Coupling):
+            raise ValueError(f"coupling={coupling!r} is not a coupling: pass one of {', '.join(get_args(Coupling))}.")
+        self.coupling = coupling
 
     def check(self, system: System) -> None:
         """Raise an error for a system whose volume cannot change.
@@ -94,6 +104,7 @@ class VolumeMoves:
         self._system = system
         self._centers = MolecularCenters(system)
         self._pressure = barostat.pressure_GPa * units.GPa
+        self._isotropic = barostat.coupling == "isotropic"
         self._kT = kT
 
     def propose(self, state: State, moving: Tensor, generator: torch.Generator) -> tuple[State, Tensor]:
@@ -111,13 +122,22 @@ class VolumeMoves:
         )
         largest = SMALLEST_MOVE * torch.exp(size * log(LARGEST_MOVE / SMALLEST_MOVE))
         change = torch.where(moving, largest * (2.0 * direction - 1.0), 0.0)  # of ln V
-        stretch = (torch.expm1(change / 3.0)).to(state.positions)[:, None, None]
         work = self._pressure * self._system.volume(state.cell) * torch.expm1(change)
+        stretch = self._stretch(change, generator).to(state.positions)[:, None]
+        centers = self._centers(state.positions, state.cell)
+        fractional = centers @ self._system.inverse_of(state.cell)
         moved = state.replace(
-            positions=state.positions + stretch * self._centers(state.positions, state.cell),
-            cell=state.cell + stretch * state.cell,
+            positions=state.positions + (stretch * fractional) @ state.cell,
+            cell=state.cell + stretch.transpose(1, 2) * state.cell,
         )
         return moved, (self._centers.number + 1) * change - work / self._kT
+
+    def _stretch(self, change: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the relative changes of the lengths of the cell vectors, (n_replicas, 3), for changes of ln V."""
+        if self._isotropic:
+            return torch.expm1(change / 3.0)[:, None].expand(-1, 3)
+        axis = torch.randint(3, change.shape, generator=generator, device=change.device)
+        return torch.expm1(change)[:, None] * torch.nn.functional.one_hot(axis, 3)
 
     def accepts(self, log_volume: Tensor, energy_change: Tensor, generator: torch.Generator) -> Tensor:
         """Return which proposals are accepted, (n_replicas,).
