@@ -114,12 +114,21 @@ class Schedule:
     max_lr_cuts: Annotated[int, Count(at_least=0)] = 2
     """Cuts in one learning phase; instead of one more, the learning rate returns to its first value."""
 
+    min_windows: Annotated[int, Count(at_least=0)] = 0
+    """Learning windows before the first verification, also where probes show no failure. They are hotter than probes, and find
+    failures that come less than once in the time of a probe: use some for a small ``max_failures_per_ns``."""
+
     max_windows: Annotated[int, Count()] | None = None
     """Learning windows after which training ends, with a last probe and, if that is passed, a last verification; no limit if
     None."""
 
     def __post_init__(self) -> None:
         checks.check_fields(self)
+        if self.max_windows is not None and self.min_windows > self.max_windows:
+            raise ValueError(
+                f"min_windows={self.min_windows} is more than max_windows={self.max_windows}: raise max_windows, or lower "
+                "min_windows."
+            )
 
     def verification_ps(self, verification: int = 1, failures: int = 0) -> float:
         """Return the time, summed over the replicas, that shows a rate below ``max_failures_per_ns``, in ps.

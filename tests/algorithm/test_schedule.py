@@ -241,6 +241,20 @@ def test_passed_probe_ends_the_learning_phase():
     assert failing_probes(tracker, [9]) == [1.0]
 
 
+def test_min_windows_are_learned_from_although_no_probe_fails():
+    tracker = PhaseTracker(schedule(min_windows=2, probe_every=1))
+    for _ in range(2):
+        assert tracker.after_probe(0, 12.8, 0.0) == "learn"
+        tracker.after_learning_window(0, 12.8)
+        assert tracker.after_learning_steps() == "probe"
+    assert tracker.after_probe(0, 12.8, 0.0) == "verify"
+
+
+def test_min_windows_fit_into_max_windows():
+    with pytest.raises(ValueError, match="min_windows=3 is more than max_windows=2: raise max_windows"):
+        Schedule(min_windows=3, max_windows=2)
+
+
 @pytest.mark.parametrize(("failures", "phase"), [(9, "done"), (0, "verify")])
 def test_max_windows_ends_with_a_probe(failures, phase):
     tracker = PhaseTracker(schedule(max_windows=4, probe_every=3))

@@ -40,6 +40,19 @@ def recorded_windows(loop):
     return windows
 
 
+def test_observables_are_estimated_once_while_the_learning_rate_is_zero(reference):
+    loop = make_loop(triatomic(SOFT), reference, objective="both", steps_per_window=5)
+    calls, estimate = [], loop.estimator.estimate
+    loop.estimator.estimate = lambda *arguments: calls.append(1) or estimate(*arguments)
+    found = [loop.gradient(users_loss=1.0) for _ in range(5)]
+    assert loop.lr_factor == 0.0
+    assert len(calls) == 1
+    assert all(each["observables"] is found[0]["observables"] and "margin" in each for each in found)
+    loop.gradient(users_loss=1.0)
+    assert loop.lr_factor == 1.0
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize(("kind", "lr"), [(torch.optim.Adam, 0.1), (torch.optim.SGD, 30.0)])
 def test_training_stiffens_soft_springs_until_stable(kind, lr, reference):
     potential = triatomic(SOFT)

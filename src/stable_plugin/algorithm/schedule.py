@@ -88,7 +88,8 @@ class PhaseTracker:
 
         Returns:
             ``verify`` if neither the failure rate is above ``max_failures_per_ns`` nor the loss above
-            ``max_observable_loss``; else ``learn``, or ``done`` after ``max_windows``.
+            ``max_observable_loss``, and ``min_windows`` have been learned from; else ``learn``, or ``done`` after
+            ``max_windows``.
         """
         self.failures, self.exposure_ps = failures, exposure_ps
         self._bound()
@@ -96,6 +97,8 @@ class PhaseTracker:
         is_off = most is not None and not observable_loss <= most  # also if it is NaN
         if failures > self._tolerated(exposure_ps) or is_off:
             self._note_progress(unstable_fraction, observable_loss)
+            self._enter_learning()
+        elif self.learning_windows < self.schedule.min_windows:
             self._enter_learning()
         else:
             self.lr_cuts, self._windows_without_progress = 0, 0

@@ -79,6 +79,7 @@ class TrainingLoop:
         self._stride = config.record_steps // config.recorded_steps
         self._data: WindowData | None = None
         self._steps: int | None = None
+        self._latest: Estimates = {}
 
     @property
     def potential(self) -> Potential:
@@ -288,9 +289,11 @@ class TrainingLoop:
 
     def _estimates(self) -> Estimates:
         estimates: Estimates = {}
-        observables = self._reweighted_estimate() if self._steps else self._first_estimate()
-        if observables is not None:
-            estimates["observables"] = observables
+        # As long as the learning rate is zero, the estimate stays the same.
+        if not (self.lr_factor == 0.0 and "observables" in self._latest):
+            observables = self._reweighted_estimate() if self._steps else self._first_estimate()
+            self._latest = {} if observables is None else {"observables": observables}
+        estimates |= self._latest
         if self.margin is not None:
             estimates["margin"] = self._margin_estimate(self.margin)
         return estimates
