@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.cases import aspirin, peptide, peptide_mace, water
 from benchmarks.estimator import estimator
-from benchmarks.md import growth, md, neighbor_fraction
+from benchmarks.md import compiled_and_captured, growth, md, neighbor_fraction
 from benchmarks.memory import memory
 from benchmarks.table import Row, show, write
 from benchmarks.windows import rounds, windows
@@ -42,9 +42,16 @@ def growth_rows(device: str, repeats: int) -> Iterator[list[Row]]:
     yield neighbor_fraction(large, repeats, 20)
 
 
+def compiled_rows(device: str, repeats: int) -> Iterator[list[Row]]:
+    """Measure what compiling adds to capturing; on a CUDA device alone."""
+    for case in (aspirin(32, device), aspirin(128, device), water(4, device)):
+        yield compiled_and_captured(case, repeats)
+
+
 GROUPS: dict[str, Callable[[str, int], Iterator[list[Row]]]] = {
     "md": md_rows,
     "growth": growth_rows,
+    "compiled": compiled_rows,
     "memory": lambda device, repeats: iter([memory(device, min(repeats, 3))]),
     "estimator": lambda device, repeats: estimator(min(repeats, 3)),
     "windows": lambda device, repeats: iter([windows(3)]),

@@ -67,6 +67,24 @@ def md(case: Case, repeats: int, steps: int) -> list[Row]:
     return rows
 
 
+def compiled_and_captured(case: Case, repeats: int) -> list[Row]:
+    """Time a captured step with and without a compiled model."""
+    names = {"captured": False, "compiled and captured": True}
+    times = in_turn(
+        {
+            name: simulation(case, CAPTURED_STEPS, Execution(capture=True, compile=is_compiled))
+            for name, is_compiled in names.items()
+        },
+        repeats,
+    )
+    rows = [
+        row("compiled", case.name, name, [1000.0 * value / CAPTURED_STEPS for value in values], "ms")
+        for name, values in times.items()
+    ]
+    faster = ratios(times["captured"], times["compiled and captured"])
+    return [*rows, row("compiled", case.name, "captured / compiled and captured", faster, "")]
+
+
 def bare(case: Case, steps: int) -> Callable[[], None]:
     """Return a function that computes energies and forces of one batch with a given neighbor graph."""
     potential, positions = case.potential, case.positions
