@@ -132,13 +132,15 @@ class PhaseTracker:
         """Count a learning window; the phase stays until the window is used up.
 
         Args:
-            failures: Replicas that became unstable in it, if a probe is due as soon as these are few. Once a verification has
-                failed, few failures say nothing new, and ``probe_every`` windows cost less than the next verification.
+            failures: Replicas that became unstable in it, if a probe is due as soon as these are few. Before ``min_windows``
+                no verification can follow it, and once one has failed, few failures say nothing new, and ``probe_every``
+                windows cost less than the next verification.
             exposure_ps: Time until then or to its end, summed over the replicas, in ps.
         """
         self.learning_windows += 1
         self.windows_since_probe += 1
-        if failures is not None and self.verifications == 0 and failures <= self._tolerated(exposure_ps):
+        may_verify = self.verifications == 0 and self.learning_windows >= self.schedule.min_windows
+        if failures is not None and may_verify and failures <= self._tolerated(exposure_ps):
             self.windows_since_probe = self.schedule.probe_every
 
     @property
