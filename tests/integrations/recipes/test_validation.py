@@ -92,7 +92,7 @@ def test_validate_accepts_what_hints_allow(arguments):
         ({"observables": [PRESSURE]}, r"at\.observables\[0\]\.target_GPa is missing.* did you mean it by target_Gpa\?"),
         ({"observables": [STRESS]}, r"at\.observables\[0\]\.target_GPa=1\.0 is not a valid list: pass one"),
         ({"anything": SGD}, r"at\.anything\.params is missing, and torch\.optim\.SGD requires it: pass a value"),
-        ({"anything": [{**SCHEDULE, "windows": 1}]}, r"at\.anything\[0\]\.windows=1 is not an argument of .*mean max_windows"),
+        ({"anything": [{**SCHEDULE, "max_window": 1}]}, r"at\.anything\[0\]\.max_window=1 is not an argument of .*mean max_windows"),
         ({"anything": {**SCHEDULE, "max_failures_per_ns": "1"}}, r"at\.anything\.max_failures_per_ns='1' is not a valid number"),
         ({"xyz": 1}, r"at\.xyz=1 is not an argument of some\.takes: pass count, rate,"),
     ],
