@@ -36,12 +36,10 @@ def md(case: Case, repeats: int, steps: int) -> list[Row]:
     ours = {"plain": Execution(capture=False, compile=False, threads=None)}
     if case.is_mace:  # fairchem models can be neither captured nor compiled
         ours[fast] = Execution(capture=cuda, compile=not cuda, threads=None)
+    steps_of = {"captured": CAPTURED_STEPS, "ASE, one replica": ASE_STEPS}
     tasks: dict[str, Callable[[], Any]] = {
         "bare model call": bare(case, steps),
-        **{
-            name: simulation(case, CAPTURED_STEPS if name == "captured" else steps, execution)
-            for name, execution in ours.items()
-        },
+        **{name: simulation(case, steps_of.get(name, steps), execution) for name, execution in ours.items()},
     }
     if cuda:
         tasks["captured bare model call"] = captured_bare(case, steps)
@@ -51,8 +49,9 @@ def md(case: Case, repeats: int, steps: int) -> list[Row]:
     times = in_turn(tasks, repeats)
     n = len(case.positions)
     # ASE simulates replicas one after the other, so n replicas take n times one step.
-    steps_of = dict.fromkeys(tasks, steps) | {"captured": CAPTURED_STEPS, "ASE, one replica": ASE_STEPS}
-    per_step = {name: [1000.0 * value / steps_of[name] for value in values] for name, values in times.items()}
+    per_step = {
+        name: [1000.0 * value / steps_of.get(name, steps) for value in values] for name, values in times.items()
+    }
     rows = [row("md", case.name, name, values, "ms") for name, values in per_step.items()]
     compared = [("plain", "bare model call")]
     if cuda:

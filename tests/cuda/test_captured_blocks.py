@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
 from ase.build import molecule
+from observable_tools import water_grid
 from toys import Oscillators, as_potential, tiny_mace
 
 from stable_plugin import BondDeviation, Execution, Langevin, NonFinite, NoseHooverChain, System
@@ -24,18 +24,8 @@ def seeded(device, seed=0):
     return torch.Generator(device).manual_seed(seed)
 
 
-def waters(n=8, side=6.4):
-    """Return a periodic box of water molecules on a grid."""
-    atoms = Atoms(cell=[side] * 3, pbc=True)
-    for index in range(n):
-        one = molecule("H2O")
-        one.translate([side / 2 * (index % 2), side / 2 * (index // 2 % 2), side / 2 * (index // 4)])
-        atoms += one
-    return atoms
-
-
 def systems():
-    return {"aspirin-sized molecule": molecule("C6H6"), "periodic water": waters()}
+    return {"aspirin-sized molecule": molecule("C6H6"), "periodic water": water_grid(6.4)}
 
 
 @pytest.fixture(params=list(systems()))

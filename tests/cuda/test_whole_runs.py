@@ -10,9 +10,8 @@ import pytest
 import recipe_tools
 import torch
 import yaml
-from ase import Atoms
-from ase.build import molecule
 from ase.io import read
+from observable_tools import water_grid
 from recipe_tools import ROOT
 from small_training import short_callback, small_module, trainer
 from toys import as_potential, tiny_mace
@@ -109,7 +108,7 @@ def test_evaluate_by_both_methods(method, model, tmp_path):
     assert report["evaluation"]["replicas"] == 8
 
 
-def test_check_finds_the_same_on_both_devices(model, tmp_path):
+def test_check_runs_on_both_devices(model, tmp_path):
     findings = {}
     for device in ("cpu", "cuda"):
         path = tmp_path / f"{device}.json"
@@ -142,16 +141,6 @@ def test_training_resumes_on_the_device(tmp_path):
     assert len(after) > len(before) or sum(each.steps for each in after) > sum(each.steps for each in before)
 
 
-def waters(side=6.4):
-    """Return a periodic box of eight water molecules on a grid."""
-    box = Atoms(cell=[side] * 3, pbc=True)
-    for corner in np.ndindex(2, 2, 2):
-        one = molecule("H2O")
-        one.translate(np.array(corner) * side / 2)
-        box += one
-    return box
-
-
 OBSERVABLES = {
     "bonds": lambda: BondLengths(),
     "angles": lambda: AngleDistribution(),
@@ -168,7 +157,7 @@ OBSERVABLES = {
 @pytest.mark.parametrize("name", OBSERVABLES)
 def test_gradient_of_the_estimator_equals_the_one_of_a_cpu(name):
     """In double precision, of the same frames; only the gas phase is simulated anew, with other random numbers."""
-    atoms = waters()
+    atoms = water_grid(6.4)
     random = np.random.default_rng(0)
     frames = torch.tensor(atoms.positions + 0.05 * random.normal(size=(12, len(atoms), 3)))
     model = tiny_mace(atoms.numbers, channels=8, r_max=3.0, atomic_inter_scale=0.1)
@@ -197,7 +186,7 @@ def test_gradient_of_the_estimator_equals_the_one_of_a_cpu(name):
 
 
 def test_window_at_constant_pressure_runs_on_the_device():
-    atoms = waters()
+    atoms = water_grid(6.4)
     model = tiny_mace(atoms.numbers, channels=8, r_max=2.5, atomic_inter_scale=0.01).to("cuda")
     potential = as_potential(model, System.from_atoms(atoms))
     positions = torch.tensor(atoms.positions, device="cuda")[None].repeat(4, 1, 1)

@@ -79,7 +79,7 @@ class TrainingLoop:
         self._stride = config.record_steps // config.recorded_steps
         self._data: WindowData | None = None
         self._steps: int | None = None
-        self._latest: Estimates = {}
+        self._latest: Estimate | None = None
 
     @property
     def potential(self) -> Potential:
@@ -290,10 +290,10 @@ class TrainingLoop:
     def _estimates(self) -> Estimates:
         estimates: Estimates = {}
         # As long as the learning rate is zero, the estimate stays the same.
-        if not (self.lr_factor == 0.0 and "observables" in self._latest):
-            observables = self._reweighted_estimate() if self._steps else self._first_estimate()
-            self._latest = {} if observables is None else {"observables": observables}
-        estimates |= self._latest
+        if self.lr_factor != 0.0 or self._latest is None:
+            self._latest = self._reweighted_estimate() if self._steps else self._first_estimate()
+        if self._latest is not None:
+            estimates["observables"] = self._latest
         if self.margin is not None:
             estimates["margin"] = self._margin_estimate(self.margin)
         return estimates

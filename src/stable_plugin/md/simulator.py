@@ -113,7 +113,8 @@ class Simulator:
         self.block_steps = _largest_divisor(self.check_every, checks.count("block_steps", block_steps))
         on_cpu = potential.device.type == "cpu"
         # The search runs on the CPU: other devices wait for it, and are quick to select from more candidates.
-        skin_A = (SKIN_CPU_A if on_cpu else SKIN_A) if skin_A is None else checks.number("skin_A", skin_A, at_least=0)
+        default_skin_A = SKIN_CPU_A if on_cpu else SKIN_A
+        skin_A = default_skin_A if skin_A is None else checks.number("skin_A", skin_A, at_least=0)
         # On a CPU reading the host is free, and padding a fixed number of edges is not.
         self.neighbors = NeighborList(potential.cutoff, skin_A, potential.system, fixed=not on_cpu)
         execution = execution or Execution()
