@@ -15,7 +15,7 @@ ENV := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-mace-only test-fairchem-only test-nequip test-schnet test-cuda test-slow check examples list-examples coverage mutants docs \
-        wheel bench bench-cuda data clean
+        wheel bench evidence bench-cuda data clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -128,6 +128,9 @@ wheel: $(ENV)  ## build sdist and wheel, install the wheel into a clean environm
 
 bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=windows for whole StABlE phases
 	$(BIN)/python -m benchmarks $(GROUPS)
+
+evidence: $(ENV)  ## run what docs/evidence.md has no results of yet (days); PIECES="aspirin-mace-*" for some
+	$(BIN)/python -m benchmarks.evidence $(PIECES)
 
 # On a CUDA machine, which may be without a network: its own Python and torch, and wheels in .wheels (requirements/cuda.txt).
 CUDA_PYTHON ?= python3

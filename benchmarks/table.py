@@ -73,7 +73,7 @@ def write(rows: Sequence[Row], device: str, settings: dict[str, Any]) -> Path:
     measured = {(line["group"], line["case"]) for line in rows}
     earlier = json.loads(path.read_text()) if path.is_file() else {"settings": {}, "rows": []}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    machine: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    machine: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     content = {
@@ -99,7 +99,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.is_file():
         for line in cpu_info.read_text().splitlines():

@@ -1,0 +1,66 @@
+"""Run the pieces that have no result yet, and write docs/evidence.md: ``make evidence``."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from benchmarks.evidence import page
+from benchmarks.evidence.pieces import PIECES, ROOT, Piece
+from benchmarks.evidence.results import RESULTS, keep
+
+RUNS = ROOT / "build" / "evidence"
+"""Folders of the runs, with their potentials and pages."""
+
+
+def run(piece: Piece) -> None:
+    """Run a piece in a process of its own and keep its result; a piece that fails keeps its log."""
+    folder = RUNS / piece.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    OmegaConf.save(piece.recipe(), folder / "recipe.yaml")
+    print(f"{piece.name}: started, log in {folder / 'log.txt'}", flush=True)
+    began = time.time()
+    stable_plugin = Path(sys.executable).parent / "stable-plugin"
+    command = [stable_plugin, "train", folder / "recipe.yaml", f"job.run_dir={folder}", "+job.timestamp_id=run"]
+    # One thread a piece: as many pieces at a time as there are cores.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    with (folder / "log.txt").open("w") as log:
+        ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if ended.returncode:
+        print(f"{piece.name}: failed, see {folder / 'log.txt'}", flush=True)
+        return
+    print(f"{piece.name}: {keep(piece, folder / 'run')}, {(time.time() - began) / 60:.0f} min", flush=True)
+
+
+def main() -> None:
+    """Run the pieces named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("pieces", nargs="*", default=["*"], help="names or patterns of pieces, such as 'aspirin-*'")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="pieces at a time")
+    parser.add_argument("--list", action="store_true", help="list the pieces and whether they are done")
+    arguments = parser.parse_args()
+    chosen = [name for name in PIECES if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.pieces)]
+    if not chosen:
+        parser.error(f"pieces={' '.join(arguments.pieces)} matches none: see --list")
+    if arguments.list:
+        for name in chosen:
+            print(f"{name:36} {'done' if (RESULTS / f'{name}.json').is_file() else ''}".rstrip())
+        return
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(run, [PIECES[name] for name in chosen if not (RESULTS / f"{name}.json").is_file()]))
+    page.write()
+
+
+if __name__ == "__main__":
+    main()
