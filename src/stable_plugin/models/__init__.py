@@ -8,6 +8,7 @@ from stable_plugin.models.averages import WeightAverage
 from stable_plugin.models.base import Potential
 from stable_plugin.models.family import ModelFamily
 from stable_plugin.models.module import ModulePotential, NoInteraction
+from stable_plugin.models.pair_correction import PairCorrected
 from stable_plugin.models.registry import (
     PotentialMaker,
     families,
@@ -26,6 +27,7 @@ __all__ = [
     "ModelFamily",
     "ModulePotential",
     "NoInteraction",
+    "PairCorrected",
     "Potential",
     "PotentialMaker",
     "WeightAverage",
