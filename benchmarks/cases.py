@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read
 from mace import modules
+from omegaconf import OmegaConf
 
+from benchmarks.recipes import ROOT, shipped
 from stable_plugin import BondDeviation, Detector, System
 from stable_plugin.md.labels import read_labeled
 from stable_plugin.models import Potential
@@ -20,7 +21,7 @@ from stable_plugin.models.mace import MACEPotential
 
 from e3nn import o3  # isort: skip  (mace configures it)
 
-DATA = Path(__file__).parents[1] / "recipes" / "data"
+DATA = ROOT / "recipes" / "data"
 
 
 @dataclass(frozen=True)
@@ -67,28 +68,10 @@ def peptide(n_replicas: int) -> Case:
     """Return the peptide with eSEN, as in the peptide recipe."""
     from stable_plugin.models.fairchem.files import new_fairchem
 
-    models = "fairchem.core.models.uma.escn_md"
-    backbone = {
-        "model": f"{models}.eSCNMDBackbone",
-        "sphere_channels": 12,
-        "hidden_channels": 12,
-        "edge_channels": 16,
-        "num_distance_basis": 16,
-        "lmax": 1,
-        "mmax": 1,
-        "num_layers": 1,
-        "cutoff": 4.5,
-        "max_neighbors": 300,
-        "otf_graph": True,
-        "always_use_pbc": False,
-        "direct_forces": False,
-        "regress_forces": True,
-        "chg_spin_emb_type": "rand_emb",
-        "dataset_mapping": {"omol": "omol"},
-    }
+    section = shipped("peptide_esen").runner.model
+    backbone, heads = OmegaConf.to_container(section.backbone), OmegaConf.to_container(section.heads)
     frames = read(DATA / "peptide_train.extxyz", ":")
     torch.manual_seed(0)
-    heads = {"efs": {"module": f"{models}.MLP_EFS_Head"}}
     labeled = read_labeled(DATA / "peptide_train.extxyz", "frames")
     model = new_fairchem(backbone, heads, labeled, task_name="omol", energy_weight=1.0, forces_weight=10.0)
     potential = model.stable_potential(System.from_atoms(frames[0]))

@@ -10,9 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.recipes import ROOT
 from benchmarks.table import Row, ratios, row
-
-ROOT = Path(__file__).parents[1]
 
 ROUNDS = ROOT / "build" / "rounds"
 """Where the reports of `rounds` are kept."""

@@ -15,8 +15,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from benchmarks.evidence import page
-from benchmarks.evidence.pieces import PIECES, ROOT, Piece
+from benchmarks.evidence.pieces import PIECES, Piece
 from benchmarks.evidence.results import RESULTS, keep
+from benchmarks.recipes import ROOT
 
 RUNS = ROOT / "build" / "evidence"
 """Folders of the runs, with their potentials and pages."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
+from benchmarks.recipes import shipped
 from stable_plugin.models.sevennet.files import SevenNetModel
 
 import sevenn._keys as KEY  # isort: skip
@@ -17,35 +19,11 @@ COSINE = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "_partial_":
 
 
 def esen(cutoff: float, epochs: int) -> dict[str, Any]:
-    """Return the ``model`` of a recipe: eSEN, as in the peptide recipe."""
-    return {
-        "_target_": "stable_plugin.models.fairchem.FairchemModule",
-        "task_name": "omol",
-        "charge": 0,
-        "spin": 1,
-        "lr": 0.003,
-        "scheduler": {**COSINE, "T_max": epochs},
-        "seed": "${seed}",
-        "backbone": {
-            "model": "fairchem.core.models.uma.escn_md.eSCNMDBackbone",
-            "sphere_channels": 12,
-            "hidden_channels": 12,
-            "edge_channels": 16,
-            "num_distance_basis": 16,
-            "lmax": 1,
-            "mmax": 1,
-            "num_layers": 1,
-            "cutoff": cutoff,
-            "max_neighbors": 300,
-            "otf_graph": True,
-            "always_use_pbc": False,
-            "direct_forces": False,
-            "regress_forces": True,
-            "chg_spin_emb_type": "rand_emb",
-            "dataset_mapping": {"omol": "omol"},
-        },
-        "heads": {"efs": {"module": "fairchem.core.models.uma.escn_md.MLP_EFS_Head"}},
-    }
+    """Return the ``model`` of a recipe: the eSEN of the peptide recipe."""
+    model = OmegaConf.to_container(shipped("peptide_esen").runner.model)
+    assert isinstance(model, dict)
+    changes = {"checkpoint": None, "task_name": "omol", "scheduler": {**COSINE, "T_max": epochs}}
+    return {**model, **changes, "backbone": {**model["backbone"], "cutoff": cutoff}}
 
 
 def nequip(symbols: list[str], cutoff: float, epochs: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.evidence.pieces import CASES, PIECES, ROOT, SEEDS, Case
+from benchmarks.evidence.pieces import CASES, PIECES, SEEDS, Case
 from benchmarks.evidence.results import load
+from benchmarks.recipes import ROOT
 from stable_plugin.evaluation.formatting import duration, number
 
 PAGE = ROOT / "docs" / "evidence.md"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.evidence.architectures import esen, nequip
-
-ROOT = Path(__file__).parents[2]
+from benchmarks.recipes import shipped
 
 SEEDS = (0, 1, 2)
 
@@ -68,8 +66,7 @@ class Piece:
 
     def recipe(self) -> DictConfig:
         """Return the recipe that is run."""
-        config = OmegaConf.load(ROOT / "recipes" / f"{self.case.recipe}.yaml")
-        assert isinstance(config, DictConfig)
+        config = shipped(self.case.recipe)
         changes = {**self.case.changes, **OBJECTIVES[self.objective], "seed": self.seed}
         for place, value in changes.items():
             OmegaConf.update(config, place, value, merge=False)

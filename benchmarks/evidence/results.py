@@ -9,8 +9,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.pieces import ROOT, Piece
+from benchmarks.evidence.pieces import Piece
+from benchmarks.recipes import ROOT
 from benchmarks.table import processor
+from stable_plugin.runtime.atomic_files import atomic_write
 
 RESULTS = ROOT / "docs" / "results" / "evidence"
 """Where the results are kept."""
@@ -47,9 +49,8 @@ def keep(piece: Piece, run: Path) -> Path:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{piece.name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.rename(path)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n")
     return path
 
 

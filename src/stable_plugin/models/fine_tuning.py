@@ -21,6 +21,7 @@ from stable_plugin.md.system import System, stack_positions
 from stable_plugin.models.base import Potential, save_new
 from stable_plugin.models.isolated_atoms import E0s, check_mode
 from stable_plugin.models.lightning_module import PotentialModule
+from stable_plugin.models.pair_correction import PairCorrected
 from stable_plugin.models.registry import PotentialMaker, family_of, find_potential, load_potential
 from stable_plugin.runtime import checks
 
@@ -112,7 +113,9 @@ class FineTuningModule(PotentialModule):
         self._potential = potential
         self.model = self._checked(model)
         self._family = family_of(self.model)
-        suffix = None if self._family is None else self._family.file_suffix(self.model)
+        # A file of the family would not hold a correction.
+        writer = None if isinstance(self.model, PairCorrected) else self._family
+        suffix = None if writer is None else writer.file_suffix(self.model)
         self._is_family_file = suffix is not None
         self.potential_suffix = suffix or ".pt"
         self._numbers: list[int] = []

@@ -29,9 +29,9 @@ class PairCorrected(nn.Module):
     ends. Its ten or so coefficients follow from a few dozen frames what the thousands of weights of a network would follow
     from a few thousand: g(r) of a liquid says little more than a pair potential can hold. All coefficients are zero at first.
 
-    Train it with ``FineTuningModule(model, trainable="correction.*")`` and ``StABlECallback(objective="boltzmann", ...)``. A
-    network that is trained on energies and forces of the result, see
-    :class:`~stable_plugin.integrations.lightning.PseudoLabeledDataModule`, takes the correction up and is written in its own format.
+    Train it with ``FineTuningModule(model, trainable="correction.*")`` and ``StABlECallback(objective="boltzmann", ...)``. The result
+    is simulated as any other potential. A copy of the model that is trained on its energies and forces, see
+    :class:`~stable_plugin.integrations.lightning.PseudoLabeledDataModule`, takes up a part of it, and is written in its own format.
 
     Source: pair potentials from g(r), Lyubartsev and Laaksonen, Phys. Rev. E 52, 3730 (1995); as a part of a network
     potential that is trained by reweighting, Thaler and Zavadlav, Nat. Commun. 12, 6884 (2021).
@@ -73,7 +73,7 @@ class PairCorrected(nn.Module):
             raise ValueError(f"pairs={dict(pairs)!r} names {' and '.join(twice)}, which are the same: remove one.")
         self.model = load_potential(model) if isinstance(model, str | Path) else model
         self.correction = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(splines.n_coefficients)) for name, splines in self.splines.items()}
+            [(name, nn.Parameter(torch.zeros(splines.n_coefficients))) for name, splines in self.splines.items()]
         )
 
     def extra_repr(self) -> str:

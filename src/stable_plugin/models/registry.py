@@ -104,20 +104,12 @@ def find_potential(module: Any, system: System, potential: str | PotentialMaker 
 
 
 def family_of(module: nn.Module) -> ModelFamily | None:
-    """Return the family of the first model inside a module.
-
-    None if there is no model of a known family, or if it is a part of something that makes a potential of its own.
+    """Return the family of the first model inside a module, or None if it contains no model of a known family.
 
     Args:
         module: Where to look.
     """
-    for part in module.modules():
-        for family in families():
-            if family.owns(part):
-                return family
-        if hasattr(part, "stable_potential"):
-            return None
-    return None
+    return next((family for part in module.modules() for family in families() if family.owns(part)), None)
 
 
 def potential_maker(potential: str | PotentialMaker) -> PotentialMaker:
