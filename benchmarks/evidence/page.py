@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.evidence.pieces import CASES, PIECES, SEEDS, Case
+from benchmarks.evidence.pieces import CASES, PIECES, SEEDS, Case, Piece
 from benchmarks.evidence.results import load
 from benchmarks.recipes import ROOT
 from stable_plugin.evaluation.formatting import duration, number
@@ -77,7 +77,7 @@ def _stages(case: Case, results: dict[str, dict[str, Any]]) -> dict[tuple[int, s
     found = {}
     for seed in SEEDS:
         for (objective, stage), row in STAGES.items():
-            result = results.get(f"{case.system}-{case.architecture}-{objective}-{seed}")
+            result = results.get(Piece(case, objective, seed).name)
             if result is not None and result[stage] is not None:
                 found[seed, row] = result[stage]
     return found
@@ -107,7 +107,7 @@ def _section(case: Case, results: dict[str, dict[str, Any]], stages: dict[tuple[
         [str(seed), name, *_costs(results[key])]
         for seed in SEEDS
         for objective, name in (("published", "published objective"), ("margin", "failure margin"))
-        if (key := f"{case.system}-{case.architecture}-{objective}-{seed}") in results
+        if (key := Piece(case, objective, seed).name) in results
     ]
     lines += table(["seed", "", "MD in training / ns", "windows", "optimizer steps", "verified", "time"], costs)
     gains = [gain for seed in SEEDS if (gain := _gain(stages, seed)) is not None]
@@ -139,7 +139,7 @@ def _worse(case: Case, results: dict[str, dict[str, Any]]) -> Iterator[tuple[int
     """Yield what the failure margin made worse, or did not reach, by seed."""
     stages = _stages(case, results)
     for seed in SEEDS:
-        result = results.get(f"{case.system}-{case.architecture}-margin-{seed}")
+        result = results.get(Piece(case, "margin", seed).name)
         if result is None:
             continue
         before, after = result["before"], result["after"]

@@ -112,10 +112,9 @@ class FineTuningModule(PotentialModule):
         self._source = {"family": family, **(arguments or {})}
         self._potential = potential
         self.model = self._checked(model)
-        self._family = family_of(self.model)
         # A file of the family would not hold a correction.
-        writer = None if isinstance(self.model, PairCorrected) else self._family
-        suffix = None if writer is None else writer.file_suffix(self.model)
+        self._family = None if isinstance(self.model, PairCorrected) else family_of(self.model)
+        suffix = None if self._family is None else self._family.file_suffix(self.model)
         self._is_family_file = suffix is not None
         self.potential_suffix = suffix or ".pt"
         self._numbers: list[int] = []

@@ -26,8 +26,8 @@ class PairCorrected(nn.Module):
     .. math:: U(\mathbf{r}) = U_\mathrm{model}(\mathbf{r}) + \sum_{i<j} u_{ij}(r_{ij}), \qquad u(r) = \sum_k c_k B_k(r)
 
     The :math:`B_k` are cubic B-splines between the smallest distance of the pair and the cutoff; u, u' and u'' are zero at both
-    ends. Its ten or so coefficients follow from a few dozen frames what the thousands of weights of a network would follow
-    from a few thousand: g(r) of a liquid says little more than a pair potential can hold. All coefficients are zero at first.
+    ends. Gradients of observables from a few dozen frames are noisy: ten or so coefficients a pair can follow them where the
+    thousands of weights of a network cannot. All coefficients are zero at first.
 
     Train it with ``FineTuningModule(model, trainable="correction.*")`` and ``StABlECallback(objective="boltzmann", ...)``. The result
     is simulated as any other potential. A copy of the model that is trained on its energies and forces, see
@@ -120,8 +120,7 @@ class PairCorrectedPotential(Potential):
             )
         numbers = self.system.numbers
         self._ends = {
-            name: tuple((numbers == number).to(self.device) for number in splines.numbers)
-            for name, splines in module.splines.items()
+            name: tuple(numbers == number for number in splines.numbers) for name, splines in module.splines.items()
         }
 
     @property
