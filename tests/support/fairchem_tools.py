@@ -196,7 +196,7 @@ class SignalAtStep:
 
 
 class SignalInSystem:
-    """Sends SIGTERM to its process at a call of the detector of a system, ``$SIGNAL_IN_SYSTEM=NAME:CALL``, if it is set."""
+    """Sends SIGTERM in a learning window: at a call of the detector of a system, ``$SIGNAL_IN_SYSTEM=NAME:CALL``, if it is set."""
 
     def __new__(cls):
         from torchtnt.framework.callback import Callback
@@ -206,7 +206,7 @@ class SignalInSystem:
                 name, at_call = os.environ.get("SIGNAL_IN_SYSTEM", ":0").split(":")
                 loop = unit.stable_session.loop.loops.get(name)
                 if loop is not None:
-                    self.signal_at(loop.simulator.detector, int(at_call))
+                    self.signal_at(loop.replicas.learning_simulator.detector, int(at_call))
 
             def signal_at(self, detector, at_call):
                 measure, calls = detector.measure, []

@@ -151,7 +151,7 @@ def test_native_run_of_two_systems_resumes_bit_for_bit(folder, monkeypatch):
     config = native_config(folder, "esen", epochs=4, callbacks=callbacks)
     whole = run_fairchem(folder, config)
     # In the second learning window of the second system, when the first one has what its next step needs.
-    monkeypatch.setenv("SIGNAL_IN_SYSTEM", "hot:12")
+    monkeypatch.setenv("SIGNAL_IN_SYSTEM", "hot:7")
     (checkpoint,) = (run_fairchem(folder, config) / "checkpoints").glob("step_[1-9]*")
     state = torch.load(checkpoint / "stable.pt", weights_only=True)["processes"][0]["loop"]
     assert (state["order"], list(state["estimates"])) == (["cold", "hot", "cold", "hot", "cold"], ["cold"])
