@@ -63,7 +63,8 @@ def text(results: dict[str, dict[str, Any]]) -> str:
             worse += [
                 f"- {case.system}, {case.architecture}, seed {seed}: {what}." for seed, what in _worse(case, results)
             ]
-    sections.append(WORSE + "\n" + ("\n".join(worse) or "Nothing, in the pieces that are done.") + "\n")
+    if any(name.partition("-margin-")[1] for name in results):
+        sections.append(WORSE + "\n" + ("\n".join(worse) or "Nothing, in the pieces that are done.") + "\n")
     return "\n".join(sections)
 
 

@@ -1,7 +1,6 @@
 """The pieces of `make evidence`: recipes that are valid, runs that are kept, and a page that says what they say."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from stable_plugin.integrations.recipes import launch
 for family in ("mace", "fairchem", "sevenn"):
     pytest.importorskip(family)
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
 from benchmarks.evidence import __main__ as command  # noqa: E402
 from benchmarks.evidence import page, results  # noqa: E402
 from benchmarks.evidence.pieces import CASES, PIECES, Piece  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 ASPIRIN = PIECES["aspirin-mace-margin-0"]
 DIFFERENT = [
     *(Piece(case, "margin", 0) for case in CASES),
