@@ -111,10 +111,28 @@ def _section(case: Case, results: dict[str, dict[str, Any]], stages: dict[tuple[
         if (key := Piece(case, objective, seed).name) in results
     ]
     lines += table(["seed", "", "MD in training / ns", "windows", "optimizer steps", "verified", "time"], costs)
+    lines += _other_conditions(stages)
     gains = [gain for seed in SEEDS if (gain := _gain(stages, seed)) is not None]
     if gains:
         lines.append(f"\nMedian over the seeds: failures {number(median(gains), 2)} times rarer, or more.")
     return "\n".join(lines) + "\n"
+
+
+def _other_conditions(stages: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
+    """Return a table of the failure rates at other temperatures and timesteps, where they were measured."""
+    rows = [
+        [str(seed), row, *(rate(each) for each in stage["other_conditions"])]
+        for (seed, row), stage in stages.items()
+        if "other_conditions" in stage
+    ]
+    if not rows:
+        return []
+    measured = next(stage["other_conditions"] for stage in stages.values() if "other_conditions" in stage)
+    heads = [f"{number(each['temperature_K'])} K, {number(each['timestep_fs'])} fs" for each in measured]
+    return [
+        "\nFailures per ns at temperatures and timesteps that were not trained at:\n",
+        *table(["seed", "", *heads], rows),
+    ]
 
 
 def _costs(result: dict[str, Any]) -> Iterator[str]:

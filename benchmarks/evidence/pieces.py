@@ -81,7 +81,7 @@ FEWER_FRAMES = {"runner.stable.margin_frames": 64}
 WATER = {"runner.evaluation.horizons_ps": [40.0], "runner.evaluation.n_replicas": 8}
 
 CASES = (
-    Case("aspirin", "mace", "aspirin_mace", MOLECULE),
+    Case("aspirin", "mace", "aspirin_mace", {**MOLECULE, "runner.evaluation.other_conditions": True}),
     Case(
         "aspirin",
         "esen",

@@ -100,6 +100,20 @@ def test_page_shows_rates_and_costs():
     assert "Nothing, in the pieces that are done." in text
 
 
+def test_page_shows_other_conditions():
+    before, after = stage(32, 0.01), stage(0, 0.3)
+    for each, failures in ((before, 20), (after, 3)):
+        verdicts = [stage(count, 0.1)["verdict"] for count in (0, failures)]
+        each["other_conditions"] = [
+            {"temperature_K": 350.0, "timestep_fs": 0.5, "verdict": verdicts[0]},
+            {"temperature_K": 500.0, "timestep_fs": 2.0, "verdict": verdicts[1]},
+        ]
+    text = page.text({ASPIRIN.name: result(before, after)})
+    assert "| seed |  | 350 K, 0.5 fs | 500 K, 2 fs |" in text
+    assert "| 0 | before | none: at most 36.9 | 200 [100, 400] |" in text
+    assert "| 0 | failure margin | none: at most 36.9 | 30 [15, 60] |" in text
+
+
 @pytest.mark.parametrize(
     ("after", "verified", "line"),
     [
