@@ -156,6 +156,8 @@ data: .venv/.extra-data  ## remake recipes/data (an hour and a half)
 	done
 	$(BIN)/python recipes/data/make_water.py simulate --out runs/water_spcfw_300K.npz
 	$(BIN)/python recipes/data/make_water.py slice --trajectory runs/water_spcfw_300K.npz
+	$(BIN)/python recipes/data/make_water.py simulate --temperature-K 340 --frames 2000 --out runs/water_spcfw_340K.npz
+	$(BIN)/python recipes/data/make_water.py slice --trajectory runs/water_spcfw_340K.npz
 
 clean:  ## remove what builds and checks leave behind, but not .venv and runs/
 	rm -rf build dist docs/_build docs/api docs/examples mutants src/*.egg-info

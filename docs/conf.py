@@ -50,6 +50,7 @@ html_title = "stable_plugin"
 API_TITLES = {
     "stable_plugin.integrations.lightning": "Training in Lightning",
     "stable_plugin.integrations.fairchem": "Training in fairchem",
+    "stable_plugin.integrations.recipes": "Recipes",
     "stable_plugin.config": "Settings",
     "stable_plugin.algorithm": "Algorithm",
     "stable_plugin.md": "Simulation",

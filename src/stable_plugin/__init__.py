@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         StABlECallback,
         StABlEMixin,
     )
+    from stable_plugin.integrations.recipes.correction import PairCorrection
 
 __all__ = [
     "AngleDistribution",
@@ -101,6 +102,7 @@ __all__ = [
     "NoseHooverChain",
     "Observable",
     "ObservableDeviation",
+    "PairCorrection",
     "PlaneLimits",
     "PowerSpectrum",
     "Pressure",
@@ -130,6 +132,7 @@ _LAZY = {
     "Evaluator": "stable_plugin.evaluation",
     "evaluate": "stable_plugin.evaluation",
     "ExtxyzDataModule": "stable_plugin.integrations.lightning",
+    "PairCorrection": "stable_plugin.integrations.recipes.correction",
     "PseudoLabeledDataModule": "stable_plugin.integrations.lightning",
     "StABlECallback": "stable_plugin.integrations.lightning",
     "StABlEMixin": "stable_plugin.integrations.lightning",

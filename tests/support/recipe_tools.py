@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ase.io
 import hydra
+import numpy as np
 import yaml
 from omegaconf import OmegaConf
 
@@ -31,6 +32,9 @@ ROOT = Path(__file__).parents[2]
 
 FRAMES = {"train": 2, "valid": 1, "target": 3, "reference": 4, "heldout": 2}
 """Frames to keep of each file of a recipe."""
+
+MEASURED = "measured.txt"
+"""Name of the file that stands for measured g(r) of O-O, O-H and H-H."""
 
 SIZE = {
     "epochs": 1, "replicas": 2, "window_ps": 0.005, "steps": 3, "windows": 1, "max_failures_per_ns": 4e5, "judged": 2,
@@ -71,6 +75,12 @@ TINY = {
         "runner.evaluation.detector.detectors.1.distance": 0.01,
         "runner.evaluation.detector.detectors.1.discard_distance": 0.01,
     },
+    "water_experiment": {
+        "size": "quick",
+        "sizes.quick": {**SIZE, "window_ps": 0.01, "copy_epochs": 1},
+        "runner.stable.record_every_fs": 5.0,
+        "runner.evaluation.record_every_fs": 5.0,
+    },
     "evaluate": {
         "runner.evaluation.n_replicas": 2,
         "runner.evaluation.horizons_ps": [0.01],
@@ -86,6 +96,9 @@ def small_data(folder: Path) -> Path:
     for path in (ROOT / "recipes" / "data").glob("*.extxyz"):
         n_frames = FRAMES[path.stem.rsplit("_", 1)[1]]
         ase.io.write(folder / path.name, ase.io.read(path, f":{n_frames}"))
+    r = np.arange(0.05, 7.0, 0.1)
+    g = 1.0 / (1.0 + np.exp(-5.0 * (r - 2.5)))
+    np.savetxt(folder / MEASURED, np.column_stack([r, *[g, np.full_like(r, 0.01)] * 3]))
     return folder
 
 
@@ -94,6 +107,8 @@ def tiny(name: str, data: Path) -> dict:
     recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
     for path, value in TINY[name].items():
         put(recipe, path, value)
+    if recipe.get("measured") == "???":
+        recipe["measured"] = str(data / MEASURED)
     for key in ("frames", "reference"):
         if isinstance(recipe.get(key), str):
             recipe[key] = recipe[key].replace("recipes/data", str(data))

@@ -42,6 +42,26 @@ def predict(potential: Potential, frames: Sequence[Atoms]) -> tuple[Tensor, Tens
     return energies + potential.constant_energy, forces
 
 
+def predict_stresses(potential: Potential, frames: Sequence[Atoms]) -> Tensor:
+    """Return stresses as ASE defines them, positive under tension, (n_frames, 3, 3) in eV/Å³, float64.
+
+    Args:
+        potential: Potential of the system that the frames are of.
+        frames: Frames of one composition, periodic in all directions.
+    """
+    positions = stack_positions(frames, potential.system, "labeled").to(potential.device, potential.dtype)
+    cell = stack_cells(frames, potential.system)
+    cell = None if cell is None else cell.to(positions)
+    stresses = []
+    with potential.frozen():
+        for start in range(0, len(frames), FRAMES_PER_CALL):
+            part = slice(start, start + FRAMES_PER_CALL)
+            own = None if cell is None else cell[part]
+            derivative = potential.strain_derivative(positions[part], own).double()
+            stresses.append((derivative / potential.system.volume(own).to(derivative).reshape(-1, 1, 1)).cpu())
+    return torch.cat(stresses)
+
+
 def label_errors(potential: Potential, labeled: Sequence[Atoms]) -> tuple[Tensor, Tensor]:
     """Return predicted minus labeled energies and forces.
 

@@ -9,7 +9,8 @@ from small_training import DATA
 from toys import tiny_mace
 
 from stable_plugin import PseudoLabeledDataModule
-from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY
+from stable_plugin.testing.tools import small_water_box
 
 
 def frames_of(*names, n_frames=2):
@@ -85,3 +86,20 @@ def test_a_share_that_leaves_no_rest_is_an_error(share):
 def test_a_share_without_labeled_frames_is_an_error():
     with pytest.raises(ValueError, match=r"share=0\.5 needs labeled frames"):
         PseudoLabeledDataModule(frames_of("CH4"), tiny_mace([1, 6]), share=0.5)
+
+
+def test_stresses_are_those_of_the_model(tmp_path):
+    from mace.calculators import MACECalculator
+
+    model = tiny_mace([1, 6, 8])
+    torch.save(model, tmp_path / "tiny.model")
+    box = small_water_box()
+    squeezed = box.copy()
+    squeezed.set_cell(box.cell @ np.array([[0.98, 0.01, 0], [0, 1.01, 0], [0, 0, 1]]), scale_atoms=True)
+    data = PseudoLabeledDataModule([box, squeezed, *frames_of("CH4")], model, stresses=True)
+    calculator = MACECalculator(model_paths=[str(tmp_path / "tiny.model")], device="cpu", default_dtype="float64")
+    for frame in data.train_frames[:2]:
+        alone = frame.copy()
+        alone.calc = calculator
+        np.testing.assert_allclose(frame.info[STRESS_KEY], alone.get_stress(voigt=False), atol=1e-9)
+    assert not any(STRESS_KEY in frame.info for frame in data.train_frames[2:])  # a molecule has no volume

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from ase import Atoms
 from torch import nn
 
-from stable_plugin.evaluation.label_errors import predictions
+from stable_plugin.evaluation.label_errors import predict, predict_stresses, predictions
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
+from stable_plugin.md.compositions import group_by_system
 from stable_plugin.md.frames import Frames, read_frames
-from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, read_labeled
-from stable_plugin.models import load_potential
+from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY, read_labeled
+from stable_plugin.md.system import System
+from stable_plugin.models import find_potential, load_potential
 from stable_plugin.models.isolated_atoms import evenly_chosen, fit_offset
 from stable_plugin.runtime import checks
 
@@ -39,6 +42,8 @@ class PseudoLabeledDataModule(ExtxyzDataModule):
         share: Fraction of the training frames that the potential itself has labeled, between 0 and 1: frames of the kind that is
             rarer are repeated. Each frame counts once if None.
         batch_size: Frames per optimizer step.
+        stresses: Whether to label frames with stresses as well, where they are periodic in all directions. Set a ``stress_weight`` of
+            the module, or they are not used.
         **arguments: Further arguments of the loader of ``model``, such as ``task_name`` for fairchem.
 
     Raises:
@@ -58,6 +63,7 @@ class PseudoLabeledDataModule(ExtxyzDataModule):
         labeled_valid: Frames | None = None,
         share: float | None = None,
         batch_size: int = 10,
+        stresses: bool = False,
         **arguments: Any,
     ) -> None:
         if share is not None and labeled is None:
@@ -68,15 +74,21 @@ class PseudoLabeledDataModule(ExtxyzDataModule):
         own = [] if labeled is None else read_labeled(labeled, "labeled")
         own_valid = [] if labeled_valid is None else read_labeled(labeled_valid, "labeled_valid")
         shifts = _shifts(own, module) if own else {}
-        frames = pseudo_labeled(read_frames(train, "train"), module, shifts)
+        frames = pseudo_labeled(read_frames(train, "train"), module, shifts, stresses=stresses)
         if share is not None:
             frames, own = in_ratio(frames, own, share)
-        held_out = [] if valid is None else pseudo_labeled(read_frames(valid, "valid"), module, shifts)
+        held_out = (
+            [] if valid is None else pseudo_labeled(read_frames(valid, "valid"), module, shifts, stresses=stresses)
+        )
         super().__init__([*frames, *own], [*held_out, *own_valid] or None, batch_size)
 
 
 def pseudo_labeled(
-    frames: Sequence[Atoms], module: nn.Module, shifts: Mapping[int, float] = MappingProxyType({})
+    frames: Sequence[Atoms],
+    module: nn.Module,
+    shifts: Mapping[int, float] = MappingProxyType({}),
+    *,
+    stresses: bool = False,
 ) -> list[Atoms]:
     """Return copies of frames with the energies and forces that a potential has on them.
 
@@ -84,14 +96,21 @@ def pseudo_labeled(
         frames: Frames of any compositions; labels that they have are not used.
         module: Module that holds the potential.
         shifts: What to add to the energy of each atom, in eV by atomic number.
+        stresses: Whether to add stresses, where frames are periodic in all directions.
     """
     labeled = []
-    for own, energies, forces in predictions(module, frames):
-        for frame, energy, force in zip(own, energies.tolist(), forces.numpy(), strict=True):
+    for own in group_by_system(frames):
+        potential = find_potential(module, System.from_atoms(own[0], bonds=[]))
+        energies, forces = predict(potential, own)
+        with_stress = stresses and all(own[0].pbc)
+        own_stresses = predict_stresses(potential, own).numpy() if with_stress else repeat(None)
+        for frame, energy, force, stress in zip(own, energies.tolist(), forces.numpy(), own_stresses, strict=False):
             copy = frame.copy()  # without the calculator
             copy.info = {key: value for key, value in copy.info.items() if "stress" not in key.lower()}
             copy.info[ENERGY_KEY] = energy + sum(shifts.get(int(number), 0.0) for number in frame.numbers)
             copy.arrays[FORCES_KEY] = force
+            if stress is not None:
+                copy.info[STRESS_KEY] = stress
             labeled.append(copy)
     log.info("%d frames are labeled by %s itself", len(labeled), type(module).__name__)
     return labeled

@@ -6,8 +6,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from stable_plugin.integrations.lightning.callback import StABlECallback
 from stable_plugin.integrations.lightning.checkpoint_io import use_atomic_checkpoints
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.integrations.recipes.control import ReplayLearningRates
+from stable_plugin.integrations.recipes.correction import PairCorrection
 from stable_plugin.integrations.recipes.run_folder import RunFolder, package_versions, write_json
+from stable_plugin.md.system import System
+from stable_plugin.models import Potential
 from stable_plugin.runtime import checks
 from stable_plugin.runtime.atomic_files import atomic_write
 
@@ -54,10 +58,13 @@ class StABlEPipeline(RunFolder):
         control: Whether to train also with the energy/force loss alone, for the same number of optimizer steps and at
             the same learning rate, and to evaluate that too.
         title: Headline of the report.
+        correction: Pair potentials that the StABlE phase trains in the place of the model, which then learns the result;
+            ``control`` does not apply.
         output: File to write the repaired potential to, with the family's suffix; only the run folder has it if None.
 
     Raises:
-        ValueError: If the model lacks one of these methods, or the output has another suffix.
+        ValueError: If the model lacks one of these methods, the output has another suffix, or a correction comes with a control or
+            another objective than ``boltzmann``.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class StABlEPipeline(RunFolder):
         evaluation: Evaluator,
         control: bool = False,
         title: str = "StABlE training",
+        correction: PairCorrection | None = None,
         output: str | Path | None = None,
     ) -> None:
         missing = [name for name in MODULE_INTERFACE if not hasattr(model, name)]
@@ -81,7 +89,9 @@ class StABlEPipeline(RunFolder):
             )
         self.model, self.data, self.evaluation = model, data, evaluation
         self.supervised, self.stable, self.stable_trainer = supervised, stable, stable_trainer
-        self.control, self.title = control, title
+        self.control, self.title, self.correction = control, title, correction
+        if correction is not None:
+            _check_with_correction(control, stable)
         self.output = None if output is None else Path(output)
         if self.output is not None:
             require_suffix("runner.output", self.output, model.potential_suffix)
@@ -96,6 +106,7 @@ class StABlEPipeline(RunFolder):
             "evaluation",
             "control",
             "title",
+            "correction",
             "output",
         )
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
@@ -121,6 +132,9 @@ class StABlEPipeline(RunFolder):
             self.stable.validate(device)
         except (TypeError, ValueError) as error:
             raise ValueError(f"runner.stable: {error}") from error
+        if self.correction is not None:
+            _validate_trainer("runner.correction.copy_trainer", self.correction.copy_trainer, self._accelerator)
+            self.correction.validate(self.model.model, self.data.train_frames[0])
 
     def run_stages(self) -> Path:
         """Train, evaluate, repair, evaluate and write the report, leaving out what the run folder holds already.
@@ -128,9 +142,9 @@ class StABlEPipeline(RunFolder):
         Returns:
             Path of the report.
         """
-        module = self._trained("before", self.model, lambda: self._fit(self.supervised, "supervised", self.model, []))
+        module = self._trained("before", self.model, lambda: self._fit(self.supervised, "supervised", self.model))
         before = self._evaluated("before", module)
-        module = self._trained("after", module, lambda: self._run_stable_phase(module))
+        module = self._trained("after", module, lambda: self._repair(module))
         after = self._evaluated("after", module)
         phase = json.loads((self.folder / "stable_phase.json").read_text())
         control = self._run_control() if self.control else None
@@ -149,7 +163,14 @@ class StABlEPipeline(RunFolder):
     def _accelerator(self) -> str:
         return "cpu" if self.job.device == "cpu" else "gpu"
 
-    def _fit(self, make_trainer: Callable[..., Trainer], stage: str, module: Any, callbacks: list[Callback]) -> None:
+    def _fit(
+        self,
+        make_trainer: Callable[..., Trainer],
+        stage: str,
+        module: Any,
+        callbacks: Sequence[Callback] = (),
+        data: ExtxyzDataModule | None = None,
+    ) -> None:
         folder = self.folder / stage
         # An interrupted run resumes from the last epoch that was written as a whole.
         last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
@@ -167,17 +188,35 @@ class StABlEPipeline(RunFolder):
         use_atomic_checkpoints(trainer)
         self._trainer = trainer
         self.raise_if_stopped()
-        # Later stages start from the state of the supervised optimizer, which knows the curvature of the energy/force
-        # loss and so moves the weights that the fit does not depend on.
-        checkpoint = _newest_checkpoint(folder) or _newest_checkpoint(self.folder / "supervised")
+        checkpoint = _newest_checkpoint(folder)
+        if checkpoint is None and module is self.model:
+            # Later stages start from the state of the supervised optimizer, which knows the curvature of the energy/force
+            # loss and so moves the weights that the fit does not depend on.
+            checkpoint = _newest_checkpoint(self.folder / "supervised")
         # weights_only: a checkpoint that somebody else has put here must not run code.
-        trainer.fit(module, self.data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, data or self.data, ckpt_path=checkpoint, weights_only=True)
         module.to(self.device)  # Lightning leaves it on the CPU
+
+    def _repair(self, module: Any) -> None:
+        if self.correction is None:
+            self._run_stable_phase(module)
+            self._remove_energy_offset(module, self.stable.loop.potential)
+        else:
+            self._correct(module, self.correction)
+
+    def _correct(self, module: Any, correction: PairCorrection) -> None:
+        """Train pair potentials beside the model, and the model on the result."""
+        corrected = correction.module(module.model)
+        self._trained("corrected", corrected, lambda: self._run_stable_phase(corrected))
+        copy = correction.copy(model=deepcopy(module.model))
+        self._fit(correction.copy_trainer, "copy", copy, data=correction.copy_data(model=corrected.model))
+        module.model = copy.model
+        system = System.from_atoms(self.data.train_frames[0], bonds=[])
+        self._remove_energy_offset(module, module.stable_potential(system))
 
     def _run_stable_phase(self, module: LightningModule) -> None:
         began = time.perf_counter()
         self._fit(self.stable_trainer, "stable", module, [self.stable])
-        self._remove_energy_offset(module)
         loop = self.stable.loop
         phase = {
             "windows": [vars(entry) for entry in loop.windows],
@@ -189,9 +228,8 @@ class StABlEPipeline(RunFolder):
         write_json(self.folder / "learning_rates.json", loop.learning_rates)
         write_json(self.folder / "stable_phase.json", phase)
 
-    def _remove_energy_offset(self, module: Any) -> None:
+    def _remove_energy_offset(self, module: Any, potential: Potential) -> None:
         """Shift the energies back: observables do not depend on a constant, and adaptive optimizers let it drift."""
-        potential = self.stable.loop.potential
         symbols = list(potential.system.symbols)
         frames = [frame for frame in self.data.train_frames if frame.get_chemical_symbols() == symbols]
         if frames:
@@ -216,7 +254,7 @@ class StABlEPipeline(RunFolder):
             train()
             module.save_weights(weights)
         # For other programs: a pickle, which is written here and never read.
-        potential = self.folder / f"{name}{self.model.potential_suffix}"
+        potential = self.folder / f"{name}{module.potential_suffix}"
         if not potential.is_file():
             module.save_potential(potential)
         return module
@@ -249,6 +287,20 @@ class StABlEPipeline(RunFolder):
             (self.folder / name).unlink(missing_ok=True)
         for name in ("figures", SYSTEMS_FOLDER):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _check_with_correction(control: bool, stable: StABlECallback) -> None:
+    """Raise an error if a setting has no meaning where pair potentials are trained."""
+    if control:
+        raise ValueError(
+            "runner.control=True with runner.correction: the copy takes other optimizer steps than the pair potentials, so "
+            "there is no control. Set control: false."
+        )
+    if stable.config.objective != "boltzmann":
+        raise ValueError(
+            f"runner.stable.objective={stable.config.objective!r} with runner.correction: pair potentials are trained on "
+            "observables alone. Set objective: boltzmann."
+        )
 
 
 def _validate_trainer(path: str, make_trainer: Callable[..., Trainer], accelerator: str) -> None:

@@ -1,0 +1,85 @@
+"""Correction of a potential in a recipe: pair potentials that reproduce observables, and a copy that learns the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from ase import Atoms
+from pytorch_lightning import LightningModule, Trainer
+
+from stable_plugin.integrations.lightning.data import ExtxyzDataModule
+from stable_plugin.md.system import System
+from stable_plugin.models import NoInteraction
+from stable_plugin.models.fine_tuning import FineTuningModule
+from stable_plugin.models.pair_correction import PairCorrected
+
+LEARNING_RATE = 5e-4
+"""Learning rate in eV, unless the callback has one."""
+
+BETAS = (0.5, 0.9)
+"""Momenta of Adam. A correction takes a few dozen steps, and the usual averages over tens and thousands of steps come too late."""
+
+
+@dataclass(frozen=True)
+class PairCorrection:
+    """How a recipe corrects a potential: pair potentials are trained on the observables, then a copy learns the result.
+
+    The pair potentials are those of :class:`~stable_plugin.models.PairCorrected`, trained beside the user's energies and forces. The
+    copy starts from the potential as it was before and learns energies, forces and stresses of the corrected one; it is what the
+    recipe returns, in the format of its family.
+
+    Args:
+        pairs: Smallest distance in Å of each pair of elements, such as ``{"O-O": 2.0, "O-H": 1.3}``.
+        cutoff: Largest distance in Å, at most the cutoff of the model.
+        copy: Returns the module to train as the copy, from ``model=``, the model before.
+        copy_data: Returns the frames to train it on, from ``model=``, the corrected potential; a partial
+            :class:`~stable_plugin.PseudoLabeledDataModule`.
+        copy_trainer: Returns the Trainer of the copy, from further keyword arguments.
+        spacing: Distance of the splines in Å.
+
+    Raises:
+        ValueError: If a pair or a distance is not valid.
+    """
+
+    pairs: Mapping[str, float]
+    cutoff: float
+    copy: Callable[..., LightningModule]
+    copy_data: Callable[..., ExtxyzDataModule]
+    copy_trainer: Callable[..., Trainer]
+    spacing: float = 0.25
+
+    def __post_init__(self) -> None:
+        self._corrected(NoInteraction())
+
+    def _corrected(self, model: Any) -> PairCorrected:
+        return PairCorrected(model, self.pairs, self.cutoff, self.spacing)
+
+    def module(self, model: Any) -> FineTuningModule:
+        """Return the module that trains the pair potentials.
+
+        Args:
+            model: The model to correct, which is copied.
+        """
+        return FineTuningModule(
+            self._corrected(deepcopy(model)),
+            trainable="correction.*",
+            E0s="model",
+            optimizer=partial(torch.optim.Adam, lr=LEARNING_RATE, betas=BETAS),
+        )
+
+    def validate(self, model: Any, frame: Atoms) -> None:
+        """Raise an error unless the model can be corrected.
+
+        Args:
+            model: The model.
+            frame: A structure that it is applied to.
+
+        Raises:
+            ValueError: If the model builds its own graph, or has a shorter cutoff.
+        """
+        self._corrected(model).stable_potential(System.from_atoms(frame, bonds=[]))
