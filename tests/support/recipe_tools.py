@@ -77,7 +77,10 @@ TINY = {
     },
     "water_experiment": {
         "size": "quick",
-        "sizes.quick": {**SIZE, "window_ps": 0.01, "copy_epochs": 1},
+        "sizes.quick": {**SIZE, "window_ps": 0.01, "copy_epochs": 1, "repair_ps": 0.005, "repairs": 1},
+        "runner.correction.repair.record_every_fs": 5.0,
+        "runner.correction.repair.steps_per_window": 3,
+        "runner.correction.repair.schedule.max_failures_per_ns": 4e5,
         "runner.stable.record_every_fs": 5.0,
         "runner.evaluation.record_every_fs": 5.0,
     },

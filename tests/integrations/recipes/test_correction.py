@@ -10,6 +10,7 @@ from pair_quadrature import Gaussians
 from pytorch_lightning import Trainer
 
 from stable_plugin import (
+    BondLimits,
     Evaluator,
     ExtxyzDataModule,
     Langevin,
@@ -46,8 +47,21 @@ def frames():
 
 
 def correction(frames, **changes):
-    trainer = partial(Trainer, max_epochs=40, enable_progress_bar=False, enable_model_summary=False)
+    trainer = partial(Trainer, max_epochs=-1, enable_progress_bar=False, enable_model_summary=False)
+    repair = StABlECallback(
+        structures=frames,
+        reference=frames,
+        integrator=Langevin(300.0, 0.5, 5.0),
+        detector=BondLimits(300.0),
+        n_replicas=2,
+        window_ps=0.01,
+        record_every_fs=2.5,
+        check_every_fs=2.5,
+        start_epoch=40,
+        schedule=Schedule(max_failures_per_ns=1e5, max_windows=1, min_windows=1),
+    )
     settings = {
+        "repair": repair,
         "pairs": PAIRS,
         "cutoff": CUTOFF,
         "copy": partial(MACEModule, E0s="model", lr=0.02, stress_weight=100.0),
@@ -108,6 +122,12 @@ def test_the_copy_learns_the_corrected_potential(frames, tmp_path):
         for name, model in (("before", before), ("after", after))
     }
     assert force_error["after"] < 0.7 * force_error["before"]
+
+    # Its repair has the frames of the corrected potential, and windows of its own after it.
+    stable, copy = (json.loads((tmp_path / f"{name}_phase.json").read_text()) for name in ("stable", "copy"))
+    assert copy["optimizer_steps"] > 0
+    assert report["windows"] == [*stable["windows"], *copy["windows"]]
+    assert report["verifications"] == copy["verifications"]
 
     # An interrupted copy does not repeat what came before it.
     (tmp_path / "after.ckpt").unlink()

@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from pytorch_lightning import LightningModule, Trainer
 
+from stable_plugin.integrations.lightning.callback import StABlECallback
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.md.system import System
 from stable_plugin.models import NoInteraction
@@ -40,6 +41,8 @@ class PairCorrection:
         copy_data: Returns the frames to train it on, from ``model=``, the corrected potential; a partial
             :class:`~stable_plugin.PseudoLabeledDataModule`.
         copy_trainer: Returns the Trainer of the copy, from further keyword arguments.
+        repair: Repairs the copy where it fails, while it learns: with ``start_epoch`` epochs of learning alone before. None if the
+            copy only learns.
         spacing: Distance of the splines in Å.
 
     Raises:
@@ -51,6 +54,7 @@ class PairCorrection:
     copy: Callable[..., LightningModule]
     copy_data: Callable[..., ExtxyzDataModule]
     copy_trainer: Callable[..., Trainer]
+    repair: StABlECallback | None = None
     spacing: float = 0.25
 
     def __post_init__(self) -> None:
@@ -72,14 +76,17 @@ class PairCorrection:
             optimizer=partial(torch.optim.Adam, lr=LEARNING_RATE, betas=BETAS),
         )
 
-    def validate(self, model: Any, frame: Atoms) -> None:
-        """Raise an error unless the model can be corrected.
+    def validate(self, model: Any, frame: Atoms, device: torch.device) -> None:
+        """Raise an error unless the model can be corrected and the copy repaired.
 
         Args:
             model: The model.
             frame: A structure that it is applied to.
+            device: Device that the copy will be on.
 
         Raises:
-            ValueError: If the model builds its own graph, or has a shorter cutoff.
+            ValueError: If the model builds its own graph, or has a shorter cutoff, or settings of the repair do not fit.
         """
+        if self.repair is not None:
+            self.repair.validate(device)
         self._corrected(model).stable_potential(System.from_atoms(frame, bonds=[]))

@@ -134,7 +134,10 @@ class StABlEPipeline(RunFolder):
             raise ValueError(f"runner.stable: {error}") from error
         if self.correction is not None:
             _validate_trainer("runner.correction.copy_trainer", self.correction.copy_trainer, self._accelerator)
-            self.correction.validate(self.model.model, self.data.train_frames[0])
+            try:
+                self.correction.validate(self.model.model, self.data.train_frames[0], device)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"runner.correction: {error}") from error
 
     def run_stages(self) -> Path:
         """Train, evaluate, repair, evaluate and write the report, leaving out what the run folder holds already.
@@ -146,7 +149,7 @@ class StABlEPipeline(RunFolder):
         before = self._evaluated("before", module)
         module = self._trained("after", module, lambda: self._repair(module))
         after = self._evaluated("after", module)
-        phase = json.loads((self.folder / "stable_phase.json").read_text())
+        phase = self._phase()
         control = self._run_control() if self.control else None
         report = self._report(phase, before, after, control)
         if self.output is not None:
@@ -208,16 +211,31 @@ class StABlEPipeline(RunFolder):
         """Train pair potentials beside the model, and the model on the result."""
         corrected = correction.module(module.model)
         self._trained("corrected", corrected, lambda: self._run_stable_phase(corrected))
-        copy = correction.copy(model=deepcopy(module.model))
-        self._fit(correction.copy_trainer, "copy", copy, data=correction.copy_data(model=corrected.model))
+        copy, data = correction.copy(model=deepcopy(module.model)), correction.copy_data(model=corrected.model)
+        if correction.repair is None:
+            self._fit(correction.copy_trainer, "copy", copy, data=data)
+        else:
+            self._run_phase("copy", correction.copy_trainer, copy, correction.repair, data)
         module.model = copy.model
         system = System.from_atoms(self.data.train_frames[0], bonds=[])
         self._remove_energy_offset(module, module.stable_potential(system))
 
     def _run_stable_phase(self, module: LightningModule) -> None:
+        self._run_phase("stable", self.stable_trainer, module, self.stable, self.data)
+        write_json(self.folder / "learning_rates.json", self.stable.loop.learning_rates)
+
+    def _run_phase(
+        self,
+        name: str,
+        make_trainer: Callable[..., Trainer],
+        module: LightningModule,
+        callback: StABlECallback,
+        data: ExtxyzDataModule,
+    ) -> None:
+        """Train with a callback, and write what its windows have found."""
         began = time.perf_counter()
-        self._fit(self.stable_trainer, "stable", module, [self.stable])
-        loop = self.stable.loop
+        self._fit(make_trainer, name, module, [callback], data)
+        loop = callback.loop
         phase = {
             "windows": [vars(entry) for entry in loop.windows],
             "verifications": [vars(entry) for entry in loop.verifications()],
@@ -225,8 +243,15 @@ class StABlEPipeline(RunFolder):
             "md_steps": loop.md_steps,
             "optimizer_steps": len(loop.learning_rates),
         }
-        write_json(self.folder / "learning_rates.json", loop.learning_rates)
-        write_json(self.folder / "stable_phase.json", phase)
+        write_json(self.folder / f"{name}_phase.json", phase)
+
+    def _phase(self) -> dict[str, Any]:
+        """Return what the windows of all phases have found; verified is what the last one has."""
+        names = [name for name in ("stable", "copy") if (self.folder / f"{name}_phase.json").is_file()]
+        phases = [json.loads((self.folder / f"{name}_phase.json").read_text()) for name in names]
+        both = {key: sum(phase[key] for phase in phases) for key in ("wall_s", "md_steps", "optimizer_steps")}
+        windows = [window for phase in phases for window in phase["windows"]]
+        return {"windows": windows, "verifications": phases[-1]["verifications"], **both}
 
     def _remove_energy_offset(self, module: Any, potential: Potential) -> None:
         """Shift the energies back: observables do not depend on a constant, and adaptive optimizers let it drift."""
