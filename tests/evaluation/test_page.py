@@ -127,6 +127,13 @@ def test_page_without_labeled_frames(tmp_path: Path) -> None:
     assert "meV" not in summary(report)
 
 
+@pytest.mark.parametrize(("xlabel", "sentence"), [("bond", "reference, for each bond."), ("", "reference. Error")])
+def test_caption_names_what_the_bars_are(tmp_path: Path, xlabel: str, sentence: str) -> None:
+    report, curves = fabricated()
+    curves["axes"]["bond_lengths"]["xlabel"] = xlabel
+    assert sentence in Page(write_report(tmp_path / "run", report, curves).read_text(encoding="utf-8")).text
+
+
 def test_page_escapes_hostile_text(tmp_path: Path) -> None:
     report, curves = fabricated()
     report["title"] = HOSTILE

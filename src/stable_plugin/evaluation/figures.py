@@ -147,9 +147,10 @@ def _observable(
     else:
         names = [truncate(str(label), 16) for label in x]
         figure = _bar_figure(names, target, means, errors, labels, (xlabel, deviation_label))
+        for_each = f", for each {xlabel}" if xlabel else ""
         caption = (
-            f"Mean over the simulated frames of each model, each replica up to its failure, minus the reference, for each "
-            f"{xlabel}. Error bars: ± 2 standard errors."
+            f"Mean over the simulated frames of each model, each replica up to its failure, minus the reference{for_each}. Error "
+            "bars: ± 2 standard errors."
         )
     return Drawing(slug, figure, wording.observable_name(name), caption)
 
