@@ -63,7 +63,7 @@ def text(results: dict[str, dict[str, Any]]) -> str:
             worse += [
                 f"- {case.system}, {case.architecture}, seed {seed}: {what}." for seed, what in _worse(case, results)
             ]
-    if any(name.partition("-margin-")[1] for name in results):
+    if any(piece.objective == "margin" for name, piece in PIECES.items() if name in results):
         sections.append(WORSE + "\n" + ("\n".join(worse) or "Nothing, in the pieces that are done.") + "\n")
     return "\n".join(sections)
 
@@ -120,15 +120,12 @@ def _section(case: Case, results: dict[str, dict[str, Any]], stages: dict[tuple[
 
 def _other_conditions(stages: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
     """Return a table of the failure rates at other temperatures and timesteps, where they were measured."""
-    rows = [
-        [str(seed), row, *(rate(each) for each in stage["other_conditions"])]
-        for (seed, row), stage in stages.items()
-        if "other_conditions" in stage
-    ]
-    if not rows:
+    measured = {key: stage["other_conditions"] for key, stage in stages.items() if "other_conditions" in stage}
+    if not measured:
         return []
-    measured = next(stage["other_conditions"] for stage in stages.values() if "other_conditions" in stage)
-    heads = [f"{number(each['temperature_K'])} K, {number(each['timestep_fs'])} fs" for each in measured]
+    rows = [[str(seed), row, *map(rate, conditions)] for (seed, row), conditions in measured.items()]
+    conditions = next(iter(measured.values()))
+    heads = [f"{number(each['temperature_K'])} K, {number(each['timestep_fs'])} fs" for each in conditions]
     return [
         "\nFailures per ns at temperatures and timesteps that were not trained at:\n",
         *table(["seed", "", *heads], rows),

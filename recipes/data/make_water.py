@@ -104,18 +104,13 @@ def simulate(out: Path, temperature_K: float, n_frames: int, equilibration_ps: f
     print(f"{out}: {n_frames} frames, mean kinetic temperature {kinetic_K:.0f} K")
 
 
-def load(trajectory_file: Path) -> dict:
-    """Load a trajectory, with the names that extxyz files have."""
+def cut(trajectory_file: Path, out: Path) -> None:
+    """Cut the extxyz files from a trajectory: first half to learn from, second half to evaluate on."""
     with np.load(trajectory_file) as file:
         trajectory = {key: file[key] for key in ("z", "dt_fs", "T", "cell")}
         trajectory |= {"positions": file["R"], "REF_energy": file["E"], "REF_forces": file["F"]}
         velocities = file["V"].astype("f8") / units.fs
-    return trajectory | {"momenta": atomic_masses[trajectory["z"]][:, None] * velocities}
-
-
-def cut(trajectory_file: Path, out: Path) -> None:
-    """Cut the extxyz files from a trajectory: first half to learn from, second half to evaluate on."""
-    trajectory = load(trajectory_file)
+    trajectory["momenta"] = atomic_masses[trajectory["z"]][:, None] * velocities
     temperature_K, n_frames = float(trajectory["T"]), len(trajectory["positions"])
     half = n_frames // 2
     learn = int((1 - GAP) * half)

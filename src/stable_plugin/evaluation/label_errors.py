@@ -140,6 +140,17 @@ def mean_absolute_errors(module: Any, labeled: Sequence[Atoms] | None) -> dict[s
     return errors
 
 
+def potentials(module: Any, frames: Sequence[Atoms]) -> Iterator[tuple[list[Atoms], Potential]]:
+    """Yield the frames of each system, with the potential of that system.
+
+    Args:
+        module: Module that holds the potential.
+        frames: Frames of any compositions.
+    """
+    for own in group_by_system(frames):
+        yield own, find_potential(module, System.from_atoms(own[0], bonds=[]))
+
+
 def predictions(module: Any, frames: Sequence[Atoms]) -> Iterator[tuple[list[Atoms], Tensor, Tensor]]:
     """Yield the frames of each system, with their energies and forces as :func:`predict` returns them.
 
@@ -147,8 +158,8 @@ def predictions(module: Any, frames: Sequence[Atoms]) -> Iterator[tuple[list[Ato
         module: Module that holds the potential.
         frames: Frames of any compositions.
     """
-    for own in group_by_system(frames):
-        yield own, *predict(find_potential(module, System.from_atoms(own[0], bonds=[])), own)
+    for own, potential in potentials(module, frames):
+        yield own, *predict(potential, own)
 
 
 def _predict_all(module: Any, labeled: Sequence[Atoms]) -> tuple[list[Atoms], list[float], list[Tensor]]:

@@ -26,7 +26,7 @@ class PairCorrected(nn.Module):
     .. math:: U(\mathbf{r}) = U_\mathrm{model}(\mathbf{r}) + \sum_{i<j} u_{ij}(r_{ij}), \qquad u(r) = \sum_k c_k B_k(r)
 
     The :math:`B_k` are cubic B-splines between the smallest distance of the pair and the cutoff; u, u' and u'' are zero at both
-    ends. Gradients of observables from a few dozen frames are noisy: ten or so coefficients a pair can follow them where the
+    ends. Gradients of observables from a few dozen frames are noisy: a few coefficients a pair can follow them where the
     thousands of weights of a network cannot. All coefficients are zero at first.
 
     Train it with ``FineTuningModule(model, trainable="correction.*")`` and ``StABlECallback(objective="boltzmann", ...)``. The result

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pair_quadrature import Gaussians
 from pytorch_lightning import Trainer
+from small_training import short_callback
 
 from stable_plugin import (
     BondLimits,
@@ -19,8 +20,6 @@ from stable_plugin import (
     Pressure,
     PseudoLabeledDataModule,
     Schedule,
-    StABlECallback,
-    SystemConfig,
 )
 from stable_plugin.evaluation.label_errors import mean_absolute_errors
 from stable_plugin.integrations.lightning.pseudolabels import pseudo_labeled
@@ -31,6 +30,7 @@ from stable_plugin.testing.tools import small_water_box
 
 PAIRS = {"O-H": 1.3}
 CUTOFF = 3.0
+INTEGRATOR = Langevin(300.0, 0.5, 5.0)
 MACE = {"r_max": 3.0, "hidden_irreps": "4x0e", "max_ell": 1, "correlation": 1, "radial_MLP": [8]}
 
 
@@ -48,15 +48,12 @@ def frames():
 
 def correction(frames, **changes):
     trainer = partial(Trainer, max_epochs=-1, enable_progress_bar=False, enable_model_summary=False)
-    repair = StABlECallback(
+    repair = short_callback(
+        objective="margin",
         structures=frames,
-        reference=frames,
-        integrator=Langevin(300.0, 0.5, 5.0),
+        integrator=INTEGRATOR,
         detector=BondLimits(300.0),
         n_replicas=2,
-        window_ps=0.01,
-        record_every_fs=2.5,
-        check_every_fs=2.5,
         start_epoch=40,
         schedule=Schedule(max_failures_per_ns=1e5, max_windows=1, min_windows=1),
     )
@@ -71,31 +68,29 @@ def correction(frames, **changes):
     return PairCorrection(**{**settings, **changes})
 
 
-def pipeline(frames, folder, fix=None, objective="boltzmann", observables=None, **changes):
+def pipeline(frames, folder, objective="boltzmann", **changes):
     trainer = partial(Trainer, max_epochs=10, enable_progress_bar=False, enable_model_summary=False)
-    integrator = Langevin(300.0, 0.5, 5.0)
-    pressure = Pressure(target_GPa=-5.0, scale=0.1) if observables is None else observables
     settings = {
         "model": MACEModule(**MACE, lr=0.02),
         "data": ExtxyzDataModule(frames, frames[:1], batch_size=2),
         "supervised": trainer,
-        "stable": StABlECallback(
+        "stable": short_callback(
             objective=objective,
-            systems=[SystemConfig(structures=frames, integrator=integrator, detector=NonFinite(), observables=pressure)],
+            structures=frames,
+            integrator=INTEGRATOR,
+            detector=NonFinite(),
+            observables=Pressure(target_GPa=-5.0, scale=0.1),
             n_replicas=2,
-            window_ps=0.01,
-            record_every_fs=2.5,
-            check_every_fs=2.5,
             steps_per_window=3,
             learning_rate=0.02,
             schedule=Schedule(max_failures_per_ns=1e5, max_windows=2, max_observable_loss=1e-3),
         ),
         "stable_trainer": partial(trainer, max_epochs=-1),
         "evaluation": Evaluator(
-            frames, integrator=integrator, detector=NonFinite(), labeled=frames, observables=[Pressure(target_GPa=-5.0)],
+            frames, integrator=INTEGRATOR, detector=NonFinite(), labeled=frames, observables=[Pressure(target_GPa=-5.0)],
             n_replicas=2, horizons_ps=[0.01], record_every_fs=2.5, check_every_fs=2.5,
         ),
-        "correction": correction(frames) if fix is None else fix,
+        "correction": correction(frames),
     }  # fmt: skip
     made = StABlEPipeline(**{**settings, **changes})
     made.job = Job(folder)

@@ -13,13 +13,11 @@ import torch
 from ase import Atoms
 from torch import nn
 
-from stable_plugin.evaluation.label_errors import predict, predict_stresses, predictions
+from stable_plugin.evaluation.label_errors import potentials, predict, predict_stresses, predictions
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
-from stable_plugin.md.compositions import group_by_system
 from stable_plugin.md.frames import Frames, read_frames
 from stable_plugin.md.labels import ENERGY_KEY, FORCES_KEY, STRESS_KEY, read_labeled
-from stable_plugin.md.system import System
-from stable_plugin.models import find_potential, load_potential
+from stable_plugin.models import load_potential
 from stable_plugin.models.isolated_atoms import evenly_chosen, fit_offset
 from stable_plugin.runtime import checks
 
@@ -99,8 +97,7 @@ def pseudo_labeled(
         stresses: Whether to add stresses, where frames are periodic in all directions.
     """
     labeled = []
-    for own in group_by_system(frames):
-        potential = find_potential(module, System.from_atoms(own[0], bonds=[]))
+    for own, potential in potentials(module, frames):
         energies, forces = predict(potential, own)
         with_stress = stresses and all(own[0].pbc)
         own_stresses = predict_stresses(potential, own).numpy() if with_stress else repeat(None)

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +210,7 @@ class StABlEPipeline(RunFolder):
         """Train pair potentials beside the model, and the model on the result."""
         corrected = correction.module(module.model)
         self._trained("corrected", corrected, lambda: self._run_stable_phase(corrected))
-        copy, data = correction.copy(model=deepcopy(module.model)), correction.copy_data(model=corrected.model)
+        copy, data = correction.copy(model=module.model), correction.copy_data(model=corrected.model)
         if correction.repair is None:
             self._fit(correction.copy_trainer, "copy", copy, data=data)
         else:
