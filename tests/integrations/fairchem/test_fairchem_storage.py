@@ -154,7 +154,6 @@ def test_runner_stops_when_the_signal_is_lost(tmp_path):
     runner.raise_if_stopped()
     runner.data = ExtxyzDataModule(ASPIRIN)
     module = MACEModule(r_max=4.0, hidden_irreps="4x0e", max_ell=1, correlation=1, radial_MLP=[8])
-    runner.model = module
     callback = Signaled(n_replicas=2, window_ps=0.1, check_every_fs=5.0, execution=Execution(compile=False, threads=1))
     with pytest.raises(SystemExit):
         runner._fit(partial(Trainer, max_epochs=1, enable_progress_bar=False), "stable", module, [callback])

@@ -47,14 +47,13 @@ def frames():
 
 
 def correction(frames, **changes):
-    trainer = partial(Trainer, max_epochs=-1, enable_progress_bar=False, enable_model_summary=False)
+    trainer = partial(Trainer, max_epochs=40, enable_progress_bar=False, enable_model_summary=False)
     repair = short_callback(
         objective="margin",
         structures=frames,
         integrator=INTEGRATOR,
         detector=BondLimits(300.0),
         n_replicas=2,
-        start_epoch=40,
         schedule=Schedule(max_failures_per_ns=1e5, max_windows=1, min_windows=1),
     )
     settings = {
@@ -104,25 +103,30 @@ def test_the_copy_learns_the_corrected_potential(frames, tmp_path):
     run.run()
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["optimizer_steps"] > 0
-    before = MACEModule(model=tmp_path / "before.model").model
-    after = MACEModule(model=tmp_path / "after.model").model
-    corrected = correction(frames).module(before)
+    before, repaired, after = (
+        MACEModule(model=tmp_path / f"{name}.model").model for name in ("before", "repaired", "after")
+    )
+    corrected = correction(frames).module(repaired)
     corrected.load_weights(tmp_path / "corrected.ckpt")
     assert max(coefficients.abs().max() for coefficients in corrected.model.correction.values()) > 0.01
-    for ours, theirs in zip(corrected.model.model.parameters(), before.parameters(), strict=True):
+    for ours, theirs in zip(corrected.model.model.parameters(), repaired.parameters(), strict=True):
         assert torch.equal(ours, theirs)  # the pair potentials alone were trained
     wanted = pseudo_labeled(frames, corrected.model)
     force_error = {
         name: mean_absolute_errors(model, wanted)["force_mae_mev_per_A"]
-        for name, model in (("before", before), ("after", after))
+        for name, model in (("repaired", repaired), ("after", after))
     }
-    assert force_error["after"] < 0.7 * force_error["before"]
+    assert force_error["after"] < 0.7 * force_error["repaired"]
 
-    # Its repair has the frames of the corrected potential, and windows of its own after it.
-    stable, copy = (json.loads((tmp_path / f"{name}_phase.json").read_text()) for name in ("stable", "copy"))
-    assert copy["optimizer_steps"] > 0
-    assert report["windows"] == [*stable["windows"], *copy["windows"]]
-    assert report["verifications"] == copy["verifications"]
+    # The model is repaired before, and its copy after.
+    names = ("repair", "stable", "copy_repair")
+    phases = [json.loads((tmp_path / f"{name}_phase.json").read_text()) for name in names]
+    assert all(phase["optimizer_steps"] > 0 for phase in phases)
+    assert not all(
+        torch.equal(one, other) for one, other in zip(repaired.parameters(), before.parameters(), strict=True)
+    )
+    assert report["windows"] == [window for phase in phases for window in phase["windows"]]
+    assert report["verifications"] == phases[-1]["verifications"]
 
     # An interrupted copy does not repeat what came before it.
     (tmp_path / "after.ckpt").unlink()

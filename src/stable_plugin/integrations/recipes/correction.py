@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from pytorch_lightning import LightningModule, Trainer
 
+from stable_plugin.algorithm.normalized_descent import NormalizedDescent
 from stable_plugin.integrations.lightning.callback import StABlECallback
 from stable_plugin.integrations.lightning.data import ExtxyzDataModule
 from stable_plugin.md.system import System
@@ -20,10 +21,7 @@ from stable_plugin.models.fine_tuning import FineTuningModule
 from stable_plugin.models.pair_correction import PairCorrected
 
 LEARNING_RATE = 5e-4
-"""Learning rate in eV, unless the callback has one."""
-
-BETAS = (0.5, 0.9)
-"""Momenta of Adam. A correction takes a few dozen steps, and the usual averages over tens and thousands of steps come too late."""
+"""Root mean square of the steps of the coefficients in eV, unless the callback has a learning rate."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class PairCorrection:
     """How a recipe corrects a potential: pair potentials are trained on the observables, then a copy learns the result.
 
     The pair potentials are those of :class:`~stable_plugin.models.PairCorrected`, trained beside the user's energies and forces. The
-    copy starts from the potential as it was before and learns energies, forces and stresses of the corrected one; it is what the
+    copy starts from the potential without them and learns energies, forces and stresses of the corrected one; it is what the
     recipe returns, in the format of its family.
 
     Args:
@@ -41,8 +39,8 @@ class PairCorrection:
         copy_data: Returns the frames to train it on, from ``model=``, the corrected potential; a partial
             :class:`~stable_plugin.PseudoLabeledDataModule`.
         copy_trainer: Returns the Trainer of the copy, from further keyword arguments.
-        repair: Repairs the copy where it fails, while it learns: with ``start_epoch`` epochs of learning alone before. None if the
-            copy only learns.
+        repair: Repairs the model before, as frames of replicas that fail do not count for observables, and the copy after, beside
+            what they were trained on. None if neither fails.
         spacing: Distance of the splines in Å.
 
     Raises:
@@ -73,16 +71,16 @@ class PairCorrection:
             self._corrected(deepcopy(model)),
             trainable="correction.*",
             E0s="model",
-            optimizer=partial(torch.optim.Adam, lr=LEARNING_RATE, betas=BETAS),
+            optimizer=partial(NormalizedDescent, lr=LEARNING_RATE),
         )
 
     def validate(self, model: Any, frame: Atoms, device: torch.device) -> None:
-        """Raise an error unless the model can be corrected and the copy repaired.
+        """Raise an error unless the model can be corrected and repaired.
 
         Args:
             model: The model.
             frame: A structure that it is applied to.
-            device: Device that the copy will be on.
+            device: Device that it will be on.
 
         Raises:
             ValueError: If the model builds its own graph, or has a shorter cutoff, or settings of the repair do not fit.

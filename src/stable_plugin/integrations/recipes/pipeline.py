@@ -8,6 +8,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +159,8 @@ class StABlEPipeline(RunFolder):
 
     def _write_output(self, output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(output, "repaired potential") as partial:
-            shutil.copyfile(self.folder / f"after{self.model.potential_suffix}", partial)
+        with atomic_write(output, "repaired potential") as unfinished:
+            shutil.copyfile(self.folder / f"after{self.model.potential_suffix}", unfinished)
         print(f"Repaired potential: {output}", flush=True)
 
     @property
@@ -172,7 +174,9 @@ class StABlEPipeline(RunFolder):
         module: Any,
         callbacks: Sequence[Callback] = (),
         data: ExtxyzDataModule | None = None,
+        after: str | None = None,
     ) -> None:
+        """Train in a stage, which resumes if it was interrupted, or goes on from the optimizer of the stage ``after``."""
         folder = self.folder / stage
         # An interrupted run resumes from the last epoch that was written as a whole.
         last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
@@ -191,36 +195,52 @@ class StABlEPipeline(RunFolder):
         self._trainer = trainer
         self.raise_if_stopped()
         checkpoint = _newest_checkpoint(folder)
-        if checkpoint is None and module is self.model:
-            # Later stages start from the state of the supervised optimizer, which knows the curvature of the energy/force
-            # loss and so moves the weights that the fit does not depend on.
-            checkpoint = _newest_checkpoint(self.folder / "supervised")
+        if checkpoint is None and after is not None:
+            # The optimizer of the supervised stage knows the curvature of the energy/force loss, and so moves the weights that
+            # the fit does not depend on.
+            checkpoint = _newest_checkpoint(self.folder / after)
         # weights_only: a checkpoint that somebody else has put here must not run code.
         trainer.fit(module, data or self.data, ckpt_path=checkpoint, weights_only=True)
         module.to(self.device)  # Lightning leaves it on the CPU
 
     def _repair(self, module: Any) -> None:
         if self.correction is None:
-            self._run_stable_phase(module)
+            self._run_stable_phase(module, after="supervised")
             self._remove_energy_offset(module, self.stable.loop.potential)
         else:
             self._correct(module, self.correction)
 
     def _correct(self, module: Any, correction: PairCorrection) -> None:
         """Train pair potentials beside the model, and the model on the result."""
+        if correction.repair is not None:
+            repair = partial(
+                self._run_repair, "repair", self.supervised, module, correction.repair, self.data, "supervised"
+            )
+            self._trained("repaired", module, repair)
         corrected = correction.module(module.model)
         self._trained("corrected", corrected, lambda: self._run_stable_phase(corrected))
         copy, data = correction.copy(model=module.model), correction.copy_data(model=corrected.model)
-        if correction.repair is None:
-            self._fit(correction.copy_trainer, "copy", copy, data=data)
-        else:
-            self._run_phase("copy", correction.copy_trainer, copy, correction.repair, data)
+        self._trained("copy", copy, lambda: self._fit(correction.copy_trainer, "copy", copy, data=data))
+        if correction.repair is not None:
+            self._run_repair("copy_repair", correction.copy_trainer, copy, correction.repair, data, "copy")
         module.model = copy.model
         system = System.from_atoms(self.data.train_frames[0], bonds=[])
         self._remove_energy_offset(module, module.stable_potential(system))
 
-    def _run_stable_phase(self, module: LightningModule) -> None:
-        self._run_phase("stable", self.stable_trainer, module, self.stable, self.data)
+    def _run_repair(
+        self,
+        name: str,
+        make_trainer: Callable[..., Trainer],
+        module: LightningModule,
+        callback: StABlECallback,
+        data: ExtxyzDataModule,
+        after: str,
+    ) -> None:
+        """Train on as in the stage before, until the callback finds no failures."""
+        self._run_phase(name, partial(make_trainer, max_epochs=-1), module, deepcopy(callback), data, after)
+
+    def _run_stable_phase(self, module: LightningModule, after: str | None = None) -> None:
+        self._run_phase("stable", self.stable_trainer, module, self.stable, self.data, after)
         write_json(self.folder / "learning_rates.json", self.stable.loop.learning_rates)
 
     def _run_phase(
@@ -230,10 +250,11 @@ class StABlEPipeline(RunFolder):
         module: LightningModule,
         callback: StABlECallback,
         data: ExtxyzDataModule,
+        after: str | None = None,
     ) -> None:
         """Train with a callback, and write what its windows have found."""
         began = time.perf_counter()
-        self._fit(make_trainer, name, module, [callback], data)
+        self._fit(make_trainer, name, module, [callback], data, after)
         loop = callback.loop
         phase = {
             "windows": [vars(entry) for entry in loop.windows],
@@ -246,7 +267,7 @@ class StABlEPipeline(RunFolder):
 
     def _phase(self) -> dict[str, Any]:
         """Return what the windows of all phases have found; verified is what the last one has."""
-        names = [name for name in ("stable", "copy") if (self.folder / f"{name}_phase.json").is_file()]
+        names = [name for name in ("repair", "stable", "copy_repair") if (self.folder / f"{name}_phase.json").is_file()]
         phases = [json.loads((self.folder / f"{name}_phase.json").read_text()) for name in names]
         both = {key: sum(phase[key] for phase in phases) for key in ("wall_s", "md_steps", "optimizer_steps")}
         windows = [window for phase in phases for window in phase["windows"]]
@@ -266,7 +287,9 @@ class StABlEPipeline(RunFolder):
         if not rates:
             return None
         replay = ReplayLearningRates(rates)
-        self._trained("control", module, lambda: self._fit(self.stable_trainer, "control", module, [replay]))
+        self._trained(
+            "control", module, lambda: self._fit(self.stable_trainer, "control", module, [replay], after="supervised")
+        )
         return self._evaluated("control", module)
 
     def _trained(self, name: str, module: Any, train: Callable[[], None]) -> Any:
