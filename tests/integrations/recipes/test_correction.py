@@ -61,7 +61,7 @@ def correction(frames, **changes):
         "pairs": PAIRS,
         "cutoff": CUTOFF,
         "copy": partial(MACEModule, E0s="model", lr=0.02, stress_weight=100.0),
-        "copy_data": partial(PseudoLabeledDataModule, train=frames, valid=frames[:1], batch_size=1, stresses=True),
+        "copy_data": partial(PseudoLabeledDataModule, valid=frames[:1], batch_size=1, stresses=True),
         "copy_trainer": trainer,
     }
     return PairCorrection(**{**settings, **changes})
@@ -106,7 +106,7 @@ def test_the_copy_learns_the_corrected_potential(frames, tmp_path):
     before, repaired, after = (
         MACEModule(model=tmp_path / f"{name}.model").model for name in ("before", "repaired", "after")
     )
-    corrected = correction(frames).module(repaired)
+    corrected = correction(frames).module(repaired, frames)
     corrected.load_weights(tmp_path / "corrected.ckpt")
     assert max(coefficients.abs().max() for coefficients in corrected.model.correction.values()) > 0.01
     for ours, theirs in zip(corrected.model.model.parameters(), repaired.parameters(), strict=True):
@@ -138,6 +138,16 @@ def test_the_copy_learns_the_corrected_potential(frames, tmp_path):
     again.run()
     assert (tmp_path / "corrected.ckpt").stat().st_mtime_ns == corrected_at
     assert json.loads((tmp_path / "report.json").read_text())["windows"] == report["windows"]
+
+
+def test_a_model_that_holds_needs_no_repair(frames, tmp_path):
+    run = pipeline(frames, tmp_path, correction=correction(frames, repair=None))
+    run.validate()
+    run.run()
+    report, stable = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("report", "stable_phase"))
+    assert report["windows"] == stable["windows"]
+    assert not (tmp_path / "repair").exists()
+    assert (tmp_path / "after.model").is_file()
 
 
 @pytest.mark.parametrize(
