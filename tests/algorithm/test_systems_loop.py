@@ -319,11 +319,6 @@ def test_systems_have_their_own_temperature():
     assert System.from_atoms(WATER[0]).n_atoms == loop.loops["H2O"].potential.system.n_atoms
 
 
-def test_sample_has_frames_of_every_system():
-    loop = build_training_loop(several(), SharedSpring(), None)
-    assert {frame.get_chemical_formula() for frame in loop.sample()} == {"HO", "H2O"}
-
-
 def test_charges_that_are_not_whole_are_refused():
     with pytest.raises(ValueError, match=r"structures have atoms.info\['charge'\]=0\.25: set a whole number"):
         validate(settings(structures=[*charged(WATER, 0.25), *charged(WATER, 0.5)]))

@@ -217,23 +217,6 @@ def test_verification_continues_stable_replicas(reference):
     assert [entry.failures for entry in loop.windows] == [int(flags.sum()) for flags in flagged]
 
 
-def test_sample_has_the_stable_frames_of_the_weights_as_they_are(reference):
-    loop = make_loop(triatomic(2.5), reference, n_replicas=6)
-    windows = recorded_windows(loop)
-    loop.simulation_phase()
-    n_recorded = len(loop.windows)
-    with torch.no_grad():
-        for parameter in loop.potential.module.parameters():
-            parameter.mul_(0.2)
-    frames = loop.sample()
-    window = windows[-1]
-    assert len(loop.windows) == n_recorded
-    assert torch.equal(window.start.forces, loop.simulator.refresh(window.start).forces)
-    assert 0 < window.unstable.sum() < 6
-    wanted = window.positions[:, ~window.unstable].flatten(0, 1)
-    torch.testing.assert_close(torch.stack([torch.from_numpy(frame.positions) for frame in frames]).to(wanted), wanted)
-
-
 def test_failed_verification_is_learned_from(reference):
     loop = make_loop(triatomic(2.5), reference)
     loop.tracker.after_probe(0, 2.4, 0.0)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.neighborlist import neighbor_list
 from pair_quadrature import (
@@ -184,21 +183,3 @@ def test_cutoff_beyond_that_of_the_model_is_refused():
 def test_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.model"):
         PairCorrected(str(tmp_path / "nothing.model"), PAIRS, cutoff=3.0)
-
-
-def test_energy_weights_of_single_pairs_are_squared_derivatives_of_the_energy():
-    model = corrected()
-    frames = [
-        Atoms(symbols, [[0.0, 0.0, 0.0], [0.0, 0.0, r]]) for symbols in ("OH", "HO", "HH") for r in (1.6, 2.2, 2.9)
-    ]
-    parameters = list(model.correction.values())
-    wanted = [torch.zeros_like(coefficients) for coefficients in parameters]
-    for frame in frames:
-        potential = model.stable_potential(System.from_atoms(frame, bonds=[]))
-        positions = torch.from_numpy(frame.positions)[None]
-        energy = potential.energies(positions, potential.edges(positions)).sum()
-        for total, gradient in zip(wanted, torch.autograd.grad(energy, parameters), strict=True):
-            total += gradient.square() / len(frames)
-    weights = model.energy_weights(frames)
-    for parameter, expected in zip(parameters, wanted, strict=True):
-        torch.testing.assert_close(weights[parameter], expected)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from ase import Atoms
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate, Estimates
@@ -134,10 +133,6 @@ class SystemsLoop:
                 self.loops[name].probe_again()
                 del self._done_at[name]
             self.simulation_phase()
-
-    def sample(self) -> list[Atoms]:
-        """Simulate one more window of every system; see :meth:`TrainingLoop.sample`."""
-        return [frame for loop in self.loops.values() for frame in loop.sample()]
 
     def gradient(self, users_loss: float | None = None) -> Estimates | None:
         """Return the weighted averages of the systems' gradients, or None when training is done; simulate when needed.

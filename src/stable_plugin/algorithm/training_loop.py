@@ -9,11 +9,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import repeat
 from math import ceil, isfinite
 from typing import Any
-
-from ase import Atoms
 
 from stable_plugin.algorithm.energy_zero import EnergyZero
 from stable_plugin.algorithm.estimator import Estimate, Estimates
@@ -197,20 +194,6 @@ class TrainingLoop:
                 self._probe()
             else:
                 self._verification_window()
-
-    def sample(self) -> list[Atoms]:
-        """Simulate one more window with the weights as they are.
-
-        Returns:
-            The frames of the replicas that did not fail.
-        """
-        with self.replicas.model_calls():
-            start = self.simulator.refresh(self.replicas.state)
-        window, _ = self._simulate("verify", start)
-        system, stable = self.potential.system, ~window.unstable
-        cells = repeat(None) if window.cell is None else window.cell[:, stable].flatten(0, 1)
-        positions = window.positions[:, stable].flatten(0, 1)
-        return [system.atoms(each, cell=cell) for each, cell in zip(positions, cells, strict=False)]
 
     def _probe(self) -> None:
         """Simulate one window from the start states of probes; observables are not learned from it."""

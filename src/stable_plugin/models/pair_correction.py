@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from ase import Atoms
 from ase.data import atomic_numbers
-from ase.neighborlist import neighbor_list
 from torch import Tensor, nn
 
 from stable_plugin.md.neighbors import Edges
@@ -95,28 +93,6 @@ class PairCorrected(nn.Module):
             distances: In Å, (n,).
         """
         return self.splines[name](distances, self.correction[name])
-
-    @torch.no_grad()
-    def energy_weights(self, frames: Sequence[Atoms]) -> dict[Tensor, Tensor]:
-        r"""Return how strongly the energy of a frame depends on each coefficient, by parameter.
-
-        These are :math:`w_k = \langle \sum_{i<j} B_k(r_{ij})^2 \rangle`: the variance of the energy under changes of the coefficients of
-        variance one, if distances were independent of each other.
-
-        Args:
-            frames: Structures that the model is applied to.
-        """
-        weights: dict[Tensor, Tensor] = {each: torch.zeros_like(each) for each in self.correction.values()}
-        for frame in frames:
-            first, second, distances = neighbor_list("ijd", frame, self.cutoff)
-            first, second = frame.numbers[first], frame.numbers[second]
-            for name, splines in self.splines.items():
-                one, other = splines.numbers
-                # An edge has both directions in the list: the one that begins at the first element, or half of both.
-                own = torch.from_numpy(distances[(first == one) & (second == other)])
-                share = (0.5 if one == other else 1.0) / len(frames)
-                weights[self.correction[name]] += share * splines.values(own).square().sum(dim=0)
-        return weights
 
 
 class PairCorrectedPotential(Potential):
@@ -208,14 +184,6 @@ class _Splines:
             )
         self.width = (cutoff - self.r_min) / self.n_intervals
         self.n_coefficients = self.n_intervals - MIN_INTERVALS + 1
-
-    def values(self, distances: Tensor) -> Tensor:
-        """Return each spline, (n, n_coefficients).
-
-        Args:
-            distances: (n,) in Å.
-        """
-        return torch.stack([self(distances, each) for each in torch.eye(self.n_coefficients).to(distances)], dim=1)
 
     def __call__(self, distances: Tensor, coefficients: Tensor) -> Tensor:
         """Return the sum of the splines, (n,).

@@ -61,7 +61,7 @@ def correction(frames, **changes):
         "pairs": PAIRS,
         "cutoff": CUTOFF,
         "copy": partial(MACEModule, E0s="model", lr=0.02, stress_weight=100.0),
-        "copy_data": partial(PseudoLabeledDataModule, valid=frames[:1], batch_size=1, stresses=True),
+        "copy_data": partial(PseudoLabeledDataModule, train=frames, valid=frames[:1], batch_size=1, stresses=True),
         "copy_trainer": trainer,
     }
     return PairCorrection(**{**settings, **changes})
@@ -106,7 +106,7 @@ def test_the_copy_learns_the_corrected_potential(frames, tmp_path):
     before, repaired, after = (
         MACEModule(model=tmp_path / f"{name}.model").model for name in ("before", "repaired", "after")
     )
-    corrected = correction(frames).module(repaired, frames)
+    corrected = correction(frames).module(repaired)
     corrected.load_weights(tmp_path / "corrected.ckpt")
     assert max(coefficients.abs().max() for coefficients in corrected.model.correction.values()) > 0.01
     for ours, theirs in zip(corrected.model.model.parameters(), repaired.parameters(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,8 @@ from stable_plugin.models import NoInteraction
 from stable_plugin.models.fine_tuning import FineTuningModule
 from stable_plugin.models.pair_correction import PairCorrected
 
-LEARNING_RATE = 5e-3
-"""Change of the energy of a frame in a step in eV, see :meth:`PairCorrected.energy_weights`, unless the callback has one."""
+LEARNING_RATE = 5e-4
+"""Root mean square of the steps of the coefficients in eV, unless the callback has a learning rate."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class PairCorrection:
         pairs: Smallest distance in Å of each pair of elements, such as ``{"O-O": 2.0, "O-H": 1.3}``.
         cutoff: Largest distance in Å, at most the cutoff of the model.
         copy: Returns the module to train as the copy, from ``model=``, the model before.
-        copy_data: Returns the data to train it on, from ``model=``, the corrected potential, and ``train=``, a file of frames that
-            it has simulated; a partial :class:`~stable_plugin.PseudoLabeledDataModule`.
+        copy_data: Returns the frames to train it on, from ``model=``, the corrected potential; a partial
+            :class:`~stable_plugin.PseudoLabeledDataModule`.
         copy_trainer: Returns the Trainer of the copy, from further keyword arguments.
         repair: Repairs the model before, as frames of replicas that fail do not count for observables, and the copy after, beside
             what they were trained on. None if neither fails.
@@ -61,20 +61,17 @@ class PairCorrection:
     def _corrected(self, model: Any) -> PairCorrected:
         return PairCorrected(model, self.pairs, self.cutoff, self.spacing)
 
-    def module(self, model: Any, frames: Sequence[Atoms]) -> FineTuningModule:
+    def module(self, model: Any) -> FineTuningModule:
         """Return the module that trains the pair potentials.
 
         Args:
             model: The model to correct, which is copied.
-            frames: Structures that tell how strongly energies depend on each coefficient.
         """
-        corrected = self._corrected(deepcopy(model))
-        weights = corrected.energy_weights(frames)
         return FineTuningModule(
-            corrected,
+            self._corrected(deepcopy(model)),
             trainable="correction.*",
             E0s="model",
-            optimizer=partial(NormalizedDescent, lr=LEARNING_RATE, weights=weights),
+            optimizer=partial(NormalizedDescent, lr=LEARNING_RATE),
         )
 
     def validate(self, model: Any, frame: Atoms, device: torch.device) -> None:

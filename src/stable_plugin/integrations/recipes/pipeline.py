@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ase.io
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -218,24 +217,15 @@ class StABlEPipeline(RunFolder):
                 self._run_repair, "repair", self.supervised, module, correction.repair, self.data, "supervised"
             )
             self._trained("repaired", module, repair)
-        corrected = correction.module(module.model, self.data.train_frames)
-        simulated = self.folder / "corrected.extxyz"
-        self._trained("corrected", corrected, lambda: self._train_correction(corrected, simulated))
-        copy = correction.copy(model=module.model)
-        data = correction.copy_data(model=corrected.model, train=simulated)
+        corrected = correction.module(module.model)
+        self._trained("corrected", corrected, lambda: self._run_stable_phase(corrected))
+        copy, data = correction.copy(model=module.model), correction.copy_data(model=corrected.model)
         self._trained("copy", copy, lambda: self._fit(correction.copy_trainer, "copy", copy, data=data))
         if correction.repair is not None:
             self._run_repair("copy_repair", correction.copy_trainer, copy, correction.repair, data, "copy")
         module.model = copy.model
         system = System.from_atoms(self.data.train_frames[0], bonds=[])
         self._remove_energy_offset(module, module.stable_potential(system))
-
-    def _train_correction(self, corrected: LightningModule, simulated: Path) -> None:
-        self._run_stable_phase(corrected)
-        # The copy has to be right where the corrected potential goes, which the user's frames may not reach.
-        frames = self.stable.loop.sample()
-        with atomic_write(simulated) as unfinished:
-            ase.io.write(unfinished, frames, format="extxyz")
 
     def _run_repair(
         self,
