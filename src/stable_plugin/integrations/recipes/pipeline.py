@@ -212,32 +212,21 @@ class StABlEPipeline(RunFolder):
 
     def _correct(self, module: Any, correction: PairCorrection) -> None:
         """Train pair potentials beside the model, and the model on the result."""
-        if correction.repair is not None:
-            repair = partial(
-                self._run_repair, "repair", self.supervised, module, correction.repair, self.data, "supervised"
-            )
-            self._trained("repaired", module, repair)
+        repair = correction.repair
+        if repair is not None:
+            endless = partial(self.supervised, max_epochs=-1)  # the callback ends it
+            phase = partial(self._run_phase, "repair", endless, module, deepcopy(repair), self.data, after="supervised")
+            self._trained("repaired", module, phase)
         corrected = correction.module(module.model)
         self._trained("corrected", corrected, lambda: self._run_stable_phase(corrected))
         copy, data = correction.copy(model=module.model), correction.copy_data(model=corrected.model)
         self._trained("copy", copy, lambda: self._fit(correction.copy_trainer, "copy", copy, data=data))
-        if correction.repair is not None:
-            self._run_repair("copy_repair", correction.copy_trainer, copy, correction.repair, data, "copy")
+        if repair is not None:
+            endless = partial(correction.copy_trainer, max_epochs=-1)
+            self._run_phase("copy_repair", endless, copy, deepcopy(repair), data, after="copy")
         module.model = copy.model
         system = System.from_atoms(self.data.train_frames[0], bonds=[])
         self._remove_energy_offset(module, module.stable_potential(system))
-
-    def _run_repair(
-        self,
-        name: str,
-        make_trainer: Callable[..., Trainer],
-        module: LightningModule,
-        callback: StABlECallback,
-        data: ExtxyzDataModule,
-        after: str,
-    ) -> None:
-        """Train on as in the stage before, until the callback finds no failures."""
-        self._run_phase(name, partial(make_trainer, max_epochs=-1), module, deepcopy(callback), data, after)
 
     def _run_stable_phase(self, module: LightningModule, after: str | None = None) -> None:
         self._run_phase("stable", self.stable_trainer, module, self.stable, self.data, after)
