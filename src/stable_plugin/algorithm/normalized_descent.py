@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stable_plugin.algorithm.gradients import norm
 from stable_plugin.runtime import checks
 
 
@@ -48,10 +50,11 @@ class NormalizedDescent(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [each for each in group["params"] if each.grad is not None]
             averages = [self._average(parameter, parameter.grad, group["momentum"]) for parameter in parameters]
-            numbers = torch.cat([average.flatten() for average in averages]) if averages else torch.zeros(1)
-            size = float(numbers.square().mean().sqrt())
-            for parameter, average in zip(parameters, averages, strict=True):
-                parameter.add_(average, alpha=-group["lr"] / size if size > 0 else 0.0)
+            length = norm(averages)
+            if length > 0:
+                n_numbers = sum(parameter.numel() for parameter in parameters)
+                for parameter, average in zip(parameters, averages, strict=True):
+                    parameter.add_(average, alpha=-group["lr"] * sqrt(n_numbers) / length)
         return loss
 
     def _average(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:

@@ -35,12 +35,12 @@ class PairCorrection:
     Args:
         pairs: Smallest distance in Å of each pair of elements, such as ``{"O-O": 2.0, "O-H": 1.3}``.
         cutoff: Largest distance in Å, at most the cutoff of the model.
-        copy: Returns the module to train as the copy, from ``model=``, the model before.
+        copy: Returns the module to train as the copy, from ``model=``, the model without pair potentials.
         copy_data: Returns the frames to train it on, from ``model=``, the corrected potential; a partial
             :class:`~stable_plugin.PseudoLabeledDataModule`.
         copy_trainer: Returns the Trainer of the copy, from further keyword arguments.
-        repair: Repairs the model before, as frames of replicas that fail do not count for observables, and the copy after, beside
-            what they were trained on. None if neither fails.
+        repair: Repairs the model before, as frames of replicas that fail do not count for observables, and the copy after, each
+            with its own data and Trainer, whose ``max_epochs`` does not apply. None if neither fails.
         spacing: Distance of the splines in Å.
 
     Raises:
