@@ -129,12 +129,12 @@ wheel: $(ENV)  ## build sdist and wheel, install the wheel into a clean environm
 bench: .venv/.extra-bench  ## time this package against its peers (half an hour); GROUPS=windows for whole StABlE phases
 	$(BIN)/python -m benchmarks $(GROUPS)
 
-evidence: $(ENV)  ## run what docs/evidence.md has no results of yet (days); PIECES="aspirin-mace-*" for some
+evidence: $(ENV)  ## run what docs/evidence.md has no results of yet, or go on with it (days); PIECES="aspirin-mace-*" for some
 	$(BIN)/python -m benchmarks.evidence $(PIECES)
 
 # On a CUDA machine, which may be without a network: its own Python and torch, and wheels in .wheels (requirements/cuda.txt).
 CUDA_PYTHON ?= python3
-CUDA_RUN = PYTHONPATH=src:.:.wheels/site $(CUDA_PYTHON) -m
+CUDA_RUN = PYTHONPATH=$(CURDIR)/src:$(CURDIR):$(CURDIR)/.wheels/site $(CUDA_PYTHON) -m
 
 .wheels/site: $(wildcard .wheels/*.whl)
 	mkdir -p $@

@@ -24,19 +24,23 @@ RUNS = ROOT / "build" / "evidence"
 
 
 def run(piece: Piece) -> None:
-    """Run a piece in a process of its own and keep its result; a piece that fails keeps its log."""
+    """Run a piece in a process of its own, or go on with it, and keep its result; a piece that fails keeps its log."""
     folder = RUNS / piece.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    OmegaConf.save(piece.recipe(), folder / "recipe.yaml")
-    print(f"{piece.name}: started, log in {folder / 'log.txt'}", flush=True)
+    recipe = OmegaConf.to_yaml(piece.recipe())
+    written = folder / "recipe.yaml"
+    resumed = written.is_file() and written.read_text() == recipe
+    if not resumed:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        written.write_text(recipe)
+    print(f"{piece.name}: {'resumed' if resumed else 'started'}, log in {folder / 'log.txt'}", flush=True)
     began = time.time()
     stable_plugin = Path(sys.executable).parent / "stable-plugin"
-    command = [stable_plugin, "train", folder / "recipe.yaml", f"job.run_dir={folder}", "+job.timestamp_id=run"]
+    command = [stable_plugin, "train", written, f"job.run_dir={folder}", "+job.timestamp_id=run"]
     # One thread a piece: as many pieces at a time as there are cores.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    with (folder / "log.txt").open("w") as log:
+    with (folder / "log.txt").open("a") as log:
         ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
     if ended.returncode:
         print(f"{piece.name}: failed, see {folder / 'log.txt'}", flush=True)

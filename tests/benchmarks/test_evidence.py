@@ -1,6 +1,7 @@
 """The pieces of `make evidence`: recipes that are valid, runs that are kept, and a page that says what they say."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_run_keeps_the_figures_of_its_report(tmp_path, monkeypatch):
     assert kept["before"]["verdict"] == report["before"]["verdict"]
     assert kept["after"]["force_mae_mev_per_A"] == report["after"]["force_mae_mev_per_A"]
     assert f"| 0 | before | {page.rate(report['before'])} |" in page.text({ASPIRIN.name: kept})
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_interrupted_piece_goes_on_unless_its_recipe_has_changed(changed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "RUNS", tmp_path)
+    monkeypatch.setattr(command, "keep", lambda piece, run: run)
+    monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    folder = tmp_path / ASPIRIN.name
+    command.run(ASPIRIN)
+    (folder / "run").mkdir()
+    if changed:
+        monkeypatch.setattr(Piece, "recipe", lambda piece: OmegaConf.create({"seed": 5}))
+    command.run(ASPIRIN)
+    first, second = capsys.readouterr().out.splitlines()[::2]
+    assert ": started, log in" in first
+    assert (": started, log in" in second) == changed
+    assert (folder / "run").is_dir() != changed
 
 
 def test_piece_that_fails_is_not_kept(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from stable_plugin import (
     BondDeviation,
     BondLengths,
     Density,
+    Evaluator,
     HeatCapacity,
     HeatOfVaporization,
     IntermolecularContact,
@@ -30,6 +31,7 @@ from stable_plugin import (
     LocalContacts,
     Molecules,
     MonteCarloBarostat,
+    NonFinite,
     Pressure,
     RadialDistribution,
     Stress,
@@ -183,6 +185,30 @@ def test_gradient_of_the_estimator_equals_the_one_of_a_cpu(name):
     for gradient, other in zip(mine.gradients, expected.gradients, strict=True):
         assert gradient.device.type == "cuda"
         torch.testing.assert_close(gradient.cpu(), other, rtol=1e-6, atol=1e-9)
+
+
+def test_evaluation_of_observables_equals_that_of_a_cpu():
+    """Trajectories are kept on the CPU, and observables of the potential are computed where it is."""
+    atoms = water_grid(6.4)
+    model = tiny_mace(atoms.numbers, channels=8, r_max=2.5, atomic_inter_scale=0.01)
+    names = sorted(OBSERVABLES.keys() - {"heat of vaporization"})  # which simulates the gas with other random numbers
+
+    def evaluated(device):
+        evaluator = Evaluator(
+            starts=[atoms],
+            reference=[atoms],
+            integrator=Langevin(10.0, 0.5, 0.0),
+            detector=NonFinite(),
+            observables=[OBSERVABLES[name]() for name in names],
+            n_replicas=2,
+            horizons_ps=[0.02],
+            record_every_fs=5.0,
+        )
+        return evaluator.evaluate(copy.deepcopy(model).to(device)).summaries[0]["observables"]
+
+    mine, expected = evaluated("cuda"), evaluated("cpu")
+    assert len(expected) == len(names)
+    assert mine == pytest.approx(expected, rel=0.1)
 
 
 def test_window_at_constant_pressure_runs_on_the_device():

@@ -123,6 +123,23 @@ def test_correction_finds_what_the_model_lacks():
     assert difference.abs().max() < 0.02 * KT
 
 
+def test_force_metric_is_the_change_of_the_forces():
+    model, frame = corrected(scale=0.0), small_water_box()
+    potential = find_potential(model, System.from_atoms(frame, bonds=[]))
+    positions = torch.tensor(frame.positions)[None]
+    edges = potential.edges(positions)
+    _, before = potential.energies_and_forces(positions, edges)
+    changes = [torch.randn_like(each) for each in model.correction.values()]
+    with torch.no_grad():
+        for coefficients, change in zip(model.correction.values(), changes, strict=True):
+            coefficients.copy_(change)
+    _, after = potential.energies_and_forces(positions, edges)
+    change = torch.cat(changes)
+    assert (change @ model.force_metric([frame]) @ change).item() == pytest.approx(
+        (after - before).square().mean().item()
+    )
+
+
 def test_only_the_correction_is_trained(tmp_path):
     pytest.importorskip("mace")
     from stable_plugin.models.mace import MACEModule

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from ase import Atoms
 from ase.data import atomic_numbers
+from ase.neighborlist import neighbor_list
 from torch import Tensor, nn
 
 from stable_plugin.md.neighbors import Edges
@@ -93,6 +95,39 @@ class PairCorrected(nn.Module):
             distances: In Å, (n,).
         """
         return self.splines[name](distances, self.correction[name])
+
+    def force_metric(self, frames: Sequence[Atoms]) -> Tensor:
+        r"""Return what changes of the coefficients do to the forces, for :class:`~stable_plugin.algorithm.normalized_descent.NormalizedDescent`.
+
+        .. math:: G_{kl} = \Big\langle \frac{1}{3N} \frac{\partial \mathbf{F}}{\partial c_k} \cdot \frac{\partial \mathbf{F}}{\partial c_l} \Big\rangle
+
+        The root of :math:`\Delta c^T G \Delta c` is the root mean square of the changes of the force components in eV/Å.
+
+        Args:
+            frames: Structures over which it is averaged.
+
+        Returns:
+            The metric over all coefficients, in the order of ``correction``, in 1/Å², (n, n).
+        """
+        per_frame = [self._force_derivatives(frame) for frame in frames]
+        products = [derivatives.T @ derivatives / len(derivatives) for derivatives in per_frame]
+        return torch.stack(products).mean(dim=0)
+
+    def _force_derivatives(self, frame: Atoms) -> Tensor:
+        """Return the derivatives of the forces with respect to the coefficients, (3 n_atoms, n) in 1/Å."""
+        first, second, distances, vectors = neighbor_list("ijdD", frame, self.cutoff)
+        r = torch.from_numpy(distances).requires_grad_(True)
+        units = torch.from_numpy(vectors / distances[:, None])
+        ends = frame.numbers[first], frame.numbers[second]
+        columns = []
+        for splines in self.splines.values():
+            one, other = splines.numbers
+            is_pair = torch.from_numpy((ends[0] == one) & (ends[1] == other) | (ends[0] == other) & (ends[1] == one))
+            for coefficients in torch.eye(splines.n_coefficients, dtype=torch.float64):
+                (slopes,) = torch.autograd.grad(splines(r, coefficients)[is_pair].sum(), r)
+                forces = torch.zeros(len(frame), 3, dtype=torch.float64)
+                columns.append(forces.index_add_(0, torch.from_numpy(first), slopes[:, None] * units).flatten())
+        return torch.stack(columns, dim=1)
 
 
 class PairCorrectedPotential(Potential):

@@ -67,15 +67,13 @@ class PotentialObservable(Observable):
 
     @torch.no_grad()
     def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        device = self.potential.device  # trajectories are kept on the CPU
+        chunks = positions.to(device).split(self._chunk) if len(positions) else ()
+        cells = [None] * len(chunks) if cell is None else cell.to(device).split(self._chunk)
         # As energies are: in evaluation mode, also within a training step.
         with self.potential.frozen():
-            parts = [
-                self.of_frames(
-                    positions[first : first + self._chunk], None if cell is None else cell[first : first + self._chunk]
-                )
-                for first in range(0, len(positions), self._chunk)
-            ]
-        return torch.cat(parts) if parts else positions.new_empty(0, self.n_means)
+            parts = [self.of_frames(*frames) for frames in zip(chunks, cells, strict=True)]
+        return torch.cat(parts).to(positions.device) if parts else positions.new_empty(0, self.n_means)
 
     @abstractmethod
     def of_frames(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """Edges of a frame against ASE's, and what padding contributes."""
 
+from contextlib import contextmanager
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -21,8 +23,12 @@ from neighbor_tools import (
 from toys import PairRepulsion, as_potential, tiny_mace, triatomic
 
 from stable_plugin import System
-from stable_plugin.md.neighbors import Edges, edges_within
+from stable_plugin.md.neighbors import Edges, edges_within, pairs
+from stable_plugin.md.neighbors import search as search_module
 from stable_plugin.md.neighbors.pairs import MAX_COORDINATE_A, Pairs
+from stable_plugin.md.neighbors.search import search_on_cpu, search_on_device
+
+SEARCHES = [search_on_cpu, search_on_device]
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -42,14 +48,47 @@ def test_edges_within_matches_ase_aspirin(aspirin_positions):
     assert isolated_pairs(edges_within(positions, 4.5, isolated(positions)), positions, 4.5) == expected
 
 
+@contextmanager
+def searched_by(search):
+    """Search as on another device, in as many parts as a large system needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "search_on_cpu", search)
+        patch.setattr(search_module, "MAX_DISTANCES", 1000)
+        yield
+
+
+@pytest.mark.parametrize("search", SEARCHES)
 @settings(max_examples=150, deadline=None)
-@given(crystals())
-def test_edges_within_matches_ase_periodic(crystal):
+@given(crystal=crystals())
+def test_edges_within_matches_ase_periodic(search, crystal):
     atoms, positions, cutoff = crystal
     if near_cutoff(atoms, positions, cutoff):
         return
-    edges = edges_within(positions, cutoff, System.from_atoms(atoms, bonds=[]))
+    with searched_by(search):
+        edges = edges_within(positions, cutoff, System.from_atoms(atoms, bonds=[]))
     assert close(listed(edges, positions, cutoff), ase_edges(atoms, positions, cutoff))
+
+
+def test_both_searches_find_the_same_pairs_of_replicas_with_their_own_cells():
+    """Triclinic, a slab, one replica torn apart, and a cutoff longer than the cell."""
+    system, positions = gas()
+    cells = system.cell * torch.tensor([1.0, 1.1, 0.8])[:, None, None]
+    cells[1, 2] += 0.7 * cells[1, 0]
+    batch = positions.repeat(3, 1, 1) * 1.5
+    batch[2, 3] = torch.nan
+    for pbc in ((True, True, True), (True, False, True)):
+        found = []
+        for search in SEARCHES:
+            with searched_by(search):
+                each = pairs.pairs_within(batch, CUTOFF, replace(system, pbc=pbc), cells)
+            assert each.squared_distances(batch).max() < CUTOFF**2
+            assert each.shifts is not None
+            forward = torch.where((each.first <= each.second)[:, None], each.shifts, -each.shifts)
+            ends = torch.stack([each.first, each.second]).sort(dim=0).values.tolist()
+            vectors = torch.where(each.first == each.second, forward.abs().sum(dim=1), forward.sum(dim=1)).tolist()
+            found.append(sorted((*end, round(vector, 6)) for *end, vector in zip(*ends, vectors, strict=True)))
+        assert found[0] == found[1]
+        assert {end[0] // system.n_atoms for end in found[0]} == {0, 1}
 
 
 def test_edges_within_pads_an_empty_graph():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,8 @@ from stable_plugin.models import NoInteraction
 from stable_plugin.models.fine_tuning import FineTuningModule
 from stable_plugin.models.pair_correction import PairCorrected
 
-LEARNING_RATE = 5e-4
-"""Root mean square of the steps of the coefficients in eV, unless the callback has a learning rate."""
+LEARNING_RATE = 1e-3
+"""Root mean square of the change of forces in a step in eV/Å, unless the callback has a learning rate."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,19 @@ class PairCorrection:
     def _corrected(self, model: Any) -> PairCorrected:
         return PairCorrected(model, self.pairs, self.cutoff, self.spacing)
 
-    def module(self, model: Any) -> FineTuningModule:
-        """Return the module that trains the pair potentials.
+    def module(self, model: Any, frames: Sequence[Atoms]) -> FineTuningModule:
+        """Return the module that trains the pair potentials, in the direction that changes forces least.
 
         Args:
             model: The model to correct, which is copied.
+            frames: Structures at which forces should change little.
         """
+        corrected = self._corrected(deepcopy(model))
         return FineTuningModule(
-            self._corrected(deepcopy(model)),
+            corrected,
             trainable="correction.*",
             E0s="model",
-            optimizer=partial(NormalizedDescent, lr=LEARNING_RATE),
+            optimizer=partial(NormalizedDescent, lr=LEARNING_RATE, metric=corrected.force_metric(frames)),
         )
 
     def validate(self, model: Any, frame: Atoms, device: torch.device) -> None:

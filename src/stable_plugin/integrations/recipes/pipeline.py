@@ -217,7 +217,7 @@ class StABlEPipeline(RunFolder):
             endless = partial(self.supervised, max_epochs=-1)  # the callback ends it
             phase = partial(self._run_phase, "repair", endless, module, deepcopy(repair), self.data, after="supervised")
             self._trained("repaired", module, phase)
-        corrected = correction.module(module.model)
+        corrected = correction.module(module.model, self.data.train_frames)
         self._trained("corrected", corrected, lambda: self._run_stable_phase(corrected))
         copy, data = correction.copy(model=module.model), correction.copy_data(model=corrected.model)
         self._trained("copy", copy, lambda: self._fit(correction.copy_trainer, "copy", copy, data=data))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import vesin
 from torch import Tensor
 
+from stable_plugin.md.neighbors.search import search_on_cpu, search_on_device
 from stable_plugin.md.system import System
 
 MAX_COORDINATE_A = 1e6
@@ -16,6 +17,9 @@ MAX_COORDINATE_A = 1e6
 
 ALL_PAIRS_ATOMS = 512
 """Most atoms of an isolated system whose pairs are all listed, instead of searched for."""
+
+DEVICE_SEARCH_ATOMS = 4096
+"""Most atoms of a replica whose pairs are searched for on a device other than the CPU, at a cost that grows with their square."""
 
 
 def lists_all_pairs(system: System) -> bool:
@@ -90,7 +94,7 @@ def all_pairs(n_replicas: int, n_atoms: int, device: torch.device) -> Pairs:
 def pairs_within(positions: Tensor, cutoff: float, system: System, cell: Tensor | None = None) -> Pairs:
     """Return every pair closer than the cutoff, images included, for any cell.
 
-    The cost is linear in the number of atoms.
+    The cost is linear in the number of atoms on a CPU, and for more than :data:`DEVICE_SEARCH_ATOMS` on other devices.
 
     Args:
         positions: (n_replicas, n_atoms, 3) in Å, inside the cell or not.
@@ -98,29 +102,27 @@ def pairs_within(positions: Tensor, cutoff: float, system: System, cell: Tensor 
         system: System with the cell and the periodic directions.
         cell: Cell of each replica, (n_replicas, 3, 3) in Å; that of the system if None.
     """
-    search = vesin.NeighborList(cutoff=cutoff, full_list=False)
+    search, device = _search_for(positions)
+    frames = positions.detach().to(device, torch.float64)
+    usable = (frames.abs() <= MAX_COORDINATE_A).flatten(1).all(dim=1)  # false for NaN
+    frames = torch.where(usable[:, None, None], frames, torch.nan)
     cells, to_cells = _lattices(system, cell)
-    tables: list[Tensor] = []
-    for replica, frame in enumerate(positions.detach().double().cpu()):
-        if not bool(torch.isfinite(frame).all()) or frame.abs().max() > MAX_COORDINATE_A:
-            continue
-        # Wrapped into the cell, where the search is exact however far atoms have diffused.
-        vectors = cells[replica if len(cells) > 1 else 0]
-        images = torch.floor(frame @ to_cells[replica if len(cells) > 1 else 0])
-        found = search.compute((frame - images @ vectors).numpy(), vectors.numpy(), list(system.pbc), quantities="ijS")
-        first, second, crossed = (torch.from_numpy(part.astype("int64")) for part in found)
-        shift = (crossed - images[second].long() + images[first].long()).double()
-        tables.append(
-            torch.cat([first[:, None], second[:, None], torch.full_like(first, replica)[:, None], shift], dim=1)
-        )
-    table = torch.cat(tables) if tables else torch.empty(0, 6, dtype=torch.float64)
-    first, second, replica_index = table[:, :3].long().to(positions.device).unbind(dim=1)
-    offset = replica_index * system.n_atoms
-    if len(cells) == 1:
-        shifts = table[:, 3:] @ cells[0]
-    else:
-        shifts = torch.einsum("pi,pij->pj", table[:, 3:], cells[table[:, 2].long()])
-    return Pairs(first + offset, second + offset, replica_index, shifts.to(positions))
+    # Wrapped into the cell, where the search is exact however far atoms have diffused.
+    images = torch.floor(frames @ to_cells.to(device))
+    own = cells.to(device)
+    wrapped = frames - images @ own
+    replica, first, second, *crossed = search(wrapped, cutoff, cells, system.pbc).unbind(dim=1)
+    shift = torch.stack(crossed, dim=1) - images[replica, second] + images[replica, first]
+    vectors = shift @ own[0] if len(own) == 1 else torch.einsum("pi,pij->pj", shift, own[replica])
+    offset, device = replica * system.n_atoms, positions.device
+    return Pairs((first + offset).to(device), (second + offset).to(device), replica.to(device), vectors.to(positions))
+
+
+def _search_for(positions: Tensor) -> tuple[Callable[..., Tensor], torch.device]:
+    """Return the search for replicas of this size, and the device that it runs on."""
+    if positions.device.type == "cpu" or positions.shape[1] > DEVICE_SEARCH_ATOMS:
+        return search_on_cpu, torch.device("cpu")
+    return search_on_device, positions.device
 
 
 def _lattices(system: System, cell: Tensor | None) -> tuple[Tensor, Tensor]:
