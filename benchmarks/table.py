@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.recipes import ROOT
+
 Row = dict[str, Any]
 
 PACKAGES = ("torch", "mace-torch", "fairchem-core", "torch-sim-atomistic", "ase", "e3nn", "vesin")
@@ -72,14 +74,10 @@ def write(rows: Sequence[Row], device: str, settings: dict[str, Any]) -> Path:
     path = Path(__file__).parent / "results" / f"{date.today().isoformat()}-{device}.json"
     measured = {(line["group"], line["case"]) for line in rows}
     earlier = json.loads(path.read_text()) if path.is_file() else {"settings": {}, "rows": []}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    machine: dict[str, Any] = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if device == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name()
     content = {
-        "machine": machine,
+        "machine": {**machine(device), "threads": torch.get_num_threads()},
         "versions": {name: _version(name) for name in PACKAGES},
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "settings": {**earlier["settings"], **settings},
         "rows": [*(line for line in earlier["rows"] if (line["group"], line["case"]) not in measured), *rows],
     }
@@ -99,8 +97,19 @@ def _version(name: str) -> str | None:
         return None
 
 
-def processor() -> str:
-    """Return the name of the processor."""
+def commit() -> str:
+    """Return the commit of this checkout, or an empty string where there is none."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return the processor, its cores, and the GPU if that is the device."""
+    found: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count()}
+    return {**found, "gpu": torch.cuda.get_device_name()} if device == "cuda" else found
+
+
+def _processor() -> str:
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.is_file():
         for line in cpu_info.read_text().splitlines():

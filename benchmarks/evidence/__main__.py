@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
 from omegaconf import OmegaConf
 
@@ -23,8 +23,13 @@ RUNS = ROOT / "build" / "evidence"
 """Folders of the runs, with their potentials and pages."""
 
 
-def run(piece: Piece) -> None:
-    """Run a piece in a process of its own, or go on with it, and keep its result; a piece that fails keeps its log."""
+def run(piece: Piece, device: str = "cpu") -> None:
+    """Run a piece in a process of its own, or go on with it, and keep its result; a piece that fails keeps its log.
+
+    Args:
+        piece: The piece.
+        device: ``cpu`` or ``cuda``; a piece can go on on another one.
+    """
     folder = RUNS / piece.name
     recipe = OmegaConf.to_yaml(piece.recipe())
     written = folder / "recipe.yaml"
@@ -35,8 +40,8 @@ def run(piece: Piece) -> None:
         written.write_text(recipe)
     print(f"{piece.name}: {'resumed' if resumed else 'started'}, log in {folder / 'log.txt'}", flush=True)
     began = time.time()
-    stable_plugin = Path(sys.executable).parent / "stable-plugin"
-    command = [stable_plugin, "train", written, f"job.run_dir={folder}", "+job.timestamp_id=run"]
+    command = [sys.executable, "-m", "stable_plugin.cli", "train", written]
+    command += [f"job.run_dir={folder}", "+job.timestamp_id=run", f"job.device_type={device.upper()}"]
     # One thread a piece: as many pieces at a time as there are cores.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -45,7 +50,7 @@ def run(piece: Piece) -> None:
     if ended.returncode:
         print(f"{piece.name}: failed, see {folder / 'log.txt'}", flush=True)
         return
-    print(f"{piece.name}: {keep(piece, folder / 'run')}, {(time.time() - began) / 60:.0f} min", flush=True)
+    print(f"{piece.name}: {keep(piece, folder / 'run', device)}, {(time.time() - began) / 60:.0f} min", flush=True)
 
 
 def main() -> None:
@@ -53,6 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("pieces", nargs="*", default=["*"], help="names or patterns of pieces, such as 'aspirin-*'")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="pieces at a time")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="a GPU takes several pieces at a time with MPS"
+    )
     parser.add_argument("--list", action="store_true", help="list the pieces and whether they are done")
     arguments = parser.parse_args()
     chosen = [name for name in PIECES if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.pieces)]
@@ -63,7 +71,8 @@ def main() -> None:
             print(f"{name:36} {'done' if (RESULTS / f'{name}.json').is_file() else ''}".rstrip())
         return
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(run, [PIECES[name] for name in chosen if not (RESULTS / f"{name}.json").is_file()]))
+        pieces = [PIECES[name] for name in chosen if not (RESULTS / f"{name}.json").is_file()]
+        list(pool.map(partial(run, device=arguments.device), pieces))
     page.write()
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.pieces import Piece
 from benchmarks.recipes import ROOT
-from benchmarks.table import processor
+from benchmarks.table import commit, machine
 from stable_plugin.runtime.atomic_files import atomic_write
 
 RESULTS = ROOT / "docs" / "results" / "evidence"
@@ -26,22 +24,20 @@ TOO_LONG = ("failures", "force_mae_by_element_mev_per_A")
 """What is left out of a stage: each failure with its atoms, for instance."""
 
 
-def keep(piece: Piece, run: Path) -> Path:
+def keep(piece: Piece, run: Path, device: str = "cpu") -> Path:
     """Write what is kept of the report of a run, and return the path.
 
     Args:
         piece: The piece.
         run: Folder of the run.
+        device: Where it ended, ``cpu`` or ``cuda``.
     """
     report = json.loads((run / "report.json").read_text())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     result = {
         "piece": piece.name,
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "commit": commit(),
+        "machine": machine(device),
         **{key: report[key] for key in KEPT},
         "timestep_fs": float(piece.recipe().runner.stable.integrator.timestep_fs),
         "windows": len(report["windows"]),

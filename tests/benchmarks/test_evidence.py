@@ -55,7 +55,7 @@ def test_run_keeps_the_figures_of_its_report(tmp_path, monkeypatch):
 @pytest.mark.parametrize("changed", [False, True])
 def test_interrupted_piece_goes_on_unless_its_recipe_has_changed(changed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RUNS", tmp_path)
-    monkeypatch.setattr(command, "keep", lambda piece, run: run)
+    monkeypatch.setattr(command, "keep", lambda piece, run, device: run)
     monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
     folder = tmp_path / ASPIRIN.name
     command.run(ASPIRIN)
