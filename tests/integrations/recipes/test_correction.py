@@ -106,7 +106,7 @@ def test_the_copy_learns_the_corrected_potential(frames, tmp_path):
     before, repaired, after = (
         MACEModule(model=tmp_path / f"{name}.model").model for name in ("before", "repaired", "after")
     )
-    corrected = correction(frames).module(repaired)
+    corrected = correction(frames).module(repaired, frames)
     corrected.load_weights(tmp_path / "corrected.ckpt")
     assert max(coefficients.abs().max() for coefficients in corrected.model.correction.values()) > 0.01
     for ours, theirs in zip(corrected.model.model.parameters(), repaired.parameters(), strict=True):
