@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stable_plugin.runtime import checks
 
-DAMPING = 0.03
+DAMPING = 0.1
 """Part of the mean diagonal element that is added to a metric: a parameter that hardly matters must not follow its noise."""
 
 
