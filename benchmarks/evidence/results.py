@@ -24,7 +24,7 @@ TOO_LONG = ("failures", "force_mae_by_element_mev_per_A")
 """What is left out of a stage: each failure with its atoms, for instance."""
 
 
-def keep(piece: Piece, run: Path, device: str = "cpu") -> Path:
+def keep(piece: Piece, run: Path, device: str) -> Path:
     """Write what is kept of the report of a run, and return the path.
 
     Args:

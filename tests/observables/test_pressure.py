@@ -269,6 +269,12 @@ def test_frames_are_measured_in_evaluation_mode():
     assert potential.module.training and all(each.requires_grad for each in potential.module.parameters())
 
 
+@pytest.mark.parametrize("cell", [None, torch.empty(0, 3, 3)])
+def test_no_frames_have_no_pressures(cell):
+    pressure = attached(Pressure(1e-4), find_potential(Gaussians(), System.from_atoms(ARGON)))
+    assert pressure.per_frame(torch.empty(0, 2, 3), cell).shape == (0, 1)
+
+
 def test_evaluator_reports_the_pressure():
     copper = bulk("Cu", cubic=True) * 2
     starts = [copper.copy() for _ in range(2)]

@@ -115,18 +115,17 @@ class PairCorrected(nn.Module):
 
     def _force_derivatives(self, frame: Atoms) -> Tensor:
         """Return the derivatives of the forces with respect to the coefficients, (3 n_atoms, n) in 1/Å."""
-        first, second, distances, vectors = neighbor_list("ijdD", frame, self.cutoff)
-        r = torch.from_numpy(distances).requires_grad_(True)
-        units = torch.from_numpy(vectors / distances[:, None])
-        ends = frame.numbers[first], frame.numbers[second]
+        first, second, distances, vectors = map(torch.from_numpy, neighbor_list("ijdD", frame, self.cutoff))
+        numbers = torch.from_numpy(frame.numbers)
         columns = []
         for splines in self.splines.values():
-            one, other = splines.numbers
-            is_pair = torch.from_numpy((ends[0] == one) & (ends[1] == other) | (ends[0] == other) & (ends[1] == one))
+            joined = splines.joins(numbers[first], numbers[second])
+            r = distances[joined].requires_grad_(True)
+            units = vectors[joined] / distances[joined, None]
             for coefficients in torch.eye(splines.n_coefficients, dtype=torch.float64):
-                (slopes,) = torch.autograd.grad(splines(r, coefficients)[is_pair].sum(), r)
+                (slopes,) = torch.autograd.grad(splines(r, coefficients).sum(), r)
                 forces = torch.zeros(len(frame), 3, dtype=torch.float64)
-                columns.append(forces.index_add_(0, torch.from_numpy(first), slopes[:, None] * units).flatten())
+                columns.append(forces.index_add_(0, first[joined], slopes[:, None] * units).flatten())
         return torch.stack(columns, dim=1)
 
 
@@ -153,10 +152,6 @@ class PairCorrectedPotential(Potential):
                 f"cutoff={module.cutoff:g}: {type(module.model).__name__} {own}, and pairs are taken from its edges: use a "
                 "model that takes edges, and a cutoff that is not longer than its own."
             )
-        numbers = self.system.numbers
-        self._ends = {
-            name: tuple(numbers == number for number in splines.numbers) for name, splines in module.splines.items()
-        }
 
     @property
     def cutoff(self) -> float:
@@ -184,12 +179,11 @@ class PairCorrectedPotential(Potential):
         flat, n_atoms = positions.reshape(-1, 3), positions.shape[1]
         sender, receiver = edges.index
         distances = (flat[receiver] - flat[sender] + edges.shifts).norm(dim=1)
-        first, second = sender % n_atoms, receiver % n_atoms
+        first, second = self.system.numbers[sender % n_atoms], self.system.numbers[receiver % n_atoms]
         energies = torch.zeros_like(distances)
-        for name, (one, other) in self._ends.items():
-            is_pair = (one[first] & other[second]) | (other[first] & one[second])
-            own = self.module.splines[name](distances, self.module.correction[name])
-            energies = energies + torch.where(is_pair, own, 0.0)
+        for name, splines in self.module.splines.items():
+            own = splines(distances, self.module.correction[name])
+            energies = energies + torch.where(splines.joins(first, second), own, 0.0)
         # Each pair is two edges.
         pairs = torch.zeros_like(flat[:, 0]).index_add(0, receiver, 0.5 * energies).reshape(positions.shape[:2])
         return self.base.atomic_energies(positions, edges) + pairs
@@ -219,6 +213,11 @@ class _Splines:
             )
         self.width = (cutoff - self.r_min) / self.n_intervals
         self.n_coefficients = self.n_intervals - MIN_INTERVALS + 1
+
+    def joins(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return which pairs of atomic numbers are these elements, in either order, (n,)."""
+        one, other = self.numbers
+        return ((first == one) & (second == other)) | ((first == other) & (second == one))
 
     def __call__(self, distances: Tensor, coefficients: Tensor) -> Tensor:
         """Return the sum of the splines, (n,).

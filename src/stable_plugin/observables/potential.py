@@ -67,13 +67,15 @@ class PotentialObservable(Observable):
 
     @torch.no_grad()
     def per_frame(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        if len(positions) == 0:
+            return positions.new_empty(0, self.n_means)
         device = self.potential.device  # trajectories are kept on the CPU
-        chunks = positions.to(device).split(self._chunk) if len(positions) else ()
+        chunks = positions.to(device).split(self._chunk)
         cells = [None] * len(chunks) if cell is None else cell.to(device).split(self._chunk)
         # As energies are: in evaluation mode, also within a training step.
         with self.potential.frozen():
             parts = [self.of_frames(*frames) for frames in zip(chunks, cells, strict=True)]
-        return torch.cat(parts).to(positions.device) if parts else positions.new_empty(0, self.n_means)
+        return torch.cat(parts).to(positions.device)
 
     @abstractmethod
     def of_frames(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:

@@ -114,8 +114,8 @@ def pairs_within(positions: Tensor, cutoff: float, system: System, cell: Tensor 
     replica, first, second, *crossed = search(wrapped, cutoff, cells, system.pbc).unbind(dim=1)
     shift = torch.stack(crossed, dim=1) - images[replica, second] + images[replica, first]
     vectors = shift @ own[0] if len(own) == 1 else torch.einsum("pi,pij->pj", shift, own[replica])
-    offset, device = replica * system.n_atoms, positions.device
-    return Pairs((first + offset).to(device), (second + offset).to(device), replica.to(device), vectors.to(positions))
+    offset, home = replica * system.n_atoms, positions.device
+    return Pairs((first + offset).to(home), (second + offset).to(home), replica.to(home), vectors.to(positions))
 
 
 def _search_for(positions: Tensor) -> tuple[Callable[..., Tensor], torch.device]:

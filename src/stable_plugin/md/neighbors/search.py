@@ -48,7 +48,7 @@ def search_on_device(positions: Tensor, cutoff: float, cells: Tensor, pbc: Seque
     """
     device, n_atoms = positions.device, positions.shape[1]
     inside = _images(cutoff, cells, pbc)
-    forward = inside[_is_forward(inside)]
+    forward = inside[len(inside) // 2 + 1 :]  # one of each image and its opposite, without the cell itself
     first, second = torch.triu_indices(n_atoms, n_atoms, offset=1, device=device)
     atoms = torch.arange(n_atoms, device=device)
     tables = []
@@ -67,11 +67,6 @@ def search_on_device(positions: Tensor, cutoff: float, cells: Tensor, pbc: Seque
 
 def _images(cutoff: float, cells: Tensor, pbc: Sequence[bool]) -> Tensor:
     """Return the images that an atom inside the cell can have within the cutoff of another, in cells, (n_images, 3)."""
-    heights = 1.0 / torch.linalg.inv(cells).norm(dim=1).amax(dim=0)
-    reach = [int(count) if periodic else 0 for count, periodic in zip((cutoff / heights).ceil(), pbc, strict=True)]
-    return torch.cartesian_prod(*(torch.arange(-most, most + 1) for most in reach))
-
-
-def _is_forward(images: Tensor) -> Tensor:
-    """Return which images come after the cell itself in their order: one of each image and its opposite, (n_images,)."""
-    return torch.arange(len(images)) > len(images) // 2
+    inverse_heights = torch.linalg.inv(cells).norm(dim=1).amax(dim=0)
+    reach = (cutoff * inverse_heights).ceil().long() * torch.tensor(pbc)
+    return torch.cartesian_prod(*(torch.arange(-most, most + 1) for most in reach.tolist()))
